@@ -1,0 +1,34 @@
+"""Handle many Kafka records at once in FastStream, and lose none."""
+
+from faststream_concurrent_kafka.batch_committer import KafkaBatchCommitter, KafkaCommitTask
+from faststream_concurrent_kafka.errors import CommitterIsDeadError, ConcurrentKafkaError, SettingsError, SetupError
+from faststream_concurrent_kafka.healthcheck import (
+    HealthReport,
+    PartitionReport,
+    get_kafka_handler_report,
+    is_kafka_handler_healthy,
+)
+from faststream_concurrent_kafka.middleware import (
+    KafkaConcurrentProcessingMiddleware,
+    initialize_concurrent_processing,
+    stop_concurrent_processing,
+)
+from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
+
+
+__all__ = [
+    "CommitterIsDeadError",
+    "ConcurrentKafkaError",
+    "HealthReport",
+    "KafkaBatchCommitter",
+    "KafkaCommitTask",
+    "KafkaConcurrentHandler",
+    "KafkaConcurrentProcessingMiddleware",
+    "PartitionReport",
+    "SettingsError",
+    "SetupError",
+    "get_kafka_handler_report",
+    "initialize_concurrent_processing",
+    "is_kafka_handler_healthy",
+    "stop_concurrent_processing",
+]

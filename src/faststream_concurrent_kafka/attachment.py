@@ -1,0 +1,357 @@
+"""The only room that touches what FastStream and aiokafka keep private.
+
+A subscriber is attached by instance attributes: FastStream's loop looks up `get_msg` and `consume_one` on the instance,
+and the broker calls its `stop`. `tests/test_private_parts.py` fails when one of the names used here changes.
+"""
+
+import asyncio
+import dataclasses
+import functools
+import logging
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from faststream.kafka.subscriber.usecase import LogicSubscriber
+from faststream.middlewares import AckPolicy
+
+from faststream_concurrent_kafka.batch_committer import KafkaCommitTask
+from faststream_concurrent_kafka.errors import SetupError
+from faststream_concurrent_kafka.offsets import PartitionLedger
+from faststream_concurrent_kafka.processing import KafkaConcurrentHandler, Record, current_record
+from faststream_concurrent_kafka.rebalance import ConcurrentRebalanceListener
+
+
+if TYPE_CHECKING:
+    from faststream.message import StreamMessage
+
+
+logger = logging.getLogger(__package__)
+
+TOPIC_GROUP_HEADER = "topic_group"
+# `getmany` of a partition that does not exist counts as polling, fetches nothing and discards nothing: 3 us.
+_NO_PARTITION = TopicPartition("\0none", 0)
+_LONGEST_POLL_PAUSE_SEC = 1.0
+# While records are buffered neither FastStream's loop nor `getone` ever suspends.
+_RECORDS_PER_TURN = 32
+_LEAST_STOP_SEC = 1.0
+
+
+class MessageConsumer:
+    """What `message.consumer` is while records are handled concurrently.
+
+    A bare `commit` would commit the current position, past records that are still being handled, and a `seek` would
+    make other records run twice. The outcome of `ack`, `nack` and `reject` is read off the message instead.
+    """
+
+    def __init__(self, consumer: AIOKafkaConsumer) -> None:
+        self._consumer = consumer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._consumer, name)
+
+    async def commit(self, *_args: Any, **_kwargs: Any) -> None:
+        """Do nothing: the library commits."""
+
+    def seek(self, *_args: Any, **_kwargs: Any) -> None:
+        """Do nothing: a record that was not acknowledged is handled again by itself."""
+
+
+class SubscriberAttachment:
+    """One subscriber whose records are handled concurrently."""
+
+    def __init__(self, subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler) -> None:
+        self.subscriber = subscriber
+        self.handler = handler
+        self.commits = handler.settings.enable_batch_commit and subscriber.group_id is not None
+        self.consumer: Any = None
+        self._paused: set[tuple[str, int]] = set()
+        self._stopping: asyncio.Task[None] | None = None
+        self._turns = 0
+        self._poll_pause_sec = _LONGEST_POLL_PAUSE_SEC
+        self._original_get_msg = subscriber.get_msg
+        self._original_stop = subscriber.stop
+        self._listener = ConcurrentRebalanceListener(handler, self._current_consumer, self._owns)
+
+    # -- attaching -----------------------------------------------------------------------------------------------
+
+    def attach(self) -> None:
+        """Put ourselves between FastStream's loop and its consumer."""
+        subscriber = self.subscriber
+        for name in ("get_msg", "consume_one", "stop"):
+            setattr(subscriber, name, getattr(self, name))
+        if self.commits and not subscriber.partitions:
+            self._listener.users = subscriber._listener
+            subscriber._listener = self._listener
+            if (consumer := subscriber.consumer) is not None:
+                # Its subscription was made before we came: what it calls, we call.
+                self._listener.users = consumer._subscription._listener
+                consumer._subscription._listener = self._listener
+        self.handler.sources.append(self)
+
+    def detach(self) -> None:
+        """Leave the subscriber as it was found."""
+        subscriber = self.subscriber
+        for name, original in (("get_msg", self._original_get_msg), ("stop", self._original_stop)):
+            if subscriber.__dict__.get(name) == getattr(self, name):
+                delattr(subscriber, name)
+                if getattr(subscriber, name) != original:
+                    setattr(subscriber, name, original)
+        if subscriber.__dict__.get("consume_one") == self.consume_one:
+            del subscriber.consume_one
+        if subscriber._listener is self._listener:
+            subscriber._listener = self._listener.users
+
+    def _current_consumer(self) -> AIOKafkaConsumer | None:
+        return self.subscriber.consumer
+
+    def _owns(self, record: Record) -> bool:
+        return record.source is self
+
+    def _adopt(self, consumer: Any) -> None:
+        """Take note of the consumer of this start of the subscriber."""
+        self.consumer = consumer
+        self._stopping = None
+        self._paused.clear()
+        self._poll_pause_sec = min(_LONGEST_POLL_PAUSE_SEC, getattr(consumer, "_max_poll_interval_ms", 300_000) / 3000)
+        if self.commits:
+            self.subscriber.parser._setup(MessageConsumer(consumer))
+            offsets = self.handler.committer.watch(consumer)
+            offsets.rejoins = not self.subscriber.partitions
+            offsets.on_ack = self._resume
+
+    # -- what FastStream's loop calls ----------------------------------------------------------------------------
+
+    async def get_msg(self, consumer: AIOKafkaConsumer) -> Any:
+        """Wait for a free slot, keep polling meanwhile, and only then fetch: nothing is in hand while waiting."""
+        if consumer is not self.consumer:
+            self._adopt(consumer)
+        self._turns += 1
+        if self._turns % _RECORDS_PER_TURN == 0:
+            await asyncio.sleep(0)
+        handler = self.handler
+        while self._stopping is None and (handler.is_full or (self.commits and not handler.committer.is_alive)):
+            await handler.wait_for_slot(self._poll_pause_sec)
+            await consumer.getmany(_NO_PARTITION, timeout_ms=0)
+        if self._stopping is not None:
+            return None
+        return await self._original_get_msg(consumer)
+
+    async def consume_one(self, raw: Any) -> None:
+        """Admit a record (or batch) and fire off its task. Nothing is awaited between the fetch and the admission."""
+        consumer = self.subscriber.consumer
+        if self._stopping is not None or consumer is None:
+            # Fetched by a `getone` that was pending when the stop began: not admitted, so never committed past.
+            return
+        if consumer is not self.consumer:
+            self._adopt(consumer)
+        if isinstance(raw, tuple):
+            self._consume_batch(raw)
+            return
+        commits = (self._admit(raw),) if self.commits else ()
+        wanted = self._wanted(raw)
+        if wanted is None:
+            self.complete(commits)
+        else:
+            self._handle(wanted, commits)
+
+    def _consume_batch(self, batch: tuple[ConsumerRecord[Any, Any], ...]) -> None:
+        wanted, commits = [], []
+        for raw in batch:
+            admitted = (self._admit(raw),) if self.commits else ()
+            readable = self._wanted(raw)
+            if readable is None:
+                self.complete(admitted)
+            else:
+                wanted.append(readable)
+                commits += admitted
+        if wanted:
+            self._handle(tuple(wanted), commits)
+
+    def _handle(self, raw: Any, commits: Sequence[KafkaCommitTask]) -> None:
+        self.handler.handle_task(Record(raw, self.subscriber.process_message, source=self, commits=commits))
+
+    def _admit(self, raw: ConsumerRecord[Any, Any]) -> KafkaCommitTask:
+        key = (raw.topic, raw.partition)
+        task = KafkaCommitTask(self.consumer, key, raw.offset)
+        self.handler.committer.send_task(task)
+        if task.ledger.window >= self.handler.settings.max_uncommitted_tasks:
+            self._paused.add(key)
+            self.consumer.pause(TopicPartition(*key))
+        return task
+
+    def _resume(self, key: tuple[str, int], ledger: PartitionLedger[KafkaCommitTask]) -> None:
+        if key in self._paused and ledger.window <= self.handler.settings.max_uncommitted_tasks // 2:
+            self._paused.discard(key)
+            topic_partition = TopicPartition(*key)
+            if self.consumer is not None and topic_partition in self.consumer.assignment():
+                self.consumer.resume(topic_partition)
+
+    def complete(self, commits: Iterable[KafkaCommitTask]) -> None:
+        """Note that admitted records need no more work."""
+        for commit in commits:
+            self.handler.committer.complete(commit)
+
+    def _wanted(self, raw: ConsumerRecord[Any, Any]) -> ConsumerRecord[Any, Any] | None:
+        """Return the record, or None if its `topic_group` header is for another consumer group."""
+        for name, value in raw.headers:
+            if name == TOPIC_GROUP_HEADER:
+                try:
+                    group = value.decode()
+                except (AttributeError, UnicodeDecodeError):
+                    logger.warning("%s[%d]@%d: header %s=%r is ignored", *_place(raw), TOPIC_GROUP_HEADER, value)
+                    # FastStream would fail to parse the whole record.
+                    headers = tuple(header for header in raw.headers if header[0] != TOPIC_GROUP_HEADER)
+                    return dataclasses.replace(raw, headers=headers)
+                return raw if group == self.subscriber.group_id else None
+        return raw
+
+    # -- a record that FastStream's own loop took before we were attached ------------------------------------------
+
+    def admit_first(self, raw: Any) -> Sequence[KafkaCommitTask]:
+        """Admit the record that is being handled by FastStream's loop itself, one at a time, while we attach."""
+        self._adopt(self.subscriber.consumer)
+        if not self.commits:
+            return ()
+        return [self._admit(record) for record in (raw if isinstance(raw, tuple) else (raw,))]
+
+    def handle_again(self, raw: Any, commits: Sequence[KafkaCommitTask]) -> None:
+        """Give an admitted record to a task of its own."""
+        self._handle(raw, commits)
+
+    def guard(self, message: "StreamMessage[Any]") -> None:
+        """Keep `ack` and `nack` of a message that was parsed before we were attached off the consumer."""
+        if self.commits and self.consumer is not None:
+            message.consumer = MessageConsumer(self.consumer)  # ty: ignore[missing-attribute]
+
+    # -- stopping ------------------------------------------------------------------------------------------------
+
+    async def stop(self) -> None:
+        """Drain, commit, then stop the subscriber as FastStream does: in place of `subscriber.stop`.
+
+        Takes `shutdown_timeout_sec` and a little. Concurrent calls share one stop, and it goes on when a caller is
+        cancelled. Called from the task of one of the subscriber's own records it returns at once, because the stop
+        waits for that record.
+        """
+        self.subscriber.running = False
+        if self._stopping is None or (self._stopping.done() and self.subscriber.consumer is not None):
+            self._stopping = asyncio.get_running_loop().create_task(self._stop(), name=f"kafka-stop {self.name}")
+        record = current_record.get()
+        if record is None or record.source is not self or record.task.done():
+            await asyncio.shield(self._stopping)
+
+    async def _stop(self) -> None:
+        handler, consumer = self.handler, self.subscriber.consumer
+        timeout_sec = handler.settings.shutdown_timeout_sec
+        deadline = handler.now() + timeout_sec
+        handler.wake_slot_waiters()
+        if not await handler.drain(self._owns, timeout_sec=timeout_sec):
+            for record in await handler.cancel(self._owns):
+                logger.error("Cancelled after %g s of shutdown, will be delivered again: %r", timeout_sec, record)
+        if self.commits and consumer is not None:
+            await handler.committer.hold(consumer)
+            if not await handler.committer.flush(consumer, timeout_sec=max(deadline - handler.now(), _LEAST_STOP_SEC)):
+                logger.error("The last commit of %s failed: its records will be delivered again", self.name)
+            handler.committer.forget(consumer)
+        # Never cancelled: a consumer that is interrupted while it leaves stays in the group as a ghost.
+        closing = asyncio.get_running_loop().create_task(self._original_stop(), name=f"kafka-close {self.name}")
+        await asyncio.wait({closing}, timeout=max(deadline - handler.now(), _LEAST_STOP_SEC))
+        if not closing.done():
+            logger.error("%s is still leaving its group: the broker does not answer", self.name)
+        elif not closing.cancelled() and (error := closing.exception()) is not None:
+            raise error
+
+    def stop_application(self) -> None:
+        """Ask the application to end, as FastStream does when a handler raises SystemExit."""
+        app = self.subscriber._outer_config.context.get("app")
+        if app is not None:
+            app.exit()
+
+    # -- reports -------------------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The subscriber's topics and group."""
+        return f"subscriber {','.join(self.subscriber.topic_names)} (group {self.subscriber.group_id})"
+
+    def problems(self) -> list[str]:
+        """Say why its records may not be arriving."""
+        subscriber = self.subscriber
+        if not subscriber.running or self._stopping is not None or not is_real(subscriber):
+            return []
+        if subscriber.calls and all(task.done() for task in subscriber.tasks):
+            return [f"the consume loop of {self.name} has ended"]
+        coordination = getattr(self.consumer, "_coordinator", None)
+        coordination = getattr(coordination, "_coordination_task", None)
+        if coordination is not None and coordination.done():
+            return [f"the group coordination of {self.name} has died"]
+        return []
+
+
+def _place(raw: ConsumerRecord[Any, Any]) -> tuple[str, int, int]:
+    return raw.topic, raw.partition, raw.offset
+
+
+# -- which subscribers ---------------------------------------------------------------------------------------------
+
+
+def is_real(subscriber: LogicSubscriber[Any]) -> bool:
+    """Whether the subscriber consumes from a broker; not so under TestKafkaBroker, and before it is started."""
+    return hasattr(subscriber.consumer, "getone")
+
+
+def is_loop_of(subscriber: LogicSubscriber[Any], task: asyncio.Task[Any] | None) -> bool:
+    """Whether `task` is FastStream's own loop over the subscriber's records."""
+    return task in subscriber.tasks
+
+
+def attachment_of(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler) -> SubscriberAttachment | None:
+    """Return the attachment of a subscriber to this handler, if there is one."""
+    for source in handler.sources:
+        if isinstance(source, SubscriberAttachment) and source.subscriber is subscriber:
+            return source
+    return None
+
+
+def attach(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler) -> SubscriberAttachment:
+    """Attach a subscriber that is not attached yet."""
+    attachment = SubscriberAttachment(subscriber, handler)
+    attachment.attach()
+    return attachment
+
+
+def why_not(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler) -> str | None:
+    """Say why the records of a subscriber can't be handled concurrently.
+
+    Raises:
+        SetupError: the subscriber has workers of its own.
+
+    """
+    max_workers = getattr(subscriber, "max_workers", 1)
+    if max_workers > 1:
+        raise SetupError(
+            f"max_workers={max_workers} of the subscriber of {subscriber.topic_names} can't be combined with "
+            "KafkaConcurrentProcessingMiddleware: remove max_workers, and set concurrency_limit in "
+            "initialize_concurrent_processing()",
+        )
+    if handler.settings.enable_batch_commit and subscriber.ack_policy is not AckPolicy.MANUAL:
+        return (
+            f"its ack_policy is {subscriber.ack_policy.name}, which commits records that others have not finished: "
+            "set ack_policy=AckPolicy.MANUAL, and the library commits"
+        )
+    return None
+
+
+def subscribers_with(middleware: type, brokers: Iterable[Any]) -> list[LogicSubscriber[Any]]:
+    """Return the Kafka subscribers of the brokers that have this middleware, from the broker or a router."""
+
+    def has_it(entry: Any) -> bool:
+        factory = entry.func if isinstance(entry, functools.partial) else entry
+        return isinstance(factory, type) and issubclass(factory, middleware)
+
+    return [
+        subscriber
+        for broker in brokers
+        for subscriber in broker.subscribers
+        if isinstance(subscriber, LogicSubscriber) and any(map(has_it, subscriber._broker_middlewares))
+    ]

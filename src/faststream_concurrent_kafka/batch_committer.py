@@ -1,0 +1,433 @@
+"""`KafkaBatchCommitter`: the one background task that commits, and the only caller of `consumer.commit`."""
+
+import asyncio
+import enum
+import logging
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Protocol
+
+from aiokafka import TopicPartition
+from aiokafka.errors import (
+    CommitFailedError,
+    ConsumerStoppedError,
+    IllegalGenerationError,
+    IllegalStateError,
+    KafkaError,
+    RebalanceInProgressError,
+    UnknownMemberIdError,
+)
+from typing_extensions import override
+
+from faststream_concurrent_kafka.errors import CommitterIsDeadError
+from faststream_concurrent_kafka.offsets import PartitionLedger
+
+
+logger = logging.getLogger(__package__)
+
+# aiokafka retries a commit for ever inside; this bounds one attempt.
+COMMIT_REQUEST_TIMEOUT_SEC = 5.0
+FIRST_BACKOFF_SEC = 0.1
+LONGEST_BACKOFF_SEC = 5.0
+
+
+class Consumer(Protocol):
+    """What the committer needs of an `AIOKafkaConsumer`."""
+
+    def assignment(self) -> Collection[TopicPartition]:
+        """Return the partitions that the consumer owns now."""
+        ...
+
+    async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Commit "next to read" offsets."""
+        ...
+
+
+class KafkaCommitTask:
+    """One record on its way to being committed: what the committer is sent when the record's handling begins.
+
+    The offset of its partition is never committed past this record before `KafkaBatchCommitter.complete` was called
+    with it, or, where a `future` is given, before that has resolved (with a result or an exception; a cancelled
+    future leaves the record unfinished).
+    """
+
+    __slots__ = ("admitted_at", "consumer", "future", "ledger", "offset", "topic_partition")
+
+    def __init__(
+        self,
+        consumer: Consumer,
+        topic_partition: tuple[str, int],
+        offset: int,
+        future: asyncio.Future[Any] | None = None,
+    ) -> None:
+        self.consumer = consumer
+        self.topic_partition = topic_partition
+        self.offset = offset
+        self.future = future
+        self.ledger: PartitionLedger[KafkaCommitTask]
+        self.admitted_at: float
+
+    @override
+    def __repr__(self) -> str:
+        topic, partition = self.topic_partition
+        return f"{topic}[{partition}]@{self.offset}"
+
+
+class _Failure(enum.Enum):
+    RETRIABLE = enum.auto()
+    LOST_OWNERSHIP = enum.auto()
+    FATAL = enum.auto()
+
+
+_LOST_OWNERSHIP = (
+    CommitFailedError,
+    ConsumerStoppedError,
+    IllegalGenerationError,
+    IllegalStateError,
+    RebalanceInProgressError,
+    UnknownMemberIdError,
+)
+
+
+def _classify(error: BaseException) -> _Failure:
+    """Translate what a commit can raise; unless stated otherwise it is a fault of ours, and fatal."""
+    if isinstance(error, _LOST_OWNERSHIP):
+        return _Failure.LOST_OWNERSHIP
+    # A refused authorisation is retried as well: an operator can grant it, and only a restart could do more.
+    # CancelledError: aiokafka cancels its own tasks when a consumer closes under a commit.
+    if isinstance(error, KafkaError | OSError | TimeoutError | asyncio.CancelledError):
+        return _Failure.RETRIABLE
+    return _Failure.FATAL
+
+
+class ConsumerOffsets:
+    """The ledgers of one consumer, and the state of committing for it."""
+
+    __slots__ = (
+        "again",
+        "backoff_sec",
+        "consumer",
+        "failing_since",
+        "held",
+        "last_error",
+        "ledgers",
+        "on_ack",
+        "rejoins",
+        "request",
+        "retry",
+    )
+
+    def __init__(self, consumer: Consumer) -> None:
+        self.consumer = consumer
+        self.ledgers: dict[tuple[str, int], PartitionLedger[KafkaCommitTask]] = {}
+        self.on_ack: Callable[[tuple[str, int], PartitionLedger[KafkaCommitTask]], None] | None = None
+        # Whether a rebalance listener will `release` commits again: not so with manually assigned partitions.
+        self.rejoins = False
+        self.held = False
+        self.request: asyncio.Task[None] | None = None
+        self.again = False
+        self.retry: asyncio.TimerHandle | None = None
+        self.backoff_sec = FIRST_BACKOFF_SEC
+        self.failing_since: float | None = None
+        self.last_error = ""
+
+    def dirty(self) -> dict[TopicPartition, int]:
+        """Return what may and should be committed. Unassigned partitions would fail the whole request."""
+        assigned = self.consumer.assignment()
+        return {
+            TopicPartition(*key): ledger.frontier
+            for key, ledger in self.ledgers.items()
+            if ledger.is_dirty and key in assigned
+        }
+
+    def succeeded(self) -> None:
+        """Forget earlier failures."""
+        self.failing_since = None
+        self.last_error = ""
+        self.backoff_sec = FIRST_BACKOFF_SEC
+
+    def cancel_retry(self) -> None:
+        """Forget the attempt that is due."""
+        if self.retry is not None:
+            self.retry.cancel()
+            self.retry = None
+
+
+class KafkaBatchCommitter:
+    """Commits, per consumer and partition, the offset up to which everything is finished.
+
+    A commit is sent when `commit_batch_size` records have finished since the last one, when
+    `commit_batch_timeout_sec` seconds have passed since the first of them finished, or on a flush: one request in
+    flight per consumer, each bounded in time. A failed commit is tried again, with the offsets of that moment.
+    """
+
+    def __init__(
+        self,
+        *,
+        commit_batch_size: int = 1000,
+        commit_batch_timeout_sec: float = 1.0,
+        commit_failure_timeout_sec: float = 15.0,
+    ) -> None:
+        self._commit_batch_size = commit_batch_size
+        self._commit_batch_timeout_sec = commit_batch_timeout_sec
+        self._commit_failure_timeout_sec = commit_failure_timeout_sec
+        self._consumers: dict[Consumer, ConsumerOffsets] = {}
+        self._finished = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._wakeup = asyncio.Event()
+        self._fatal: BaseException | None = None
+        self._main: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    def spawn(self) -> None:
+        """Start the main task in the running event loop; a second call does nothing."""
+        if self._main is None:
+            self._loop = asyncio.get_running_loop()
+            self._main = self._loop.create_task(self._run(), name="kafka-batch-committer")
+
+    async def close(self) -> None:
+        """Commit what is finished (bounded by the request's time limit) and end the main task. Never raises."""
+        if self._main is None:
+            return
+        if not self._main.done():
+            await self.commit_all()
+        self._main.cancel()
+        await asyncio.wait({self._main})
+        if self._timer is not None:
+            self._timer.cancel()
+        for consumer in list(self._consumers):
+            self.forget(consumer)
+        self._main = None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the main task runs."""
+        return self._main is not None and not self._main.done()
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether the main task runs and no commit has been failing for `commit_failure_timeout_sec`."""
+        return not self.problems()
+
+    def problems(self) -> list[str]:
+        """Say why the committer is not healthy; empty when it is."""
+        if self._main is None:
+            return ["the committer is not running"]
+        if self._main.done():
+            return [f"the committer has died: {self._fatal!r}"]
+        now = self._loop.time()
+        return [
+            f"commits have failed for {now - offsets.failing_since:.0f} s: {offsets.last_error}"
+            for offsets in self._consumers.values()
+            if offsets.failing_since is not None and now - offsets.failing_since >= self._commit_failure_timeout_sec
+        ]
+
+    def partitions(self) -> list[tuple[str, int, PartitionLedger[KafkaCommitTask]]]:
+        """Return topic, partition and ledger of everything that is consumed now."""
+        return [(*key, ledger) for offsets in self._consumers.values() for key, ledger in offsets.ledgers.items()]
+
+    # -- records -------------------------------------------------------------------------------------------------
+
+    def send_task(self, task: KafkaCommitTask) -> None:
+        """Admit a record, in delivery order: from now on the commit of its partition waits for it.
+
+        Raises:
+            CommitterIsDeadError: the main task has died or was never spawned.
+
+        """
+        if self._main is None or self._main.done():
+            raise CommitterIsDeadError("the committer's main task is not running") from self._fatal
+        offsets = self.watch(task.consumer)
+        ledger = offsets.ledgers.get(task.topic_partition)
+        if ledger is None or not ledger.continues_with(task.offset):
+            # A new assignment, or the position went back (a seek, a reset, a truncated topic): what was finished in
+            # the old epoch says nothing about these records.
+            if ledger is not None:
+                ledger.closed = True
+            ledger = PartitionLedger(task.offset)
+            offsets.ledgers[TopicPartition(*task.topic_partition)] = ledger
+        task.ledger = ledger
+        task.admitted_at = self._loop.time()
+        ledger.admit(task.offset, task)
+        if task.future is not None:
+            task.future.add_done_callback(lambda future: None if future.cancelled() else self.complete(task))
+
+    def complete(self, task: KafkaCommitTask) -> None:
+        """Note that a record needs no more work."""
+        task.ledger.complete(task.offset)
+        if task.ledger.closed:
+            return
+        self._finished += 1
+        if self._finished >= self._commit_batch_size:
+            self._wake()
+        elif self._timer is None:
+            self._timer = self._loop.call_later(self._commit_batch_timeout_sec, self._wake)
+
+    # -- consumers -----------------------------------------------------------------------------------------------
+
+    def watch(self, consumer: Consumer) -> ConsumerOffsets:
+        """Return the ledgers of a consumer, new ones for a new consumer."""
+        offsets = self._consumers.get(consumer)
+        if offsets is None:
+            offsets = self._consumers[consumer] = ConsumerOffsets(consumer)
+        return offsets
+
+    def forget(self, consumer: Consumer) -> None:
+        """Commit nothing for this consumer any more."""
+        offsets = self._consumers.pop(consumer, None)
+        if offsets is None:
+            return
+        self._end_epoch(offsets)
+        offsets.cancel_retry()
+        if offsets.request is not None:
+            offsets.request.cancel()
+
+    async def hold(self, consumer: Consumer) -> None:
+        """Start no commit for this consumer until `release`; the one in flight is cancelled and awaited.
+
+        A commit that aiokafka retries across a rebalance is sent under the new generation, and moved the next
+        owner's offset back: none may be under way then.
+        """
+        offsets = self.watch(consumer)
+        offsets.held = True
+        offsets.cancel_retry()
+        if offsets.request is not None:
+            offsets.request.cancel()
+            await asyncio.wait({offsets.request})
+
+    def release(self, consumer: Consumer) -> None:
+        """Let commits for this consumer start again: its partitions are assigned."""
+        offsets = self.watch(consumer)
+        offsets.held = False
+        offsets.succeeded()
+
+    def end_epoch(self, consumer: Consumer) -> None:
+        """Forget the ledgers of a consumer: what still runs of its records commits nothing."""
+        self._end_epoch(self.watch(consumer))
+
+    @staticmethod
+    def _end_epoch(offsets: ConsumerOffsets) -> None:
+        for ledger in offsets.ledgers.values():
+            ledger.closed = True
+        offsets.ledgers.clear()
+
+    async def flush(self, consumer: Consumer, *, timeout_sec: float) -> bool:
+        """Commit what is finished, now, in place of the request in flight.
+
+        Returns whether nothing finished is left uncommitted. A held consumer stays held. On cancellation the commit
+        may or may not have reached the broker.
+        """
+        offsets = self.watch(consumer)
+        if offsets.request is not None:
+            offsets.request.cancel()
+            await asyncio.wait({offsets.request})
+        if self.is_alive:
+            await self._commit(offsets, timeout_sec)
+        return not offsets.dirty()
+
+    async def commit_all(self) -> None:
+        """Commit what is finished, for every consumer, within the time limit of one request.
+
+        Raises:
+            CommitterIsDeadError: the main task has died or was never spawned.
+
+        """
+        if not self.is_alive:
+            raise CommitterIsDeadError("the committer's main task is not running") from self._fatal
+        flushes = (self.flush(consumer, timeout_sec=COMMIT_REQUEST_TIMEOUT_SEC) for consumer in list(self._consumers))
+        await asyncio.gather(*flushes)
+
+    # -- the main task -------------------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        self._finished = 0
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._wakeup.set()
+
+    async def _run(self) -> None:
+        while True:
+            await self._wakeup.wait()
+            self._wakeup.clear()
+            if self._fatal is not None:
+                logger.critical("The committer has died: nothing is committed any more", exc_info=self._fatal)
+                return
+            for offsets in list(self._consumers.values()):
+                self._request(offsets)
+
+    def _request(self, offsets: ConsumerOffsets) -> None:
+        if offsets.held or offsets.retry is not None:
+            return
+        if offsets.request is not None:
+            offsets.again = True
+        elif offsets.dirty():
+            offsets.request = self._loop.create_task(self._commit_in_background(offsets), name="kafka-commit")
+
+    async def _commit_in_background(self, offsets: ConsumerOffsets) -> None:
+        try:
+            failure = await self._commit(offsets, COMMIT_REQUEST_TIMEOUT_SEC)
+        finally:
+            offsets.request = None
+        if failure is _Failure.LOST_OWNERSHIP and offsets.rejoins:
+            # A rejoin follows, and the listener releases the commits when it is over. Another attempt before that
+            # would only force one more rejoin.
+            offsets.held = True
+        elif failure is not None:
+            offsets.retry = self._loop.call_later(offsets.backoff_sec, self._try_again, offsets)
+            offsets.backoff_sec = min(offsets.backoff_sec * 2, LONGEST_BACKOFF_SEC)
+        elif offsets.again:
+            offsets.again = False
+            self._request(offsets)
+
+    def _try_again(self, offsets: ConsumerOffsets) -> None:
+        offsets.retry = None
+        self._request(offsets)
+
+    async def _commit(self, offsets: ConsumerOffsets, timeout_sec: float) -> _Failure | None:
+        """Send one request with the frontiers of this moment; raises only when it is itself cancelled."""
+        dirty = offsets.dirty()
+        if not dirty:
+            return None
+        ledgers = {key: offsets.ledgers[key] for key in dirty}
+        started_at = self._loop.time()
+        try:
+            async with asyncio.timeout(timeout_sec):
+                await offsets.consumer.commit(dirty)
+        except BaseException as error:
+            task = asyncio.current_task()
+            if not isinstance(error, Exception | asyncio.CancelledError) or (task is not None and task.cancelling()):
+                raise
+            return self._failed(offsets, error, dirty, started_at)
+        if offsets.failing_since is not None:
+            logger.warning("Commits succeed again: %s", _describe(dirty))
+        offsets.succeeded()
+        for key, ledger in ledgers.items():
+            ledger.ack(dirty[key])
+            if offsets.on_ack is not None and not ledger.closed:
+                offsets.on_ack(key, ledger)
+        return None
+
+    def _failed(
+        self,
+        offsets: ConsumerOffsets,
+        error: BaseException,
+        dirty: dict[TopicPartition, int],
+        started_at: float,
+    ) -> _Failure:
+        failure = _classify(error)
+        offsets.last_error = repr(error)
+        if failure is _Failure.FATAL:
+            self._fatal = error
+            self._wakeup.set()
+        elif offsets.failing_since is None:
+            # Once for a row of failures, not at every attempt.
+            logger.warning("Commit failed, %s is kept and tried again: %r", _describe(dirty), error)
+        if offsets.failing_since is None:
+            offsets.failing_since = started_at
+        return failure
+
+
+def _describe(offsets: Mapping[TopicPartition, int]) -> str:
+    return ", ".join(f"{key.topic}[{key.partition}]@{offset}" for key, offset in offsets.items())

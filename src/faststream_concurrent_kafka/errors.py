@@ -1,0 +1,21 @@
+"""The errors of the library: one root, and each says whose fault it is."""
+
+
+class ConcurrentKafkaError(Exception):
+    """Root of every error that this library raises."""
+
+
+class SettingsError(ConcurrentKafkaError, ValueError):
+    """A setting has a value that is not allowed: a mistake in the application's configuration."""
+
+
+class SetupError(ConcurrentKafkaError, RuntimeError):
+    """The library is used in a way that cannot work: a mistake in the application's wiring."""
+
+
+class CommitterIsDeadError(ConcurrentKafkaError, RuntimeError):
+    """The committer's main task has died of an error that no broker can cause: a fault of this library.
+
+    Nothing more is committed by this process; records go on being handled, the health check is red,
+    and after a restart everything that was not committed is delivered again.
+    """

@@ -1,0 +1,250 @@
+"""The middleware that a user adds, and the two functions that a lifespan calls."""
+
+import asyncio
+import logging
+import weakref
+from collections.abc import Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from faststream import BaseMiddleware, ContextRepo
+from faststream.kafka import KafkaBroker
+from faststream.message import StreamMessage
+from typing_extensions import override
+
+from faststream_concurrent_kafka import attachment as attaching
+from faststream_concurrent_kafka.errors import SetupError
+from faststream_concurrent_kafka.processing import (
+    KafkaConcurrentHandler,
+    Outcome,
+    Record,
+    current_record,
+    outcome_of,
+)
+from faststream_concurrent_kafka.settings import Settings
+
+
+if TYPE_CHECKING:
+    from faststream_concurrent_kafka.batch_committer import KafkaCommitTask
+
+
+logger = logging.getLogger(__package__)
+
+# Under this key the running handler is found in the context it was initialised with.
+CONTEXT_KEY = "kafka_concurrent_handler"
+
+_warned: weakref.WeakSet[Any] = weakref.WeakSet()
+_DEFAULTS = Settings()
+
+
+class KafkaConcurrentProcessingMiddleware(BaseMiddleware):
+    """Lets the records of a broker's or router's subscribers be handled concurrently.
+
+    Add it to `KafkaBroker(middlewares=[...])`, `broker.add_middleware(...)` or `KafkaRouter(middlewares=[...])`, in any
+    position, and call `initialize_concurrent_processing` in the lifespan.
+    """
+
+    __slots__ = ("_attachment", "_commits", "_is_skipped", "_message")
+
+    def __init__(self, msg: Any, /, *, context: ContextRepo) -> None:
+        super().__init__(msg, context=context)
+        self._is_skipped = False
+        self._attachment: attaching.SubscriberAttachment | None = None
+        self._commits: Sequence[KafkaCommitTask] = ()
+        self._message: StreamMessage[Any] | None = None
+
+    @override
+    async def consume_scope(
+        self,
+        call_next: Callable[[StreamMessage[Any]], Awaitable[Any]],
+        msg: StreamMessage[Any],
+    ) -> Any:
+        """Go on in the record's own task; from anywhere else, submit the handling to the handler and await it."""
+        record = current_record.get()
+        if record is not None and not record.task.done():
+            # Its own task, or something that its handler has called: that is part of it.
+            if record.raw is self.msg:
+                record.message = msg
+            return await call_next(msg)
+        subscriber = self.context.get_local("handler_")
+        if subscriber is None or not attaching.is_real(subscriber):
+            # get_one(), `async for`, request(), TestKafkaBroker.
+            return await call_next(msg)
+        handler = KafkaConcurrentHandler.running()
+        if handler is None:
+            _warn_once(
+                subscriber,
+                "initialize_concurrent_processing() was not called: its records are handled one at a time, "
+                "and nobody commits them",
+            )
+            return await call_next(msg)
+        attachment = attaching.attachment_of(subscriber, handler) or self._attach(subscriber, handler)
+        if attachment is None:
+            return await call_next(msg)
+        self._message = msg
+        attachment.guard(msg)
+        group = msg.headers.get(attaching.TOPIC_GROUP_HEADER)
+        if group is not None and group != subscriber.group_id:
+            self._is_skipped = True
+            return None
+        return await _Call(call_next, msg).submit(handler, attachment)
+
+    def _attach(self, subscriber: Any, handler: KafkaConcurrentHandler) -> attaching.SubscriberAttachment | None:
+        """Attach at a subscriber's first record, which FastStream's own loop is handling."""
+        try:
+            reason = attaching.why_not(subscriber, handler)
+        except SetupError as error:
+            reason = str(error)
+        if reason is not None:
+            _warn_once(subscriber, reason)
+            return None
+        attachment = attaching.attach(subscriber, handler)
+        if attaching.is_loop_of(subscriber, asyncio.current_task()):
+            self._attachment = attachment
+            self._commits = attachment.admit_first(self.msg)
+        return attachment
+
+    @override
+    async def publish_scope(self, call_next: Callable[[Any], Awaitable[Any]], cmd: Any) -> Any:
+        """Publish; a record that was skipped has no result to publish."""
+        if self._is_skipped:
+            return None
+        return await call_next(cmd)
+
+    @override
+    async def after_processed(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_val: BaseException | None = None,
+        exc_tb: TracebackType | None = None,
+    ) -> bool | None:
+        """Settle the record at which the subscriber was attached: the others are settled by their own tasks."""
+        if self._attachment is not None and not isinstance(exc_val, asyncio.CancelledError):
+            if outcome_of(exc_val, self._message) is Outcome.AGAIN:
+                self._attachment.handle_again(self.msg, self._commits)
+            else:
+                self._attachment.complete(self._commits)
+        return await super().after_processed(exc_type, exc_val, exc_tb)
+
+
+class _Call:
+    """A call of the rest of the middleware chain as a record's task, with its result carried back."""
+
+    def __init__(self, call_next: Callable[[StreamMessage[Any]], Awaitable[Any]], msg: StreamMessage[Any]) -> None:
+        self._call_next = call_next
+        self._msg = msg
+        self._result: Any = None
+        self._error: BaseException | None = None
+
+    async def submit(self, handler: KafkaConcurrentHandler, attachment: attaching.SubscriberAttachment) -> Any:
+        task = handler.handle_task(Record(self._msg.raw_message, self._run, source=attachment))
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            task.cancel()
+            await asyncio.wait({task})
+            raise
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    async def _run(self, _raw: Any) -> None:
+        try:
+            self._result = await self._call_next(self._msg)
+        except BaseException as error:  # noqa: BLE001 - raised again where FastStream waits for it
+            self._error = error
+
+
+async def initialize_concurrent_processing(  # noqa: PLR0913 - each is one setting
+    context: ContextRepo,
+    *,
+    broker: KafkaBroker | None = None,
+    concurrency_limit: int = _DEFAULTS.concurrency_limit,
+    enable_batch_commit: bool = _DEFAULTS.enable_batch_commit,
+    commit_batch_size: int = _DEFAULTS.commit_batch_size,
+    commit_batch_timeout_sec: float = _DEFAULTS.commit_batch_timeout_sec,
+    shutdown_timeout_sec: float = _DEFAULTS.shutdown_timeout_sec,
+    max_uncommitted_tasks: int = _DEFAULTS.max_uncommitted_tasks,
+    rebalance_flush_timeout_sec: float = _DEFAULTS.rebalance_flush_timeout_sec,
+    commit_failure_timeout_sec: float = _DEFAULTS.commit_failure_timeout_sec,
+) -> KafkaConcurrentHandler:
+    """Start concurrent processing: call it in the lifespan, before or after the broker starts.
+
+    Args:
+        context: `app.context`, `broker.context`, or the one that FastStream injects into a lifespan.
+        broker: needed only without an application, so that its subscribers are found before their first record.
+        concurrency_limit: records handled at once, over all subscribers; 0 = no limit but `max_uncommitted_tasks`.
+        enable_batch_commit: whether the library commits, for subscribers with `AckPolicy.MANUAL`.
+        commit_batch_size: commit when so many records have finished since the last commit ...
+        commit_batch_timeout_sec: ... or so many seconds after the first of them.
+        shutdown_timeout_sec: seconds that a stop waits for running handlers before it cancels them.
+        max_uncommitted_tasks: records of one partition that may be fetched and not yet committed.
+        rebalance_flush_timeout_sec: seconds that a rebalance waits for running handlers; 0 = not at all.
+        commit_failure_timeout_sec: seconds for which commits may fail before the health check turns red.
+
+    Returns:
+        The handler; the same one when it is called again with the same settings.
+
+    Raises:
+        SettingsError: a setting is not allowed; the text names it.
+        SetupError: initialised already with other settings or in another event loop, or a subscriber has `max_workers`.
+        TypeError: `context` is not a `ContextRepo`.
+
+    """
+    if not hasattr(context, "set_global"):
+        raise TypeError(f"context must be FastStream's ContextRepo, such as app.context, got {context!r}")
+    previous = KafkaConcurrentHandler.running()
+    if previous is None and KafkaConcurrentHandler._instance is not None:  # noqa: SLF001 - the singleton's own reset
+        # Left over from an event loop that has been closed without a stop.
+        KafkaConcurrentHandler._instance.discard()  # noqa: SLF001
+    handler = KafkaConcurrentHandler(
+        concurrency_limit=concurrency_limit,
+        enable_batch_commit=enable_batch_commit,
+        commit_batch_size=commit_batch_size,
+        commit_batch_timeout_sec=commit_batch_timeout_sec,
+        shutdown_timeout_sec=shutdown_timeout_sec,
+        max_uncommitted_tasks=max_uncommitted_tasks,
+        rebalance_flush_timeout_sec=rebalance_flush_timeout_sec,
+        commit_failure_timeout_sec=commit_failure_timeout_sec,
+    )
+
+    def discover() -> None:
+        app = context.get("app")
+        brokers = {id(each): each for each in (*getattr(app, "brokers", ()), *((broker,) if broker else ()))}
+        for subscriber in attaching.subscribers_with(KafkaConcurrentProcessingMiddleware, brokers.values()):
+            if attaching.attachment_of(subscriber, handler) is None:
+                reason = attaching.why_not(subscriber, handler)
+                if reason is None:
+                    attaching.attach(subscriber, handler)
+                else:
+                    _warn_once(subscriber, reason)
+
+    try:
+        handler.start()
+        discover()
+    except BaseException:
+        if previous is None:
+            await handler.stop()
+            handler.discard()
+        raise
+    handler.add_discovery(discover)
+    context.set_global(CONTEXT_KEY, handler)
+    return handler
+
+
+async def stop_concurrent_processing(context: ContextRepo) -> None:
+    """Stop: drain and commit what is in flight, leave the consumer groups, end every task of the library.
+
+    Normally the broker has been stopped by then, and has drained and committed; subscribers that still run are
+    stopped here. Takes `shutdown_timeout_sec` and a little at most. Idempotent; when cancelled, the stop goes on.
+    """
+    handler = context.get(CONTEXT_KEY) or KafkaConcurrentHandler.running()
+    context.reset_global(CONTEXT_KEY)
+    if handler is not None and handler.is_running:
+        await handler.stop()
+
+
+def _warn_once(subscriber: Any, reason: str) -> None:
+    if subscriber not in _warned:
+        _warned.add(subscriber)
+        logger.warning("The subscriber of %s is not concurrent: %s", subscriber.topic_names, reason)

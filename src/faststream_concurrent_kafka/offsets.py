@@ -1,0 +1,102 @@
+"""The ledger of one partition: which offset may be committed. Pure: no asyncio, no clock, no Kafka types.
+
+Three marks, all "next to read" offsets in delivery order:
+
+    acked <= frontier <= admitted
+
+`frontier` is the first unfinished offset (or one past the last admitted one), so committing it never passes
+unfinished work. `acked` is what the broker has confirmed; between the two lies what a crash would run again.
+
+One ledger serves one epoch: an assignment of the partition up to its revocation, a seek back or a reset. The next
+epoch gets a new ledger; the old one may still be completed by its running records, and commits nothing any more.
+"""
+
+from collections import OrderedDict, deque
+from typing import Generic, TypeVar
+
+
+T = TypeVar("T")
+
+
+class PartitionLedger(Generic[T]):
+    """Offsets of one partition in one epoch; every operation is O(1) amortised.
+
+    `T` is whatever the caller wants to find again by its unfinished offset. Offsets are admitted in delivery order,
+    so gaps (transactions, compaction) are nothing special; only an offset at or below the last one is refused.
+    """
+
+    __slots__ = ("_unacked", "_unfinished", "acked", "admitted", "closed")
+
+    def __init__(self, first_offset: int) -> None:
+        # The first record that is delivered says where the epoch begins: everything below belongs to others.
+        self.acked = first_offset
+        self.admitted = first_offset
+        self.closed = False
+        # Offsets in delivery order, from the last acknowledged one on: 40 bytes each, which is all that is kept of
+        # a finished record while an older one is stuck. A plain dict would do for `_unfinished`, but finding its
+        # first key again and again while keys are removed from its front is quadratic.
+        self._unacked: deque[int] = deque()
+        self._unfinished: OrderedDict[int, T] = OrderedDict()
+
+    def continues_with(self, offset: int) -> bool:
+        """Whether `offset` may come next; if not, the position went back and a new epoch begins."""
+        return offset >= self.admitted
+
+    def admit(self, offset: int, entry: T) -> None:
+        """Note a delivered record that pins the frontier until it is completed.
+
+        Raises:
+            ValueError: the offset was passed already in this epoch.
+
+        """
+        if offset < self.admitted:
+            raise ValueError(f"offset {offset} comes after {self.admitted - 1} was admitted: a new epoch begins here")
+        self.admitted = offset + 1
+        self._unacked.append(offset)
+        self._unfinished[offset] = entry
+
+    def complete(self, offset: int) -> None:
+        """Note that the record at `offset` needs no more work. Once only.
+
+        Raises:
+            KeyError: the offset is not unfinished here.
+
+        """
+        del self._unfinished[offset]
+
+    def ack(self, offset: int) -> None:
+        """Note that the broker has confirmed `offset` as committed; what lies below is forgotten."""
+        if offset <= self.acked:
+            return
+        self.acked = offset
+        unacked = self._unacked
+        while unacked and unacked[0] < offset:
+            unacked.popleft()
+
+    @property
+    def frontier(self) -> int:
+        """The offset that may be committed: everything below it is finished."""
+        for offset in self._unfinished:
+            return offset
+        return self.admitted
+
+    @property
+    def is_dirty(self) -> bool:
+        """Whether there is progress that the broker has not confirmed."""
+        return self.frontier > self.acked
+
+    @property
+    def window(self) -> int:
+        """How many records were admitted and are not below an acknowledged offset."""
+        return len(self._unacked)
+
+    @property
+    def unfinished(self) -> int:
+        """How many admitted records still need work."""
+        return len(self._unfinished)
+
+    def first_unfinished(self) -> T | None:
+        """Return the entry that pins the frontier, if any."""
+        for entry in self._unfinished.values():
+            return entry
+        return None

@@ -1,0 +1,80 @@
+"""What happens when partitions are taken away and given: a bounded drain, a commit, a new epoch."""
+
+import inspect
+import logging
+from collections.abc import Callable, Collection
+from typing import Any
+
+from aiokafka import ConsumerRebalanceListener, TopicPartition
+from typing_extensions import override
+
+from faststream_concurrent_kafka.processing import KafkaConcurrentHandler, Record
+
+
+logger = logging.getLogger(__package__)
+
+# What the commit gets when the drain has used up its time.
+LEAST_COMMIT_SEC = 1.0
+
+
+class ConcurrentRebalanceListener(ConsumerRebalanceListener):
+    """Flushes a consumer before its partitions go, and calls the user's own listener.
+
+    aiokafka rebalances eagerly: every rebalance revokes all partitions, and the group waits meanwhile.
+    """
+
+    def __init__(
+        self,
+        handler: KafkaConcurrentHandler,
+        get_consumer: Callable[[], Any],
+        belongs: Callable[[Record], bool],
+        users: Any = None,
+    ) -> None:
+        self._handler = handler
+        self._get_consumer = get_consumer
+        self._belongs = belongs
+        self.users = users
+
+    @override
+    async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
+        """Wait for running handlers, commit, end the epoch; then the user's listener, which may tear things down."""
+        try:
+            if self._handler.is_running:
+                await self._flush(self._get_consumer())
+        finally:
+            await self._call_users("on_partitions_revoked", revoked)
+
+    async def _flush(self, consumer: Any) -> None:
+        handler, committer = self._handler, self._handler.committer
+        timeout_sec = handler.settings.rebalance_flush_timeout_sec
+        # Commits stop before anything else, and start again when partitions are assigned: none may be in flight, or
+        # be retried inside aiokafka, when the group has a new generation.
+        await committer.hold(consumer)
+        try:
+            deadline = handler.now() + timeout_sec
+            if not await handler.drain(self._belongs, timeout_sec=timeout_sec):
+                running = handler.records(self._belongs)
+                logger.warning(
+                    "Rebalance: %d records are still being handled after %g s and will be delivered again, first %r",
+                    len(running),
+                    timeout_sec,
+                    min(running, key=repr),
+                )
+            await committer.flush(consumer, timeout_sec=max(deadline - handler.now(), LEAST_COMMIT_SEC))
+        finally:
+            committer.end_epoch(consumer)
+        # They have not begun, so whoever gets the partition begins them.
+        await handler.cancel(lambda record: self._belongs(record) and not record.is_running)
+
+    @override
+    async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        """Let commits start again, then call the user's listener. Records may be flowing already."""
+        if self._handler.is_running:
+            self._handler.committer.release(self._get_consumer())
+        await self._call_users("on_partitions_assigned", assigned)
+
+    async def _call_users(self, callback: str, partitions: Collection[TopicPartition]) -> None:
+        if self.users is not None:
+            result = getattr(self.users, callback)(partitions)
+            if inspect.isawaitable(result):
+                await result

@@ -1,0 +1,86 @@
+"""Signals that nobody else handles: drain and commit first, then let them take their course."""
+
+import asyncio
+import functools
+import logging
+import os
+import signal
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+
+logger = logging.getLogger(__package__)
+
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGQUIT") if hasattr(signal, name))
+
+
+class SignalGuard:
+    """Puts `stop` before the default course of SIGINT, SIGTERM and SIGQUIT.
+
+    A signal that somebody else handles (FastStream's `run`, uvicorn, the application) is left to them: they stop the
+    broker, and that drains and commits. Ours covers plain scripts, and SIGQUIT under any of them.
+    """
+
+    def __init__(self, stop: Callable[[], Awaitable[None]]) -> None:
+        self._stop = stop
+        self._previous: dict[int, Any] = {}
+        self._stopping: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop
+
+    def install(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Take over the signals that have their default handler. Outside of the main thread this does nothing."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        self._loop = loop
+        for number in _SIGNALS:
+            previous = signal.getsignal(number)
+            if _is_default(previous):
+                # Not `loop.add_signal_handler`: that replaces the handlers that FastStream installs in the loop.
+                self._previous[number] = previous
+                signal.signal(number, self._on_signal)
+
+    def uninstall(self) -> None:
+        """Put back what was there, unless somebody has replaced our handler since."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        while self._previous:
+            self._restore(next(iter(self._previous)))
+
+    def _restore(self, number: int) -> None:
+        previous = self._previous.pop(number, None)
+        if previous is not None and signal.getsignal(number) == self._on_signal:
+            signal.signal(number, previous)
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        if self._stopping is not None:
+            # The second signal: whoever sends it does not want to wait any longer.
+            self._take_its_course(number)
+        elif self._loop.is_closed():
+            self._take_its_course(number)
+        else:
+            self._loop.call_soon_threadsafe(self._begin, number)
+
+    def _begin(self, number: int) -> None:
+        if self._stopping is None:
+            logger.warning("%s: draining and committing before it takes its course", signal.Signals(number).name)
+            self._stopping = self._loop.create_task(self._stop_then_raise(number), name="kafka-signal-stop")
+
+    async def _stop_then_raise(self, number: int) -> None:
+        try:
+            await self._stop()
+        finally:
+            self._take_its_course(number)
+
+    def _take_its_course(self, number: int) -> None:
+        self._restore(number)
+        os.kill(os.getpid(), number)
+
+
+def _is_default(handler: Any) -> bool:
+    """Whether nobody has asked for this signal. asyncio.run's own handler for SIGINT counts as nobody."""
+    if handler is signal.SIG_DFL or handler is signal.default_int_handler:
+        return True
+    if isinstance(handler, functools.partial):
+        return isinstance(getattr(handler.func, "__self__", None), asyncio.Runner)
+    return False
