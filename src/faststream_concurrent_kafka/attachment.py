@@ -5,30 +5,27 @@ and the broker calls its `stop`. `tests/test_private_parts.py` fails when one of
 """
 
 import asyncio
-import dataclasses
 import functools
 import logging
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from faststream.kafka.subscriber.usecase import LogicSubscriber
+from faststream.message import StreamMessage
 from faststream.middlewares import AckPolicy
 
 from faststream_concurrent_kafka.batch_committer import KafkaCommitTask
 from faststream_concurrent_kafka.errors import SetupError
 from faststream_concurrent_kafka.offsets import PartitionLedger
-from faststream_concurrent_kafka.processing import KafkaConcurrentHandler, Record, current_record
+from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
 from faststream_concurrent_kafka.rebalance import ConcurrentRebalanceListener
-
-
-if TYPE_CHECKING:
-    from faststream.message import StreamMessage
+from faststream_concurrent_kafka.records import Record, current_record
+from faststream_concurrent_kafka.topic_groups import for_group
 
 
 logger = logging.getLogger(__package__)
 
-TOPIC_GROUP_HEADER = "topic_group"
 # `getmany` of a partition that does not exist counts as polling, fetches nothing and discards nothing: 3 us.
 _NO_PARTITION = TopicPartition("\0none", 0)
 _LONGEST_POLL_PAUSE_SEC = 1.0
@@ -69,6 +66,8 @@ class SubscriberAttachment:
         self._stopping: asyncio.Task[None] | None = None
         self._turns = 0
         self._poll_pause_sec = _LONGEST_POLL_PAUSE_SEC
+        # Not `consume`, which swallows the outcome, and does nothing once the subscriber is not running.
+        self.process = subscriber.process_message
         self._original_get_msg = subscriber.get_msg
         self._original_stop = subscriber.stop
         self._listener = ConcurrentRebalanceListener(handler, self._current_consumer, self._owns)
@@ -149,7 +148,7 @@ class SubscriberAttachment:
             self._consume_batch(raw)
             return
         commits = (self._admit(raw),) if self.commits else ()
-        wanted = self._wanted(raw)
+        wanted = for_group(raw, self.subscriber.group_id)
         if wanted is None:
             self.complete(commits)
         else:
@@ -159,7 +158,7 @@ class SubscriberAttachment:
         wanted, commits = [], []
         for raw in batch:
             admitted = (self._admit(raw),) if self.commits else ()
-            readable = self._wanted(raw)
+            readable = for_group(raw, self.subscriber.group_id)
             if readable is None:
                 self.complete(admitted)
             else:
@@ -169,7 +168,7 @@ class SubscriberAttachment:
             self._handle(tuple(wanted), commits)
 
     def _handle(self, raw: Any, commits: Sequence[KafkaCommitTask]) -> None:
-        self.handler.handle_task(Record(raw, self.subscriber.process_message, source=self, commits=commits))
+        self.handler.handle_task(Record(raw, self.process, source=self, commits=commits))
 
     def _admit(self, raw: ConsumerRecord[Any, Any]) -> KafkaCommitTask:
         key = (raw.topic, raw.partition)
@@ -192,20 +191,6 @@ class SubscriberAttachment:
         for commit in commits:
             self.handler.committer.complete(commit)
 
-    def _wanted(self, raw: ConsumerRecord[Any, Any]) -> ConsumerRecord[Any, Any] | None:
-        """Return the record, or None if its `topic_group` header is for another consumer group."""
-        for name, value in raw.headers:
-            if name == TOPIC_GROUP_HEADER:
-                try:
-                    group = value.decode()
-                except (AttributeError, UnicodeDecodeError):
-                    logger.warning("%s[%d]@%d: header %s=%r is ignored", *_place(raw), TOPIC_GROUP_HEADER, value)
-                    # FastStream would fail to parse the whole record.
-                    headers = tuple(header for header in raw.headers if header[0] != TOPIC_GROUP_HEADER)
-                    return dataclasses.replace(raw, headers=headers)
-                return raw if group == self.subscriber.group_id else None
-        return raw
-
     # -- a record that FastStream's own loop took before we were attached ------------------------------------------
 
     def admit_first(self, raw: Any) -> Sequence[KafkaCommitTask]:
@@ -215,11 +200,7 @@ class SubscriberAttachment:
             return ()
         return [self._admit(record) for record in (raw if isinstance(raw, tuple) else (raw,))]
 
-    def handle_again(self, raw: Any, commits: Sequence[KafkaCommitTask]) -> None:
-        """Give an admitted record to a task of its own."""
-        self._handle(raw, commits)
-
-    def guard(self, message: "StreamMessage[Any]") -> None:
+    def guard(self, message: StreamMessage[Any]) -> None:
         """Keep `ack` and `nack` of a message that was parsed before we were attached off the consumer."""
         if self.commits and self.consumer is not None:
             message.consumer = MessageConsumer(self.consumer)  # ty: ignore[missing-attribute]
@@ -286,10 +267,6 @@ class SubscriberAttachment:
         if coordination is not None and coordination.done():
             return [f"the group coordination of {self.name} has died"]
         return []
-
-
-def _place(raw: ConsumerRecord[Any, Any]) -> tuple[str, int, int]:
-    return raw.topic, raw.partition, raw.offset
 
 
 # -- which subscribers ---------------------------------------------------------------------------------------------

@@ -1,23 +1,14 @@
 """`KafkaBatchCommitter`: the one background task that commits, and the only caller of `consumer.commit`."""
 
 import asyncio
-import enum
 import logging
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any
 
 from aiokafka import TopicPartition
-from aiokafka.errors import (
-    CommitFailedError,
-    ConsumerStoppedError,
-    IllegalGenerationError,
-    IllegalStateError,
-    KafkaError,
-    RebalanceInProgressError,
-    UnknownMemberIdError,
-)
 from typing_extensions import override
 
+from faststream_concurrent_kafka.consumer_offsets import CommitFailure, Consumer, ConsumerOffsets, classify
 from faststream_concurrent_kafka.errors import CommitterIsDeadError
 from faststream_concurrent_kafka.offsets import PartitionLedger
 
@@ -26,20 +17,6 @@ logger = logging.getLogger(__package__)
 
 # aiokafka retries a commit for ever inside; this bounds one attempt.
 COMMIT_REQUEST_TIMEOUT_SEC = 5.0
-FIRST_BACKOFF_SEC = 0.1
-LONGEST_BACKOFF_SEC = 5.0
-
-
-class Consumer(Protocol):
-    """What the committer needs of an `AIOKafkaConsumer`."""
-
-    def assignment(self) -> Collection[TopicPartition]:
-        """Return the partitions that the consumer owns now."""
-        ...
-
-    async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """Commit "next to read" offsets."""
-        ...
 
 
 class KafkaCommitTask:
@@ -70,86 +47,6 @@ class KafkaCommitTask:
     def __repr__(self) -> str:
         topic, partition = self.topic_partition
         return f"{topic}[{partition}]@{self.offset}"
-
-
-class _Failure(enum.Enum):
-    RETRIABLE = enum.auto()
-    LOST_OWNERSHIP = enum.auto()
-    FATAL = enum.auto()
-
-
-_LOST_OWNERSHIP = (
-    CommitFailedError,
-    ConsumerStoppedError,
-    IllegalGenerationError,
-    IllegalStateError,
-    RebalanceInProgressError,
-    UnknownMemberIdError,
-)
-
-
-def _classify(error: BaseException) -> _Failure:
-    """Translate what a commit can raise; unless stated otherwise it is a fault of ours, and fatal."""
-    if isinstance(error, _LOST_OWNERSHIP):
-        return _Failure.LOST_OWNERSHIP
-    # A refused authorisation is retried as well: an operator can grant it, and only a restart could do more.
-    # CancelledError: aiokafka cancels its own tasks when a consumer closes under a commit.
-    if isinstance(error, KafkaError | OSError | TimeoutError | asyncio.CancelledError):
-        return _Failure.RETRIABLE
-    return _Failure.FATAL
-
-
-class ConsumerOffsets:
-    """The ledgers of one consumer, and the state of committing for it."""
-
-    __slots__ = (
-        "again",
-        "backoff_sec",
-        "consumer",
-        "failing_since",
-        "held",
-        "last_error",
-        "ledgers",
-        "on_ack",
-        "rejoins",
-        "request",
-        "retry",
-    )
-
-    def __init__(self, consumer: Consumer) -> None:
-        self.consumer = consumer
-        self.ledgers: dict[tuple[str, int], PartitionLedger[KafkaCommitTask]] = {}
-        self.on_ack: Callable[[tuple[str, int], PartitionLedger[KafkaCommitTask]], None] | None = None
-        # Whether a rebalance listener will `release` commits again: not so with manually assigned partitions.
-        self.rejoins = False
-        self.held = False
-        self.request: asyncio.Task[None] | None = None
-        self.again = False
-        self.retry: asyncio.TimerHandle | None = None
-        self.backoff_sec = FIRST_BACKOFF_SEC
-        self.failing_since: float | None = None
-        self.last_error = ""
-
-    def dirty(self) -> dict[TopicPartition, int]:
-        """Return what may and should be committed. Unassigned partitions would fail the whole request."""
-        assigned = self.consumer.assignment()
-        return {
-            TopicPartition(*key): ledger.frontier
-            for key, ledger in self.ledgers.items()
-            if ledger.is_dirty and key in assigned
-        }
-
-    def succeeded(self) -> None:
-        """Forget earlier failures."""
-        self.failing_since = None
-        self.last_error = ""
-        self.backoff_sec = FIRST_BACKOFF_SEC
-
-    def cancel_retry(self) -> None:
-        """Forget the attempt that is due."""
-        if self.retry is not None:
-            self.retry.cancel()
-            self.retry = None
 
 
 class KafkaBatchCommitter:
@@ -278,7 +175,7 @@ class KafkaBatchCommitter:
         offsets = self._consumers.pop(consumer, None)
         if offsets is None:
             return
-        self._end_epoch(offsets)
+        offsets.end_epoch()
         offsets.cancel_retry()
         if offsets.request is not None:
             offsets.request.cancel()
@@ -304,13 +201,7 @@ class KafkaBatchCommitter:
 
     def end_epoch(self, consumer: Consumer) -> None:
         """Forget the ledgers of a consumer: what still runs of its records commits nothing."""
-        self._end_epoch(self.watch(consumer))
-
-    @staticmethod
-    def _end_epoch(offsets: ConsumerOffsets) -> None:
-        for ledger in offsets.ledgers.values():
-            ledger.closed = True
-        offsets.ledgers.clear()
+        self.watch(consumer).end_epoch()
 
     async def flush(self, consumer: Consumer, *, timeout_sec: float) -> bool:
         """Commit what is finished, now, in place of the request in flight.
@@ -370,13 +261,12 @@ class KafkaBatchCommitter:
             failure = await self._commit(offsets, COMMIT_REQUEST_TIMEOUT_SEC)
         finally:
             offsets.request = None
-        if failure is _Failure.LOST_OWNERSHIP and offsets.rejoins:
+        if failure is CommitFailure.LOST_OWNERSHIP and offsets.rejoins:
             # A rejoin follows, and the listener releases the commits when it is over. Another attempt before that
             # would only force one more rejoin.
             offsets.held = True
         elif failure is not None:
-            offsets.retry = self._loop.call_later(offsets.backoff_sec, self._try_again, offsets)
-            offsets.backoff_sec = min(offsets.backoff_sec * 2, LONGEST_BACKOFF_SEC)
+            offsets.retry = self._loop.call_later(offsets.next_backoff_sec(), self._try_again, offsets)
         elif offsets.again:
             offsets.again = False
             self._request(offsets)
@@ -385,7 +275,7 @@ class KafkaBatchCommitter:
         offsets.retry = None
         self._request(offsets)
 
-    async def _commit(self, offsets: ConsumerOffsets, timeout_sec: float) -> _Failure | None:
+    async def _commit(self, offsets: ConsumerOffsets, timeout_sec: float) -> CommitFailure | None:
         """Send one request with the frontiers of this moment; raises only when it is itself cancelled."""
         dirty = offsets.dirty()
         if not dirty:
@@ -415,10 +305,10 @@ class KafkaBatchCommitter:
         error: BaseException,
         dirty: dict[TopicPartition, int],
         started_at: float,
-    ) -> _Failure:
-        failure = _classify(error)
+    ) -> CommitFailure:
+        failure = classify(error)
         offsets.last_error = repr(error)
-        if failure is _Failure.FATAL:
+        if failure is CommitFailure.FATAL:
             self._fatal = error
             self._wakeup.set()
         elif offsets.failing_since is None:

@@ -5,7 +5,7 @@ import logging
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from faststream import BaseMiddleware, ContextRepo
 from faststream.kafka import KafkaBroker
@@ -13,19 +13,12 @@ from faststream.message import StreamMessage
 from typing_extensions import override
 
 from faststream_concurrent_kafka import attachment as attaching
+from faststream_concurrent_kafka.batch_committer import KafkaCommitTask
 from faststream_concurrent_kafka.errors import SetupError
-from faststream_concurrent_kafka.processing import (
-    KafkaConcurrentHandler,
-    Outcome,
-    Record,
-    current_record,
-    outcome_of,
-)
+from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
+from faststream_concurrent_kafka.records import Record, current_record
 from faststream_concurrent_kafka.settings import Settings
-
-
-if TYPE_CHECKING:
-    from faststream_concurrent_kafka.batch_committer import KafkaCommitTask
+from faststream_concurrent_kafka.topic_groups import TOPIC_GROUP_HEADER
 
 
 logger = logging.getLogger(__package__)
@@ -44,14 +37,12 @@ class KafkaConcurrentProcessingMiddleware(BaseMiddleware):
     position, and call `initialize_concurrent_processing` in the lifespan.
     """
 
-    __slots__ = ("_attachment", "_commits", "_is_skipped", "_message")
+    __slots__ = ("_call", "_is_skipped")
 
     def __init__(self, msg: Any, /, *, context: ContextRepo) -> None:
         super().__init__(msg, context=context)
         self._is_skipped = False
-        self._attachment: attaching.SubscriberAttachment | None = None
-        self._commits: Sequence[KafkaCommitTask] = ()
-        self._message: StreamMessage[Any] | None = None
+        self._call: _InlineCall | None = None
 
     @override
     async def consume_scope(
@@ -78,31 +69,25 @@ class KafkaConcurrentProcessingMiddleware(BaseMiddleware):
                 "and nobody commits them",
             )
             return await call_next(msg)
-        attachment = attaching.attachment_of(subscriber, handler) or self._attach(subscriber, handler)
+        attachment = attaching.attachment_of(subscriber, handler)
+        commits: Sequence[KafkaCommitTask] = ()
         if attachment is None:
-            return await call_next(msg)
-        self._message = msg
+            reason = _why_not(subscriber, handler)
+            if reason is not None:
+                _warn_once(subscriber, reason)
+                return await call_next(msg)
+            attachment = attaching.attach(subscriber, handler)
+            if attaching.is_loop_of(subscriber, asyncio.current_task()):
+                # FastStream's own loop handles this one, its first; the next ones get tasks.
+                commits = attachment.admit_first(self.msg)
         attachment.guard(msg)
-        group = msg.headers.get(attaching.TOPIC_GROUP_HEADER)
+        group = msg.headers.get(TOPIC_GROUP_HEADER)
         if group is not None and group != subscriber.group_id:
             self._is_skipped = True
+            attachment.complete(commits)
             return None
-        return await _Call(call_next, msg).submit(handler, attachment)
-
-    def _attach(self, subscriber: Any, handler: KafkaConcurrentHandler) -> attaching.SubscriberAttachment | None:
-        """Attach at a subscriber's first record, which FastStream's own loop is handling."""
-        try:
-            reason = attaching.why_not(subscriber, handler)
-        except SetupError as error:
-            reason = str(error)
-        if reason is not None:
-            _warn_once(subscriber, reason)
-            return None
-        attachment = attaching.attach(subscriber, handler)
-        if attaching.is_loop_of(subscriber, asyncio.current_task()):
-            self._attachment = attachment
-            self._commits = attachment.admit_first(self.msg)
-        return attachment
+        self._call = call = _InlineCall(call_next, msg)
+        return await call.submit(handler, Record(self.msg, call.process, source=attachment, commits=commits))
 
     @override
     async def publish_scope(self, call_next: Callable[[Any], Awaitable[Any]], cmd: Any) -> Any:
@@ -118,41 +103,62 @@ class KafkaConcurrentProcessingMiddleware(BaseMiddleware):
         exc_val: BaseException | None = None,
         exc_tb: TracebackType | None = None,
     ) -> bool | None:
-        """Settle the record at which the subscriber was attached: the others are settled by their own tasks."""
-        if self._attachment is not None and not isinstance(exc_val, asyncio.CancelledError):
-            if outcome_of(exc_val, self._message) is Outcome.AGAIN:
-                self._attachment.handle_again(self.msg, self._commits)
-            else:
-                self._attachment.complete(self._commits)
+        """Tell the task of a record that FastStream's own loop handles how its pass has ended."""
+        if self._call is not None:
+            self._call.settle(exc_val)
         return await super().after_processed(exc_type, exc_val, exc_tb)
 
 
-class _Call:
-    """A call of the rest of the middleware chain as a record's task, with its result carried back."""
+class _InlineCall:
+    """A pass that somebody else drives, whose handler runs in a record's task and whose end settles that record."""
 
     def __init__(self, call_next: Callable[[StreamMessage[Any]], Awaitable[Any]], msg: StreamMessage[Any]) -> None:
+        loop = asyncio.get_running_loop()
         self._call_next = call_next
         self._msg = msg
         self._result: Any = None
         self._error: BaseException | None = None
+        self._returned = loop.create_future()
+        self._settled = loop.create_future()
+        self._record: Record
 
-    async def submit(self, handler: KafkaConcurrentHandler, attachment: attaching.SubscriberAttachment) -> Any:
-        task = handler.handle_task(Record(self._msg.raw_message, self._run, source=attachment))
+    async def submit(self, handler: KafkaConcurrentHandler, record: Record) -> Any:
+        """Run the rest of the chain in the record's task, and give back its result."""
+        self._record = record
+        task = handler.handle_task(record)
         try:
-            await asyncio.wait({task})
+            await asyncio.wait({task, self._returned}, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             task.cancel()
             await asyncio.wait({task})
             raise
+        if not self._returned.done():
+            raise asyncio.CancelledError("stopped before its turn came")
         if self._error is not None:
             raise self._error
         return self._result
 
-    async def _run(self, _raw: Any) -> None:
+    async def process(self, _raw: Any) -> None:
+        """Be the record's pass: done when the whole of FastStream's pass is, publishing included."""
         try:
+            self._record.message = self._msg
             self._result = await self._call_next(self._msg)
         except BaseException as error:  # noqa: BLE001 - raised again where FastStream waits for it
             self._error = error
+        self._returned.set_result(None)
+        error = await self._settled
+        if self._record.source is not None:
+            # If it has to be handled again, then like any other.
+            self._record.process = self._record.source.process
+        if error is not None:
+            raise error
+
+    def settle(self, error: BaseException | None) -> None:
+        """Note the end of FastStream's pass."""
+        if isinstance(error, asyncio.CancelledError):
+            self._record.task.cancel()
+        elif not self._settled.done():
+            self._settled.set_result(error)
 
 
 async def initialize_concurrent_processing(  # noqa: PLR0913 - each is one setting
@@ -242,6 +248,13 @@ async def stop_concurrent_processing(context: ContextRepo) -> None:
     context.reset_global(CONTEXT_KEY)
     if handler is not None and handler.is_running:
         await handler.stop()
+
+
+def _why_not(subscriber: Any, handler: KafkaConcurrentHandler) -> str | None:
+    try:
+        return attaching.why_not(subscriber, handler)
+    except SetupError as error:
+        return str(error)
 
 
 def _warn_once(subscriber: Any, reason: str) -> None:

@@ -1,19 +1,16 @@
 """`KafkaConcurrentHandler`: the one creator of record tasks, and the keeper of everything that runs beside them."""
 
 import asyncio
-import contextvars
-import enum
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, ClassVar, Protocol, Self
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, Self
 
-from faststream.exceptions import NackMessage, StopConsume
-from faststream.message import AckStatus, StreamMessage
-from typing_extensions import override
+from faststream.exceptions import StopConsume
 
-from faststream_concurrent_kafka.batch_committer import KafkaBatchCommitter, KafkaCommitTask
+from faststream_concurrent_kafka.batch_committer import KafkaBatchCommitter
 from faststream_concurrent_kafka.errors import SetupError
+from faststream_concurrent_kafka.records import Outcome, Record, RecordSource, current_record, outcome_of
 from faststream_concurrent_kafka.settings import Settings
 from faststream_concurrent_kafka.signals import SignalGuard
 
@@ -25,92 +22,6 @@ NACK_DELAY_SEC = 0.5
 HEALTH_CHECK_INTERVAL_SEC = 1.0
 # For handlers that go on after they were cancelled: they are cancelled again until this has passed.
 CANCELLATION_GRACE_SEC = 1.0
-
-
-class RecordSource(Protocol):
-    """Where records come from: an attached subscriber, as far as this floor has to know it."""
-
-    @property
-    def name(self) -> str:
-        """How logs and reports call it."""
-        ...
-
-    def problems(self) -> list[str]:
-        """Say why records may not be arriving; empty when all is well."""
-        ...
-
-    async def stop(self) -> None:
-        """Drain, commit and stop it."""
-        ...
-
-    def detach(self) -> None:
-        """Leave it as it was found."""
-        ...
-
-    def stop_application(self) -> None:
-        """Ask the application, if there is one, to end."""
-        ...
-
-
-class Outcome(enum.Enum):
-    """What became of one pass over a record."""
-
-    DONE = enum.auto()
-    AGAIN = enum.auto()
-    NOT_DONE = enum.auto()
-
-
-class Record:
-    """A record (or a batch) in flight: what its task works on."""
-
-    __slots__ = (
-        "attempts",
-        "commits",
-        "is_cancelled",
-        "is_last_pass",
-        "is_running",
-        "is_sleeping",
-        "message",
-        "process",
-        "raw",
-        "source",
-        "task",
-    )
-
-    def __init__(
-        self,
-        raw: Any,
-        process: Callable[[Any], Awaitable[Any]],
-        *,
-        source: RecordSource | None = None,
-        commits: Sequence[KafkaCommitTask] = (),
-    ) -> None:
-        self.raw = raw
-        self.process = process
-        self.source = source
-        self.commits = commits
-        self.message: StreamMessage[Any] | None = None
-        self.attempts = 0
-        self.is_running = False
-        self.is_sleeping = False
-        self.is_last_pass = False
-        self.is_cancelled = False
-        self.task: asyncio.Task[None]
-
-    @override
-    def __repr__(self) -> str:
-        return ", ".join(map(repr, self.commits)) or f"a record of {self.source.name if self.source else '?'}"
-
-
-# The record whose task the running code belongs to. Tasks that a handler starts inherit it.
-current_record: contextvars.ContextVar[Record | None] = contextvars.ContextVar("current_record", default=None)
-
-
-def outcome_of(error: BaseException | None, message: StreamMessage[Any] | None) -> Outcome:
-    """Decide what a finished pass means for its record; an error was logged by FastStream already."""
-    if isinstance(error, NackMessage) or (message is not None and message.committed is AckStatus.NACKED):
-        return Outcome.AGAIN
-    return Outcome.DONE
 
 
 class KafkaConcurrentHandler:
@@ -305,9 +216,13 @@ class KafkaConcurrentHandler:
             while True:
                 if semaphore is not None:
                     await semaphore.acquire()
-                record.is_running = True
+                record.begin()
                 try:
-                    outcome = await self._pass(record)
+                    await record.process(record.raw)
+                except BaseException as error:  # noqa: BLE001 - FastStream has logged it; here its meaning is decided
+                    outcome = self._outcome_of_failure(record, error)
+                else:
+                    outcome = outcome_of(record, None)
                 finally:
                     record.is_running = False
                     if semaphore is not None:
@@ -325,21 +240,17 @@ class KafkaConcurrentHandler:
         finally:
             self._settle(record, outcome)
 
-    async def _pass(self, record: Record) -> Outcome:
-        record.attempts += 1
-        record.message = None
-        try:
-            await record.process(record.raw)
-        except (StopConsume, SystemExit) as error:
+    def _outcome_of_failure(self, record: Record, error: BaseException) -> Outcome:
+        if isinstance(error, StopConsume | SystemExit):
             self._stop_source(record, error)
             return Outcome.DONE
-        except asyncio.CancelledError as error:
-            # A handler may raise it by itself, or leak it from a task that it awaited: a failure like any other,
-            # logged by FastStream. Only a cancellation of this task leaves its record undone.
-            return Outcome.NOT_DONE if record.task.cancelling() else outcome_of(error, record.message)
-        except Exception as error:  # noqa: BLE001 - FastStream has logged it; here is where its policy is decided
-            return Outcome.NOT_DONE if record.is_cancelled else outcome_of(error, record.message)
-        return Outcome.NOT_DONE if record.is_cancelled else outcome_of(None, record.message)
+        if isinstance(error, asyncio.CancelledError):
+            # A handler may raise it by itself, or leak it from a task that it awaited: a failure like any other.
+            # Only a cancellation of this task leaves its record undone.
+            return Outcome.NOT_DONE if record.task.cancelling() else outcome_of(record, error)
+        if not isinstance(error, Exception):
+            raise error
+        return outcome_of(record, error)
 
     def _stop_source(self, record: Record, error: BaseException) -> None:
         """Do what FastStream's `consume` does with these two, without waiting: the stop waits for this record."""

@@ -8,7 +8,8 @@ from typing import Any
 from aiokafka import ConsumerRebalanceListener, TopicPartition
 from typing_extensions import override
 
-from faststream_concurrent_kafka.processing import KafkaConcurrentHandler, Record
+from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
+from faststream_concurrent_kafka.records import Record
 
 
 logger = logging.getLogger(__package__)

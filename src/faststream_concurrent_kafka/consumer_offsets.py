@@ -1,0 +1,129 @@
+"""What the committer knows of one consumer: its ledgers, the state of its commits, what a failed commit means."""
+
+import asyncio
+import enum
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Protocol
+
+from aiokafka import TopicPartition
+from aiokafka.errors import (
+    CommitFailedError,
+    ConsumerStoppedError,
+    IllegalGenerationError,
+    IllegalStateError,
+    KafkaError,
+    RebalanceInProgressError,
+    UnknownMemberIdError,
+)
+
+from faststream_concurrent_kafka.offsets import PartitionLedger
+
+
+FIRST_BACKOFF_SEC = 0.1
+LONGEST_BACKOFF_SEC = 5.0
+
+
+class Consumer(Protocol):
+    """What the committer needs of an `AIOKafkaConsumer`."""
+
+    def assignment(self) -> Collection[TopicPartition]:
+        """Return the partitions that the consumer owns now."""
+        ...
+
+    async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Commit "next to read" offsets."""
+        ...
+
+
+class CommitFailure(enum.Enum):
+    """What a failed commit means."""
+
+    RETRIABLE = enum.auto()
+    LOST_OWNERSHIP = enum.auto()
+    FATAL = enum.auto()
+
+
+_LOST_OWNERSHIP = (
+    CommitFailedError,
+    ConsumerStoppedError,
+    IllegalGenerationError,
+    IllegalStateError,
+    RebalanceInProgressError,
+    UnknownMemberIdError,
+)
+
+
+def classify(error: BaseException) -> CommitFailure:
+    """Translate what a commit can raise; unless stated otherwise it is a fault of ours, and fatal."""
+    if isinstance(error, _LOST_OWNERSHIP):
+        return CommitFailure.LOST_OWNERSHIP
+    # A refused authorisation is retried as well: an operator can grant it, and only a restart could do more.
+    # CancelledError: aiokafka cancels its own tasks when a consumer closes under a commit.
+    if isinstance(error, KafkaError | OSError | TimeoutError | asyncio.CancelledError):
+        return CommitFailure.RETRIABLE
+    return CommitFailure.FATAL
+
+
+class ConsumerOffsets:
+    """The ledgers of one consumer, and the state of committing for it."""
+
+    __slots__ = (
+        "again",
+        "backoff_sec",
+        "consumer",
+        "failing_since",
+        "held",
+        "last_error",
+        "ledgers",
+        "on_ack",
+        "rejoins",
+        "request",
+        "retry",
+    )
+
+    def __init__(self, consumer: Consumer) -> None:
+        self.consumer = consumer
+        self.ledgers: dict[tuple[str, int], PartitionLedger[Any]] = {}
+        self.on_ack: Callable[[tuple[str, int], PartitionLedger[Any]], None] | None = None
+        # Whether a rebalance listener will `release` commits again: not so with manually assigned partitions.
+        self.rejoins = False
+        self.held = False
+        self.request: asyncio.Task[None] | None = None
+        self.again = False
+        self.retry: asyncio.TimerHandle | None = None
+        self.backoff_sec = FIRST_BACKOFF_SEC
+        self.failing_since: float | None = None
+        self.last_error = ""
+
+    def dirty(self) -> dict[TopicPartition, int]:
+        """Return what may and should be committed. Unassigned partitions would fail the whole request."""
+        assigned = self.consumer.assignment()
+        return {
+            TopicPartition(*key): ledger.frontier
+            for key, ledger in self.ledgers.items()
+            if ledger.is_dirty and key in assigned
+        }
+
+    def succeeded(self) -> None:
+        """Forget earlier failures."""
+        self.failing_since = None
+        self.last_error = ""
+        self.backoff_sec = FIRST_BACKOFF_SEC
+
+    def cancel_retry(self) -> None:
+        """Forget the attempt that is due."""
+        if self.retry is not None:
+            self.retry.cancel()
+            self.retry = None
+
+    def end_epoch(self) -> None:
+        """Forget the ledgers: what still runs of their records commits nothing."""
+        for ledger in self.ledgers.values():
+            ledger.closed = True
+        self.ledgers.clear()
+
+    def next_backoff_sec(self) -> float:
+        """Return how long to wait before the next attempt, longer each time."""
+        backoff_sec = self.backoff_sec
+        self.backoff_sec = min(backoff_sec * 2, LONGEST_BACKOFF_SEC)
+        return backoff_sec
