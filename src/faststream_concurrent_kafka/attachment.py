@@ -128,13 +128,17 @@ class SubscriberAttachment:
         self._turns += 1
         if self._turns % _RECORDS_PER_TURN == 0:
             await asyncio.sleep(0)
-        handler = self.handler
-        while self._stopping is None and (handler.is_full or (self.commits and not handler.committer.is_alive)):
-            await handler.wait_for_slot(self._poll_pause_sec)
-            await consumer.getmany(_NO_PARTITION, timeout_ms=0)
+        while self._stopping is None and self._must_wait():
+            await self.handler.slots.wait_for_change(self._poll_pause_sec)
+            if self._must_wait():
+                await consumer.getmany(_NO_PARTITION, timeout_ms=0)
         if self._stopping is not None:
             return None
         return await self._original_get_msg(consumer)
+
+    def _must_wait(self) -> bool:
+        # What a dead committer can't commit would all be handled again after the restart: take nothing more.
+        return self.handler.slots.are_spoken_for or (self.commits and not self.handler.committer.is_alive)
 
     async def consume_one(self, raw: Any) -> None:
         """Admit a record (or batch) and fire off its task. Nothing is awaited between the fetch and the admission."""
@@ -225,7 +229,7 @@ class SubscriberAttachment:
         handler, consumer = self.handler, self.subscriber.consumer
         timeout_sec = handler.settings.shutdown_timeout_sec
         deadline = handler.now() + timeout_sec
-        handler.wake_slot_waiters()
+        handler.slots.wake_waiters()
         if not await handler.drain(self._owns, timeout_sec=timeout_sec):
             for record in await handler.cancel(self._owns):
                 logger.error("Cancelled after %g s of shutdown, will be delivered again: %r", timeout_sec, record)
@@ -233,10 +237,12 @@ class SubscriberAttachment:
             await handler.committer.hold(consumer)
             if not await handler.committer.flush(consumer, timeout_sec=max(deadline - handler.now(), _LEAST_STOP_SEC)):
                 logger.error("The last commit of %s failed: its records will be delivered again", self.name)
-            handler.committer.forget(consumer)
         # Never cancelled: a consumer that is interrupted while it leaves stays in the group as a ghost.
         closing = asyncio.get_running_loop().create_task(self._original_stop(), name=f"kafka-close {self.name}")
         await asyncio.wait({closing}, timeout=max(deadline - handler.now(), _LEAST_STOP_SEC))
+        if consumer is not None:
+            # Only now: a rebalance that was under way while the consumer left has asked for it again.
+            handler.committer.forget(consumer)
         if not closing.done():
             logger.error("%s is still leaving its group: the broker does not answer", self.name)
         elif not closing.cancelled() and (error := closing.exception()) is not None:

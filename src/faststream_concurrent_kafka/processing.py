@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 from faststream.exceptions import StopConsume
@@ -13,6 +13,7 @@ from faststream_concurrent_kafka.errors import SetupError
 from faststream_concurrent_kafka.records import Outcome, Record, RecordSource, current_record, outcome_of
 from faststream_concurrent_kafka.settings import Settings
 from faststream_concurrent_kafka.signals import SignalGuard
+from faststream_concurrent_kafka.slots import Slots
 
 
 logger = logging.getLogger(__package__)
@@ -73,12 +74,9 @@ class KafkaConcurrentHandler:
         self.sources: list[RecordSource] = []
         self._discoveries: list[Callable[[], None]] = []
         self._in_flight: set[Record] = set()
-        self._active = 0
         # Without a limit of its own or a window of uncommitted records, something else has to bound memory.
         unlimited = float("inf") if settings.enable_batch_commit else settings.max_uncommitted_tasks
-        self._most_active = settings.concurrency_limit or unlimited
-        self._semaphore: asyncio.Semaphore | None = None
-        self._slot_waiters: list[asyncio.Future[Any]] = []
+        self.slots = Slots(settings.concurrency_limit, unlimited)
         self._observer: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._signals = SignalGuard(self._stop_sources)
@@ -111,8 +109,6 @@ class KafkaConcurrentHandler:
                 raise SetupError("concurrent processing runs in another event loop: stop it there first")
             return
         self._loop = loop
-        if self.settings.concurrency_limit:
-            self._semaphore = asyncio.Semaphore(self.settings.concurrency_limit)
         if self.settings.enable_batch_commit:
             self.committer.spawn()
         self._observer = loop.create_task(self._observe(), name="kafka-concurrent-observer")
@@ -166,56 +162,22 @@ class KafkaConcurrentHandler:
         """Seconds of the event loop's clock."""
         return self._loop.time()
 
-    # -- slots ---------------------------------------------------------------------------------------------------
-
-    @property
-    def is_full(self) -> bool:
-        """Whether every slot is taken or spoken for, so that nothing more should be fetched."""
-        return self._active >= self._most_active
-
-    @property
-    def in_flight(self) -> int:
-        """Records whose task has not ended."""
-        return len(self._in_flight)
-
-    @property
-    def waiting(self) -> int:
-        """Records in flight that are not being handled: they wait for a slot, or to be handled again."""
-        return sum(not record.is_running for record in self._in_flight)
-
-    async def wait_for_slot(self, timeout_sec: float) -> None:
-        """Return when a slot may have become free, and after `timeout_sec` seconds at the latest."""
-        waiter = self._loop.create_future()
-        timer = self._loop.call_later(timeout_sec, _resolve, waiter)
-        self._slot_waiters.append(waiter)
-        try:
-            await waiter
-        finally:
-            timer.cancel()
-
-    def wake_slot_waiters(self) -> None:
-        """Let everybody who waits for a slot look again."""
-        waiters, self._slot_waiters = self._slot_waiters, []
-        for waiter in waiters:
-            _resolve(waiter)
-
     # -- records -------------------------------------------------------------------------------------------------
 
     def handle_task(self, record: Record) -> asyncio.Task[None]:
         """Fire off the task that owns the record to its end; the task itself never raises."""
         self._in_flight.add(record)
-        self._active += 1
+        self.slots.claim()
         task = record.task = self._loop.create_task(self._own(record))
         return task
 
     async def _own(self, record: Record) -> None:
         current_record.set(record)
-        semaphore = self._semaphore
+        slots = self.slots
         outcome = Outcome.NOT_DONE
         try:
             while True:
-                if semaphore is not None:
-                    await semaphore.acquire()
+                await slots.take()
                 record.begin()
                 try:
                     await record.process(record.raw)
@@ -225,8 +187,7 @@ class KafkaConcurrentHandler:
                     outcome = outcome_of(record, None)
                 finally:
                     record.is_running = False
-                    if semaphore is not None:
-                        semaphore.release()
+                    slots.give_back()
                 if outcome is not Outcome.AGAIN:
                     break
                 outcome = Outcome.NOT_DONE
@@ -234,9 +195,8 @@ class KafkaConcurrentHandler:
                     break
                 await self._sleep(record)
         except asyncio.CancelledError:
-            # While it waited for its slot or slept: its pass was not called, so it is not done. Nobody awaits the
-            # task for its result, and whoever cancelled it looks at `done()`.
-            logger.debug("Not handled any more: %r", record)
+            # While it waited for its slot or slept: its pass was not called, so it is not done.
+            pass
         finally:
             self._settle(record, outcome)
 
@@ -263,24 +223,33 @@ class KafkaConcurrentHandler:
 
     async def _sleep(self, record: Record) -> None:
         record.is_sleeping = True
-        self._active -= 1
-        self.wake_slot_waiters()
+        self.slots.give_up_claim()
         try:
             await asyncio.sleep(NACK_DELAY_SEC)
         finally:
-            self._active += 1
+            self.slots.claim()
             record.is_sleeping = False
 
     def _settle(self, record: Record, outcome: Outcome) -> None:
         if record not in self._in_flight:
             return
         self._in_flight.discard(record)
-        self._active -= 1
-        if self._slot_waiters:
-            self.wake_slot_waiters()
+        self.slots.give_up_claim()
         if outcome is Outcome.DONE:
             for commit in record.commits:
                 self.committer.complete(commit)
+        elif not (record.is_cancelled or record.is_last_pass):
+            logger.error("The task of %r was cancelled by somebody else: its partition stays uncommitted there", record)
+
+    @property
+    def in_flight(self) -> int:
+        """Records whose task has not ended."""
+        return len(self._in_flight)
+
+    @property
+    def waiting(self) -> int:
+        """Records in flight that are not being handled: they wait for a slot, or to be handled again."""
+        return sum(not record.is_running for record in self._in_flight)
 
     # -- draining ------------------------------------------------------------------------------------------------
 
@@ -353,16 +322,7 @@ class KafkaConcurrentHandler:
             problems.append("concurrent processing is stopping")
         if self.settings.enable_batch_commit:
             problems += self.committer.problems()
-        return problems + _flatten(source.problems() for source in self.sources)
-
-
-def _flatten(lists: Iterable[list[str]]) -> list[str]:
-    return [item for items in lists for item in items]
-
-
-def _resolve(waiter: asyncio.Future[Any]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
+        return problems + [problem for source in self.sources for problem in source.problems()]
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:

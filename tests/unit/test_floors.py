@@ -1,0 +1,72 @@
+"""Imports point down only, and one room touches what others keep private."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import faststream_concurrent_kafka
+
+
+SOURCE = Path(faststream_concurrent_kafka.__file__).parent
+FLOORS = {
+    "errors": 0,
+    "settings": 1,
+    "offsets": 1,
+    "topic_groups": 1,
+    "consumer_offsets": 2,
+    "batch_committer": 3,
+    "records": 4,
+    "signals": 4,
+    "slots": 4,
+    "processing": 5,
+    "rebalance": 6,
+    "attachment": 7,
+    "middleware": 8,
+    "healthcheck": 9,
+    "testing": 9,
+    "__init__": 10,
+}
+PURE = {"errors", "settings", "offsets"}
+MODULES = sorted(path.stem for path in SOURCE.glob("*.py"))
+
+
+def imported_by(module):
+    for node in ast.walk(ast.parse((SOURCE / f"{module}.py").read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            yield from (
+                [node.module] if node.module != SOURCE.name else [f"{SOURCE.name}.{a.name}" for a in node.names]
+            )
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def test_every_module_has_a_floor():
+    """A new module has to be given its place."""
+    assert set(MODULES) == set(FLOORS)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_down(module):
+    """A module imports only from floors below its own."""
+    ours = [name.split(".")[1] for name in imported_by(module) if name.startswith(f"{SOURCE.name}.")]
+    assert all(FLOORS[name] < FLOORS[module] for name in ours), ours
+
+
+@pytest.mark.parametrize("module", sorted(PURE))
+def test_pure_modules_know_no_asyncio_clock_log_or_kafka(module):
+    """What decides about offsets can be tested by itself."""
+    foreign = {name.split(".")[0] for name in imported_by(module)}
+    assert not foreign & {"asyncio", "time", "logging", "aiokafka", "faststream"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_private_packages_of_faststream_stay_out(module):
+    """No module imports from FastStream's private packages."""
+    assert not [name for name in imported_by(module) if "._" in name]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_module_outgrows_a_sitting(module):
+    """A file is read in one go."""
+    assert len((SOURCE / f"{module}.py").read_text().splitlines()) <= 360

@@ -1,0 +1,131 @@
+"""The ledger against a brute-force oracle: never past unfinished work, never back, complete when all is done."""
+
+import tracemalloc
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from faststream_concurrent_kafka.offsets import PartitionLedger
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Random admissions with gaps, completions in any order, acknowledgements and revocations."""
+
+    def __init__(self):
+        super().__init__()
+        self.next_offset = 0
+        self.begin_epoch()
+
+    def begin_epoch(self):
+        self.records: dict[int, bool] = {}  # offset -> finished, in delivery order; the oracle keeps everything
+        self.ledger: PartitionLedger[str] = PartitionLedger(0)
+        self.frontiers: list[int] = []
+        self.acked = self.next_offset
+
+    def true_frontier(self):
+        return next((offset for offset, finished in self.records.items() if not finished), max(self.records) + 1)
+
+    @rule(gap=st.integers(0, 3))
+    def admit(self, gap):
+        offset = self.next_offset + gap
+        if not self.records:
+            self.ledger = PartitionLedger(offset)
+            self.acked = offset
+        assert self.ledger.continues_with(offset)
+        self.ledger.admit(offset, f"record {offset}")
+        self.records[offset] = False
+        self.next_offset = offset + 1
+
+    @precondition(lambda self: not all(self.records.values()))
+    @rule(data=st.data())
+    def complete(self, data):
+        offset = data.draw(st.sampled_from([offset for offset, finished in self.records.items() if not finished]))
+        self.ledger.complete(offset)
+        self.records[offset] = True
+
+    @precondition(lambda self: self.records)
+    @rule(data=st.data())
+    def acknowledge(self, data):
+        self.acked = max(self.acked, data.draw(st.integers(min(self.records), self.true_frontier())))
+        self.ledger.ack(self.acked)
+
+    @precondition(lambda self: self.records)
+    @rule(back=st.integers(0, 50))
+    def revoke_and_deliver_again(self, back):
+        self.next_offset = max(0, self.next_offset - back)
+        assert self.ledger.continues_with(self.next_offset) == (back == 0)
+        self.begin_epoch()
+
+    @invariant()
+    def frontier_is_the_oracles(self):
+        if self.records:
+            assert self.ledger.frontier == self.true_frontier()
+
+    @invariant()
+    def frontier_never_goes_back_within_an_epoch(self):
+        if self.records:
+            self.frontiers.append(self.ledger.frontier)
+            assert self.frontiers == sorted(self.frontiers)
+
+    @invariant()
+    def everything_finished_means_everything_may_be_committed(self):
+        if self.records and all(self.records.values()):
+            assert self.ledger.frontier == self.ledger.admitted == max(self.records) + 1
+            assert self.ledger.first_unfinished() is None
+
+    @invariant()
+    def dirty_means_unconfirmed_progress(self):
+        if self.records:
+            assert self.ledger.is_dirty == (self.true_frontier() > self.acked)
+
+    @invariant()
+    def window_counts_what_a_crash_would_deliver_again(self):
+        if self.records:
+            assert self.ledger.window == sum(offset >= self.acked for offset in self.records)
+            assert self.ledger.unfinished == sum(not finished for finished in self.records.values())
+
+    @invariant()
+    def the_record_that_pins_the_frontier_is_named(self):
+        if self.records and not all(self.records.values()):
+            assert self.ledger.first_unfinished() == f"record {self.true_frontier()}"
+
+
+TestLedger = LedgerMachine.TestCase
+TestLedger.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)
+
+
+def test_an_offset_that_was_passed_is_refused():
+    """Nothing is swallowed as already done: the caller has to begin a new epoch."""
+    ledger: PartitionLedger[None] = PartitionLedger(10)
+    ledger.admit(10, None)
+    assert not ledger.continues_with(10)
+    with pytest.raises(ValueError, match="a new epoch"):
+        ledger.admit(10, None)
+
+
+def test_a_record_is_completed_once():
+    """Completing twice is a bug of the caller and must not go unseen."""
+    ledger: PartitionLedger[None] = PartitionLedger(0)
+    ledger.admit(0, None)
+    ledger.complete(0)
+    with pytest.raises(KeyError):
+        ledger.complete(0)
+
+
+def test_done_offsets_behind_a_stuck_record_cost_at_most_100_bytes_each():
+    """One stuck record with 100,000 finished behind it must not eat memory."""
+    count = 100_000
+    tracemalloc.start()
+    ledger: PartitionLedger[None] = PartitionLedger(0)
+    ledger.admit(0, None)
+    before, _ = tracemalloc.get_traced_memory()
+    for offset in range(1_000, 1_000 + count):
+        ledger.admit(offset, None)
+        ledger.complete(offset)
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert ledger.frontier == 0
+    assert ledger.window == count + 1
+    assert (after - before) / count <= 100

@@ -1,0 +1,183 @@
+"""What attachment.py stands on in FastStream and aiokafka: each test names the part that has changed when it fails."""
+
+import ast
+import dataclasses
+import inspect
+import textwrap
+
+import pytest
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.consumer.subscription_state import SubscriptionState
+from faststream import BaseMiddleware
+from faststream._internal.endpoint.subscriber.usecase import SubscriberUsecase
+from faststream.kafka import KafkaBroker, KafkaRouter
+from faststream.kafka.helpers import make_logging_listener
+from faststream.kafka.message import KafkaAckableMessage
+from faststream.kafka.parser import AioKafkaBatchParser, AioKafkaParser
+from faststream.kafka.subscriber.usecase import BatchSubscriber, DefaultSubscriber, LogicSubscriber
+from faststream.middlewares import AckPolicy
+
+
+def names_in(function):
+    """Every attribute and name that a function's source mentions."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    nodes = list(ast.walk(tree))
+    attributes = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    return attributes | {node.id for node in nodes if isinstance(node, ast.Name)}
+
+
+def calls_in(function):
+    """The calls of a function in the order of its source, as text."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    return [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+
+
+@pytest.fixture
+def subscriber():
+    broker = KafkaBroker(logger=None)
+    made = broker.subscriber("topic", group_id="group", ack_policy=AckPolicy.MANUAL)
+
+    @made
+    async def handle(msg: str) -> None: ...
+
+    return made
+
+
+@pytest.mark.parametrize("name", ["get_msg", "consume_one", "stop"])
+def test_methods_can_be_patched_on_a_subscriber_instance(subscriber, name):
+    """FastStream leaves `__dict__` on its slotted endpoints."""
+
+    async def ours(*_args):
+        return None
+
+    setattr(subscriber, name, ours)
+    assert getattr(subscriber, name) is ours
+    delattr(subscriber, name)
+    assert getattr(subscriber, name) == getattr(type(subscriber), name).__get__(subscriber)
+
+
+def test_the_loop_looks_up_get_msg_and_consume_one_on_the_instance():
+    """`_run_consume_loop`: `await self.get_msg(consumer)`, then `await self.consume_one(msg)` if there is one."""
+    calls = calls_in(LogicSubscriber._run_consume_loop)
+    assert "self.get_msg(consumer)" in calls
+    assert "self.consume_one(msg)" in calls
+    assert "if msg:" in inspect.getsource(LogicSubscriber._run_consume_loop)
+    assert "while self.running:" in inspect.getsource(LogicSubscriber._run_consume_loop)
+
+
+@pytest.mark.parametrize("kind", [DefaultSubscriber, BatchSubscriber])
+def test_get_msg_takes_the_consumer(kind):
+    """`get_msg(consumer)` of both kinds."""
+    assert list(inspect.signature(kind.get_msg).parameters) == ["self", "consumer"]
+
+
+def test_process_message_raises_and_consume_does_not():
+    """`consume` swallows the outcome and checks `running`; `process_message` does neither."""
+    assert "running" in names_in(SubscriberUsecase.consume)
+    assert "running" not in names_in(SubscriberUsecase.process_message)
+    assert "handler_" in inspect.getsource(SubscriberUsecase.process_message)
+
+
+def test_subscriber_has_the_attributes_that_are_read(subscriber):
+    """Names of FastStream's subscriber."""
+    for name in (
+        "_broker_middlewares",
+        "_listener",
+        "_outer_config",
+        "ack_policy",
+        "calls",
+        "consumer",
+        "group_id",
+        "parser",
+        "partitions",
+        "running",
+        "tasks",
+        "topic_names",
+    ):
+        assert hasattr(subscriber, name), name
+    assert subscriber.tasks == []
+    assert subscriber.consumer is None
+    assert hasattr(subscriber._outer_config.context, "get")
+
+
+def test_middlewares_of_router_and_broker_are_seen_from_the_subscriber():
+    """`_broker_middlewares` is dynamic: it has the broker's and the router's, also after include_router."""
+
+    class Ours(BaseMiddleware): ...
+
+    class Theirs(BaseMiddleware): ...
+
+    broker = KafkaBroker(logger=None)
+    router = KafkaRouter(middlewares=[Ours])
+    inside = router.subscriber("a", group_id="g")
+    outside = broker.subscriber("b", group_id="g")
+    broker.include_router(router)
+    broker.add_middleware(Theirs)
+    assert list(inside._broker_middlewares) == [Theirs, Ours]
+    assert list(outside._broker_middlewares) == [Theirs]
+    assert set(broker.subscribers) == {inside, outside}
+
+
+def test_max_workers_is_an_attribute_of_concurrent_subscribers():
+    """What `max_workers` makes of a subscriber can be told from outside."""
+    broker = KafkaBroker(logger=None)
+    assert broker.subscriber("a", max_workers=3).max_workers == 3
+    manual = broker.subscriber("b", group_id="g", max_workers=3, ack_policy=AckPolicy.MANUAL)
+    assert manual.max_workers == 3
+
+
+@pytest.mark.parametrize("parser", [AioKafkaParser, AioKafkaBatchParser])
+async def test_a_parser_gives_messages_the_consumer_of_its_setup(parser):
+    """`parser._setup(consumer)` decides what `message.consumer` is."""
+
+    class Consumer: ...
+
+    record = ConsumerRecord("t", 0, 5, 1, 0, None, b"x", None, 0, 1, ())
+    made = parser(msg_class=KafkaAckableMessage, regex=None)
+    consumer = Consumer()
+    made._setup(consumer)
+    message = await (made.parse_batch((record,)) if parser is AioKafkaBatchParser else made.parse_message(record))
+    assert message.consumer is consumer
+
+
+def test_ack_and_nack_go_through_message_consumer():
+    """`ack` commits by `message.consumer`, `nack` seeks by it: what stands in for it makes them harmless."""
+    assert "self.consumer.commit()" in calls_in(KafkaAckableMessage.ack)
+    assert any(call.startswith("self.consumer.seek(") for call in calls_in(KafkaAckableMessage.nack))
+
+
+def test_the_logging_listener_calls_ours():
+    """The subscriber's `_listener` is called by what FastStream subscribes with."""
+    assert "self._listener" in inspect.getsource(LogicSubscriber.start)
+    assert make_logging_listener(consumer=None, logger=None, log_extra={}, listener=None) is None  # ty: ignore[invalid-argument-type]
+
+
+async def test_a_consumer_has_the_private_parts_that_are_read():
+    """`_max_poll_interval_ms`, `_subscription._listener`, `_coordinator` and its `_coordination_task`."""
+    consumer = AIOKafkaConsumer(max_poll_interval_ms=1234)
+    try:
+        assert consumer._max_poll_interval_ms == 1234
+        assert consumer._subscription._listener is None
+        assert consumer._coordinator is None
+        assert "_coordination_task" in names_in(GroupCoordinator.__init__)
+        assert "_listener" in names_in(SubscriptionState.listener.fget)
+    finally:
+        await consumer.stop()
+
+
+def test_the_coordinator_asks_the_subscription_for_its_listener_each_time():
+    """A listener that is put in after `subscribe` is called at the next rebalance."""
+    assert "listener" in names_in(GroupCoordinator._on_join_prepare)
+    assert "listener" in names_in(GroupCoordinator._on_join_complete)
+
+
+def test_records_are_dataclasses_that_can_be_copied():
+    """`dataclasses.replace` takes an unreadable header out of a record."""
+    record = ConsumerRecord("t", 0, 5, 1, 0, None, b"x", None, 0, 1, (("a", b"1"),))
+    assert dataclasses.replace(record, headers=()).headers == ()
+
+
+def test_topic_partitions_are_found_by_plain_tuples():
+    """Ledgers are looked up by `(topic, partition)`, which must hash and compare like a TopicPartition."""
+    assert {TopicPartition("t", 1): "found"}[("t", 1)] == "found"  # ty: ignore[invalid-argument-type]
