@@ -115,9 +115,9 @@ class KafkaBatchCommitter:
             return [f"the committer has died: {self._fatal!r}"]
         now = self._loop.time()
         return [
-            f"commits have failed for {now - offsets.failing_since:.0f} s: {offsets.last_error}"
+            f"no commit has succeeded for {now - offsets.trying_since:.0f} s: {offsets.last_error or 'no answer'}"
             for offsets in self._consumers.values()
-            if offsets.failing_since is not None and now - offsets.failing_since >= self._commit_failure_timeout_sec
+            if offsets.trying_since is not None and now - offsets.trying_since >= self._commit_failure_timeout_sec
         ]
 
     def partitions(self) -> list[tuple[str, int, PartitionLedger[KafkaCommitTask]]]:
@@ -281,7 +281,8 @@ class KafkaBatchCommitter:
         if not dirty:
             return None
         ledgers = {key: offsets.ledgers[key] for key in dirty}
-        started_at = self._loop.time()
+        if offsets.trying_since is None:
+            offsets.trying_since = self._loop.time()
         try:
             async with asyncio.timeout(timeout_sec):
                 await offsets.consumer.commit(dirty)
@@ -289,8 +290,8 @@ class KafkaBatchCommitter:
             task = asyncio.current_task()
             if not isinstance(error, Exception | asyncio.CancelledError) or (task is not None and task.cancelling()):
                 raise
-            return self._failed(offsets, error, dirty, started_at)
-        if offsets.failing_since is not None:
+            return self._failed(offsets, error, dirty)
+        if offsets.last_error:
             logger.warning("Commits succeed again: %s", _describe(dirty))
         offsets.succeeded()
         for key, ledger in ledgers.items():
@@ -300,22 +301,16 @@ class KafkaBatchCommitter:
         return None
 
     def _failed(
-        self,
-        offsets: ConsumerOffsets,
-        error: BaseException,
-        dirty: dict[TopicPartition, int],
-        started_at: float,
+        self, offsets: ConsumerOffsets, error: BaseException, dirty: Mapping[TopicPartition, int]
     ) -> CommitFailure:
         failure = classify(error)
-        offsets.last_error = repr(error)
         if failure is CommitFailure.FATAL:
             self._fatal = error
             self._wakeup.set()
-        elif offsets.failing_since is None:
+        elif not offsets.last_error:
             # Once for a row of failures, not at every attempt.
             logger.warning("Commit failed, %s is kept and tried again: %r", _describe(dirty), error)
-        if offsets.failing_since is None:
-            offsets.failing_since = started_at
+        offsets.last_error = repr(error)
         return failure
 
 

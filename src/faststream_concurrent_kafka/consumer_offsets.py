@@ -71,7 +71,6 @@ class ConsumerOffsets:
         "again",
         "backoff_sec",
         "consumer",
-        "failing_since",
         "held",
         "last_error",
         "ledgers",
@@ -79,6 +78,7 @@ class ConsumerOffsets:
         "rejoins",
         "request",
         "retry",
+        "trying_since",
     )
 
     def __init__(self, consumer: Consumer) -> None:
@@ -92,7 +92,8 @@ class ConsumerOffsets:
         self.again = False
         self.retry: asyncio.TimerHandle | None = None
         self.backoff_sec = FIRST_BACKOFF_SEC
-        self.failing_since: float | None = None
+        # When the first attempt since the last success was made.
+        self.trying_since: float | None = None
         self.last_error = ""
 
     def dirty(self) -> dict[TopicPartition, int]:
@@ -106,7 +107,7 @@ class ConsumerOffsets:
 
     def succeeded(self) -> None:
         """Forget earlier failures."""
-        self.failing_since = None
+        self.trying_since = None
         self.last_error = ""
         self.backoff_sec = FIRST_BACKOFF_SEC
 
