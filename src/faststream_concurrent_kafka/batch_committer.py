@@ -188,10 +188,7 @@ class KafkaBatchCommitter:
         """
         offsets = self.watch(consumer)
         offsets.held = True
-        offsets.cancel_retry()
-        if offsets.request is not None:
-            offsets.request.cancel()
-            await asyncio.wait({offsets.request})
+        await self._cancel_request(offsets)
 
     def release(self, consumer: Consumer) -> None:
         """Let commits for this consumer start again: its partitions are assigned."""
@@ -210,11 +207,14 @@ class KafkaBatchCommitter:
         may or may not have reached the broker.
         """
         offsets = self.watch(consumer)
-        if offsets.request is not None:
-            offsets.request.cancel()
-            await asyncio.wait({offsets.request})
-        if self.is_alive:
-            await self._commit(offsets, timeout_sec)
+        await self._cancel_request(offsets)
+        if self.is_alive and offsets.dirty():
+            request = self._start_request(offsets, timeout_sec)
+            try:
+                await asyncio.wait({request})
+            except asyncio.CancelledError:
+                request.cancel()
+                raise
         return not offsets.dirty()
 
     async def commit_all(self) -> None:
@@ -254,22 +254,42 @@ class KafkaBatchCommitter:
         if offsets.request is not None:
             offsets.again = True
         elif offsets.dirty():
-            offsets.request = self._loop.create_task(self._commit_in_background(offsets), name="kafka-commit")
+            self._start_request(offsets, COMMIT_REQUEST_TIMEOUT_SEC)
 
-    async def _commit_in_background(self, offsets: ConsumerOffsets) -> None:
+    def _start_request(self, offsets: ConsumerOffsets, timeout_sec: float) -> asyncio.Task[None]:
+        request = offsets.request = self._loop.create_task(
+            self._make_request(offsets, timeout_sec), name="kafka-commit"
+        )
+        return request
+
+    @staticmethod
+    async def _cancel_request(offsets: ConsumerOffsets) -> None:
+        offsets.cancel_retry()
+        while offsets.request is not None:
+            request = offsets.request
+            request.cancel()
+            await asyncio.wait({request})
+            offsets.cancel_retry()
+            if offsets.request is request:
+                # Cancelled before its first step.
+                offsets.request = None
+
+    async def _make_request(self, offsets: ConsumerOffsets, timeout_sec: float) -> None:
+        failure: CommitFailure | None = CommitFailure.RETRIABLE
         try:
-            failure = await self._commit(offsets, COMMIT_REQUEST_TIMEOUT_SEC)
+            failure = await self._commit(offsets, timeout_sec)
         finally:
             offsets.request = None
-        if failure is CommitFailure.LOST_OWNERSHIP and offsets.rejoins:
-            # A rejoin follows, and the listener releases the commits when it is over. Another attempt before that
-            # would only force one more rejoin.
-            offsets.held = True
-        elif failure is not None:
-            offsets.retry = self._loop.call_later(offsets.next_backoff_sec(), self._try_again, offsets)
-        elif offsets.again:
-            offsets.again = False
-            self._request(offsets)
+            again, offsets.again = offsets.again, False
+            if failure is CommitFailure.LOST_OWNERSHIP and offsets.rejoins:
+                # A rejoin follows, and the listener releases the commits when it is over. Another attempt before
+                # that would only force one more rejoin.
+                offsets.held = True
+            elif failure is None:
+                if again:
+                    self._request(offsets)
+            elif not offsets.held and offsets.retry is None:
+                offsets.retry = self._loop.call_later(offsets.next_backoff_sec(), self._try_again, offsets)
 
     def _try_again(self, offsets: ConsumerOffsets) -> None:
         offsets.retry = None

@@ -110,43 +110,47 @@ class KafkaConcurrentProcessingMiddleware(BaseMiddleware):
 
 
 class _InlineCall:
-    """A pass that somebody else drives, whose handler runs in a record's task and whose end settles that record."""
+    """A pass that somebody else drives: a record's task takes the slot for it, and is settled by its end.
+
+    The pass itself stays in its own task and context, or scopes that its middlewares have opened could not be closed.
+    """
 
     def __init__(self, call_next: Callable[[StreamMessage[Any]], Awaitable[Any]], msg: StreamMessage[Any]) -> None:
         loop = asyncio.get_running_loop()
         self._call_next = call_next
         self._msg = msg
-        self._result: Any = None
-        self._error: BaseException | None = None
-        self._returned = loop.create_future()
+        self._turn = loop.create_future()
         self._settled = loop.create_future()
+        self._caller = asyncio.current_task()
         self._record: Record
 
     async def submit(self, handler: KafkaConcurrentHandler, record: Record) -> Any:
-        """Run the rest of the chain in the record's task, and give back its result."""
+        """Wait for a slot, then go on with the middleware chain."""
         self._record = record
         task = handler.handle_task(record)
         try:
-            await asyncio.wait({task, self._returned}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({task, self._turn}, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             task.cancel()
-            await asyncio.wait({task})
             raise
-        if not self._returned.done():
+        if not self._turn.done():
             raise asyncio.CancelledError("stopped before its turn came")
-        if self._error is not None:
-            raise self._error
-        return self._result
+        token = current_record.set(record)
+        try:
+            return await self._call_next(self._msg)
+        finally:
+            current_record.reset(token)
 
     async def process(self, _raw: Any) -> None:
         """Be the record's pass: done when the whole of FastStream's pass is, publishing included."""
+        self._record.message = self._msg
+        self._turn.set_result(None)
         try:
-            self._record.message = self._msg
-            self._result = await self._call_next(self._msg)
-        except BaseException as error:  # noqa: BLE001 - raised again where FastStream waits for it
-            self._error = error
-        self._returned.set_result(None)
-        error = await self._settled
+            error = await self._settled
+        except asyncio.CancelledError:
+            if self._caller is not None:
+                self._caller.cancel()
+            raise
         if self._record.source is not None:
             # If it has to be handled again, then like any other.
             self._record.process = self._record.source.process

@@ -1,0 +1,39 @@
+"""A consumer whose commits the test answers."""
+
+import asyncio
+
+from aiokafka import TopicPartition
+
+
+class ScriptedConsumer:
+    """Answers commits at once, or as it is told: with an error, or not before it is released."""
+
+    def __init__(self, *partitions: TopicPartition) -> None:
+        self.assigned = set(partitions)
+        self.commits: list[dict[TopicPartition, int]] = []
+        self.errors: list[BaseException] = []
+        self.hold: asyncio.Event | None = None
+        self.in_flight = 0
+        self.most_in_flight = 0
+
+    def assignment(self):
+        return self.assigned
+
+    async def commit(self, offsets):
+        assert offsets
+        assert set(offsets) <= self.assigned
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            if self.hold is not None:
+                await self.hold.wait()
+            if self.errors:
+                raise self.errors.pop(0)
+            self.commits.append(dict(offsets))
+        finally:
+            self.in_flight -= 1
+
+    @property
+    def committed(self):
+        """The last committed offset per partition."""
+        return {partition: offset for commit in self.commits for partition, offset in commit.items()}
