@@ -301,6 +301,8 @@ class KafkaConcurrentHandler:
 
     def _check_tasks_health(self) -> None:
         """Log what has gone wrong since the last look, and attach subscribers that were declared meanwhile."""
+        if self._stopping is not None:
+            return
         problems = self.problems()
         for discover in self._discoveries:
             try:

@@ -1,0 +1,402 @@
+"""The handler in virtual time: slots, outcomes, cancellation at every await, draining, the singleton."""
+
+import asyncio
+import contextlib
+import logging
+
+import pytest
+from aiokafka import TopicPartition
+from faststream.exceptions import (
+    AckMessage,
+    NackMessage,
+    RejectMessage,
+    SkipMessage,
+    StopApplication,
+    StopConsume,
+)
+
+from faststream_concurrent_kafka import KafkaCommitTask, KafkaConcurrentHandler, SetupError
+from faststream_concurrent_kafka.records import Record
+from faststream_concurrent_kafka.testing import run_virtual
+from tests.unit.scripted import ScriptedConsumer
+
+
+T0 = TopicPartition("orders", 0)
+
+
+class Source:
+    """A subscriber that only counts what is asked of it."""
+
+    name = "source"
+
+    def __init__(self):
+        self.trouble: list[str] = []
+        self.stops = 0
+        self.application_stops = 0
+
+    async def process(self, raw):
+        raise AssertionError(raw)
+
+    def problems(self):
+        return self.trouble
+
+    async def stop(self):
+        self.stops += 1
+
+    def detach(self):
+        pass
+
+    def stop_application(self):
+        self.application_stops += 1
+
+
+class World:
+    """A started handler, one source and one partition."""
+
+    def __init__(self, **options):
+        self.handler = KafkaConcurrentHandler(**options)
+        self.handler.start()
+        self.consumer = ScriptedConsumer(T0)
+        self.source = Source()
+        self.handler.sources.append(self.source)
+        self.offset = 0
+
+    def handle(self, process):
+        commit = KafkaCommitTask(self.consumer, T0, self.offset)
+        self.offset += 1
+        self.handler.committer.send_task(commit)
+        record = Record(self.offset, process, source=self.source, commits=[commit])
+        self.handler.handle_task(record)
+        return record
+
+    async def committed(self):
+        await self.handler.committer.commit_all()
+        return self.consumer.committed.get(T0, 0)
+
+
+def play(scenario, **options):
+    async def main() -> None:
+        world = World(**options)
+        try:
+            await scenario(world)
+        finally:
+            await world.handler.stop()
+
+    run_virtual(main())
+
+
+@pytest.fixture(autouse=True)
+def fresh_singleton():
+    KafkaConcurrentHandler._instance = None
+    yield
+    assert KafkaConcurrentHandler._instance is None
+
+
+def test_the_limit_is_exact_and_reached():
+    """Never more than three at once, and three whenever there is work."""
+    running, peaks = 0, []
+
+    async def process(_raw):
+        nonlocal running
+        running += 1
+        peaks.append(running)
+        await asyncio.sleep(1)
+        running -= 1
+
+    async def scenario(world):
+        records = [world.handle(process) for _ in range(10)]
+        await asyncio.sleep(0.5)
+        assert (world.handler.in_flight, world.handler.waiting) == (10, 7)
+        await asyncio.wait({record.task for record in records})
+        assert max(peaks) == 3
+        assert await world.committed() == 10
+
+    play(scenario, concurrency_limit=3)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("a handler's"),
+        TimeoutError(),
+        AckMessage(),
+        RejectMessage(),
+        SkipMessage(),
+        asyncio.CancelledError("raised by the handler"),
+        StopConsume(),
+        StopApplication(),
+        SystemExit(3),
+    ],
+    ids=repr,
+)
+def test_a_pass_that_raises_is_done(error):
+    """By policy; the exceptions that stop something are done too, or the restart would stop at the same record."""
+
+    async def process(_raw):
+        raise error
+
+    async def scenario(world):
+        await asyncio.wait({world.handle(process).task})
+        assert await world.committed() == 1
+        await asyncio.sleep(0)
+        assert world.source.stops == isinstance(error, StopConsume | SystemExit)
+        assert world.source.application_stops == isinstance(error, SystemExit)
+
+    play(scenario)
+
+
+def test_a_record_that_was_not_acknowledged_is_handled_again_and_holds_no_slot_meanwhile():
+    """After half a second, in this process, while others have the slot."""
+    passes: list[str] = []
+
+    async def nack_once(_raw):
+        passes.append("nack")
+        if len(passes) == 1:
+            raise NackMessage
+
+    async def other(_raw):
+        passes.append("other")
+
+    async def scenario(world):
+        first = world.handle(nack_once)
+        await asyncio.sleep(0.1)
+        await asyncio.wait({world.handle(other).task})
+        assert not first.task.done()
+        assert await world.committed() == 0
+        await asyncio.wait({first.task})
+        assert passes == ["nack", "other", "nack"]
+        assert await world.committed() == 2
+
+    play(scenario, concurrency_limit=1)
+
+
+def test_a_drain_does_not_wait_for_another_pass():
+    """What was not acknowledged stays undone for whoever comes next: it must not hold up a stop."""
+
+    async def always_nack(_raw):
+        await asyncio.sleep(1)
+        raise NackMessage
+
+    async def scenario(world):
+        records = [world.handle(always_nack) for _ in range(3)]
+        await asyncio.sleep(1.2)
+        world.handle(always_nack)
+        began = world.handler.now()
+        assert await world.handler.drain(lambda _: True, timeout_sec=10)
+        assert world.handler.now() - began == pytest.approx(1)
+        assert all(record.task.done() for record in records)
+        assert await world.committed() == 0
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("step", range(8))
+def test_a_record_can_be_cancelled_at_every_await(step):
+    """Waiting for a slot, before the first step, in the handler, asleep: settled once, not done, no slot lost."""
+
+    async def slow(_raw):
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        raise NackMessage
+
+    async def quick(_raw):
+        pass
+
+    async def scenario(world):
+        blocker = world.handle(slow) if step % 2 else None
+        record = world.handle(slow)
+        for _ in range(step):
+            await asyncio.sleep(0)
+        await world.handler.cancel(lambda each: each is record)
+        assert record.task.done()
+        if blocker is not None:
+            await world.handler.cancel(lambda each: each is blocker)
+        assert world.handler.in_flight == 0
+        assert not world.handler.slots.are_spoken_for
+        assert await world.committed() == 0
+        await asyncio.wait({world.handle(quick).task})
+        assert world.handler.in_flight == 0
+
+    play(scenario, concurrency_limit=1)
+
+
+@pytest.mark.parametrize("reaction", ["returns", "raises another error"])
+def test_a_handler_that_reacts_to_its_cancellation_is_not_done(reaction):
+    """Nobody can tell that its work was finished: it is delivered again."""
+
+    async def process(_raw):
+        try:
+            await asyncio.sleep(100)
+        except asyncio.CancelledError:
+            if reaction != "returns":
+                raise ValueError from None
+
+    async def scenario(world):
+        record = world.handle(process)
+        await asyncio.sleep(1)
+        assert await world.handler.cancel(lambda _: True) == [record]
+        assert record.task.done()
+        assert await world.committed() == 0
+
+    play(scenario)
+
+
+def test_a_handler_that_swallows_its_cancellation_is_named_and_given_up(caplog):
+    """It holds up a stop for one second, not for ever."""
+
+    async def process(_raw):
+        for _ in range(20):
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(100)
+
+    async def scenario(world):
+        record = world.handle(process)
+        await asyncio.sleep(1)
+        began = world.handler.now()
+        await world.handler.cancel(lambda _: True)
+        assert world.handler.now() - began <= 1.3
+        assert "goes on: orders[0]@0" in caplog.text
+        assert world.handler.in_flight == 0
+        while not record.task.done():
+            record.task.cancel()
+            await asyncio.sleep(0)
+        assert not world.handler.slots.are_spoken_for
+
+    play(scenario, concurrency_limit=1)
+
+
+def test_a_drain_is_bounded():
+    """Handlers that take longer are still there afterwards."""
+
+    async def process(_raw):
+        await asyncio.sleep(10)
+
+    async def scenario(world):
+        record = world.handle(process)
+        assert not await world.handler.drain(lambda _: True, timeout_sec=3)
+        assert world.handler.now() < 5
+        assert not record.task.done()
+        assert await world.handler.drain(lambda _: True, timeout_sec=8)
+        assert await world.committed() == 1
+
+    play(scenario)
+
+
+def test_a_task_that_somebody_else_cancels_is_named(caplog):
+    """Its partition is pinned from there on, so it must not go unseen."""
+
+    async def process(_raw):
+        await asyncio.sleep(10)
+
+    async def scenario(world):
+        record = world.handle(process)
+        await asyncio.sleep(1)
+        record.task.cancel()
+        await asyncio.wait({record.task})
+        assert await world.committed() == 0
+        assert "orders[0]@0 was cancelled by somebody else" in caplog.text
+
+    play(scenario)
+
+
+def test_who_waits_for_a_slot_can_be_cancelled_and_is_woken_in_time():
+    """A fetcher that is cancelled leaves nothing behind; the others see the slot at once, or look again in time."""
+
+    async def process(_raw):
+        await asyncio.sleep(2)
+
+    async def scenario(world):
+        record = world.handle(process)
+        assert world.handler.slots.are_spoken_for
+        began = world.handler.now()
+        waiting = [asyncio.create_task(world.handler.slots.wait_for_change(60)) for _ in range(3)]
+        await asyncio.sleep(1)
+        waiting[0].cancel()
+        await asyncio.wait({record.task, *waiting})
+        assert world.handler.now() - began == pytest.approx(2)
+        assert not world.handler.slots.are_spoken_for
+        await world.handler.slots.wait_for_change(5)
+        assert world.handler.now() - began == pytest.approx(7)
+
+    play(scenario, concurrency_limit=1)
+
+
+def test_without_limit_and_commits_memory_is_bounded_by_the_window():
+    """Something has to stop the fetching."""
+
+    async def process(_raw):
+        await asyncio.sleep(1)
+
+    async def scenario(world):
+        for _ in range(5):
+            assert not world.handler.slots.are_spoken_for
+            world.handler.handle_task(Record(0, process, source=world.source))
+        assert world.handler.slots.are_spoken_for
+
+    play(scenario, concurrency_limit=0, enable_batch_commit=False, max_uncommitted_tasks=5)
+
+
+def test_the_singleton_takes_the_same_settings_again_and_refuses_others():
+    """The error says what differs and what to do."""
+
+    async def scenario(world):
+        assert KafkaConcurrentHandler(concurrency_limit=4) is world.handler
+        world.handler.start()
+        with pytest.raises(SetupError, match=r"concurrency_limit=4 \(now 5\).*stop_concurrent_processing"):
+            KafkaConcurrentHandler(concurrency_limit=5)
+        assert KafkaConcurrentHandler.running() is world.handler
+
+    play(scenario, concurrency_limit=4)
+    assert KafkaConcurrentHandler.running() is None
+
+
+def test_it_runs_in_one_event_loop_at_a_time():
+    """In a second one, while the first is open, it is an error."""
+    loop = asyncio.new_event_loop()
+
+    async def start():
+        KafkaConcurrentHandler().start()
+
+    loop.run_until_complete(start())
+    with pytest.raises(SetupError, match="another event loop"):
+        run_virtual(start())
+    handler = KafkaConcurrentHandler()
+    loop.run_until_complete(handler.stop())
+    loop.close()
+
+
+def test_the_observer_names_trouble_once_and_its_end(caplog):
+    """Not at every look."""
+
+    async def scenario(world):
+        world.source.trouble = ["the consume loop of source has ended"]
+        await asyncio.sleep(5)
+        assert world.handler.problems() == world.source.trouble
+        world.source.trouble = []
+        await asyncio.sleep(2)
+
+    with caplog.at_level(logging.WARNING):
+        play(scenario)
+    assert [message for message in caplog.messages if "ealthy" in message] == [
+        "Unhealthy: the consume loop of source has ended",
+        "Healthy again",
+    ]
+
+
+def test_a_stop_is_shared_and_goes_on_when_its_caller_is_cancelled():
+    """Two callers, one of them cancelled: one stop."""
+
+    async def process(_raw):
+        await asyncio.sleep(3)
+
+    async def scenario(world):
+        world.handle(process)
+        callers = [asyncio.create_task(world.handler.stop()) for _ in range(2)]
+        await asyncio.sleep(0)
+        callers[0].cancel()
+        await asyncio.wait(callers)
+        assert callers[0].cancelled()
+        assert not world.handler.is_running
+        assert world.source.stops == 1
+
+    play(scenario)
