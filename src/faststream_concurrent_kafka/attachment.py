@@ -336,5 +336,8 @@ def subscribers_with(middleware: type, brokers: Iterable[Any]) -> list[LogicSubs
         subscriber
         for broker in brokers
         for subscriber in broker.subscribers
-        if isinstance(subscriber, LogicSubscriber) and any(map(has_it, subscriber._broker_middlewares))
+        # Without a handler there is no loop: get_one() and `async for` are left alone.
+        if isinstance(subscriber, LogicSubscriber)
+        and subscriber.calls
+        and any(map(has_it, subscriber._broker_middlewares))
     ]

@@ -198,11 +198,13 @@ async def initialize_concurrent_processing(  # noqa: PLR0913 - each is one setti
     Raises:
         SettingsError: a setting is not allowed; the text names it.
         SetupError: initialised already with other settings or in another event loop, or a subscriber has `max_workers`.
-        TypeError: `context` is not a `ContextRepo`.
+        TypeError: `context` is not a `ContextRepo`, or `broker` not a `KafkaBroker`.
 
     """
     if not hasattr(context, "set_global"):
         raise TypeError(f"context must be FastStream's ContextRepo, such as app.context, got {context!r}")
+    if broker is not None and not isinstance(broker, KafkaBroker):
+        raise TypeError(f"broker must be a faststream.kafka.KafkaBroker, got {broker!r}")
     previous = KafkaConcurrentHandler.running()
     if previous is None and KafkaConcurrentHandler._instance is not None:  # noqa: SLF001 - the singleton's own reset
         # Left over from an event loop that has been closed without a stop.

@@ -198,6 +198,9 @@ class KafkaConcurrentHandler:
             # While it waited for its slot or slept: its pass was not called, so it is not done.
             pass
         finally:
+            # A finished task keeps its context: without this, record, task and context would be a cycle, and every
+            # record would have to wait for the garbage collector.
+            current_record.set(None)
             self._settle(record, outcome)
 
     def _outcome_of_failure(self, record: Record, error: BaseException) -> Outcome:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 
 import pytest
@@ -319,6 +320,33 @@ def test_who_waits_for_a_slot_can_be_cancelled_and_is_woken_in_time():
         assert world.handler.now() - began == pytest.approx(7)
 
     play(scenario, concurrency_limit=1)
+
+
+def test_a_handled_record_is_freed_without_the_garbage_collector():
+    """No reference cycles: the collector is the largest cost of many records in flight."""
+
+    async def process(_raw):
+        await asyncio.sleep(0)
+
+    async def nack_once(_raw, seen=set()):  # noqa: B006 - remembers over both passes
+        if _raw not in seen:
+            seen.add(_raw)
+            raise NackMessage
+
+    async def scenario(world):
+        gc.collect()
+        gc.disable()
+        try:
+            tasks = {world.handle(each).task for each in (process, nack_once) for _ in range(10)}
+            await asyncio.wait(tasks)
+            tasks.clear()
+            await asyncio.sleep(2)
+            kept = [each for each in gc.get_objects() if isinstance(each, Record) and each.source is world.source]
+            assert not kept
+        finally:
+            gc.enable()
+
+    play(scenario)
 
 
 def test_without_limit_and_commits_memory_is_bounded_by_the_window():
