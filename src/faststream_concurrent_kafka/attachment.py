@@ -280,7 +280,7 @@ class SubscriberAttachment:
 
 def is_real(subscriber: LogicSubscriber[Any]) -> bool:
     """Whether the subscriber consumes from a broker; not so under TestKafkaBroker, and before it is started."""
-    return hasattr(subscriber.consumer, "getone")
+    return hasattr(subscriber.consumer, "getone") or bool(getattr(subscriber, "consumer_subgroup", None))
 
 
 def is_loop_of(subscriber: LogicSubscriber[Any], task: asyncio.Task[Any] | None) -> bool:

@@ -1,6 +1,7 @@
 """Signals that nobody else handles: drain and commit first, then let them take their course."""
 
 import asyncio
+import contextvars
 import functools
 import logging
 import os
@@ -59,7 +60,9 @@ class SignalGuard:
         elif self._loop.is_closed():
             self._take_its_course(number)
         else:
-            self._loop.call_soon_threadsafe(self._begin, number)
+            # In a context of its own: a signal handler runs in that of whatever it interrupts, and the stop would take
+            # itself for a call from the handler of that very record.
+            self._loop.call_soon_threadsafe(self._begin, number, context=contextvars.Context())
 
     def _begin(self, number: int) -> None:
         if self._stopping is None:

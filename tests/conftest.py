@@ -1,0 +1,93 @@
+"""The brokers as fixtures, and the rule that CI never skips what needs one."""
+
+import os
+import re
+from contextlib import ExitStack
+from uuid import uuid4
+
+import pytest
+
+from tests.brokers import ApacheKafka, choose_broker, create_topic
+from tests.brokers.apache import java_and_maven_answer
+
+
+_CHOSEN = pytest.StashKey()
+_LINE = pytest.StashKey()
+_NEEDS_BROKER = {"kafka", "new_topic", "own_kafka"}
+
+
+def pytest_configure(config):
+    try:
+        config.stash[_CHOSEN] = choose_broker(lambda line: config.stash.__setitem__(_LINE, line))
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+def pytest_report_header(config):
+    return config.stash[_LINE]
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if not _NEEDS_BROKER.isdisjoint(item.fixturenames):
+            item.add_marker("integration")
+
+
+def pytest_runtest_setup(item):
+    chosen = item.config.stash[_CHOSEN]
+    if item.get_closest_marker("apache") and not chosen.full:
+        pytest.skip(f"needs more of Kafka than {chosen.name} gives")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and _in_ci() and _is_integration(item):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid}: CI may not skip an integration test. {reason}"
+    return report
+
+
+@pytest.fixture(scope="session")
+def kafka(request):
+    """The Kafka of this run: a started `KafkaServer`, shared by all tests."""
+    with request.config.stash[_CHOSEN] as server:
+        yield server
+
+
+@pytest.fixture
+def own_kafka():
+    """`own_kafka(brokers=1, *, settings=None, heap_mb=512)` starts an `ApacheKafka` for this test alone to kill."""
+    if not java_and_maven_answer():
+        pytest.skip("brokers of its own to kill need java >= 17 and mvn")
+    with ExitStack() as stack:
+        yield lambda brokers=1, **keywords: stack.enter_context(ApacheKafka(brokers, **keywords))
+
+
+@pytest.fixture
+def new_topic(request):
+    """`await new_topic(partitions=1, *, bootstrap=None, replication_factor=None, config=None)` returns a topic's name.
+
+    It is new, on `kafka` or at the `bootstrap` servers, which a test with brokers of its own has to give.
+    """
+    shared = [] if "own_kafka" in request.fixturenames else request.getfixturevalue("kafka").bootstrap_servers
+    label = re.sub(r"[^\w.-]+", "-", request.node.name)[:150]
+
+    async def create(partitions=1, *, bootstrap=None, **keywords):
+        where = bootstrap or shared
+        if not where:
+            raise TypeError("with brokers of its own, a test says where: new_topic(bootstrap=...)")
+        name = f"{label}-{uuid4().hex[:8]}"
+        await create_topic(where, name, partitions, **keywords)
+        return name
+
+    return create
+
+
+def _in_ci():
+    return os.environ.get("CI", "").lower() not in {"", "0", "false"}
+
+
+def _is_integration(item):
+    return any(item.get_closest_marker(name) for name in ("integration", "apache", "cluster"))
