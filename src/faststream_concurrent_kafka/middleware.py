@@ -37,12 +37,9 @@ class KafkaConcurrentProcessingMiddleware(BaseMiddleware):
     position, and call `initialize_concurrent_processing` in the lifespan.
     """
 
-    __slots__ = ("_call", "_is_skipped")
-
-    def __init__(self, msg: Any, /, *, context: ContextRepo) -> None:
-        super().__init__(msg, context=context)
-        self._is_skipped = False
-        self._call: _InlineCall | None = None
+    # Set on the few instances that need them: FastStream makes one for every record.
+    _call: "_InlineCall | None" = None
+    _is_skipped = False
 
     @override
     async def consume_scope(
@@ -106,7 +103,7 @@ class KafkaConcurrentProcessingMiddleware(BaseMiddleware):
         """Tell the task of a record that FastStream's own loop handles how its pass has ended."""
         if self._call is not None:
             self._call.settle(exc_val)
-        return await super().after_processed(exc_type, exc_val, exc_tb)
+        return False
 
 
 class _InlineCall:

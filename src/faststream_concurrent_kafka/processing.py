@@ -173,11 +173,12 @@ class KafkaConcurrentHandler:
 
     async def _own(self, record: Record) -> None:
         current_record.set(record)
-        slots = self.slots
+        semaphore = self.slots.semaphore
         outcome = Outcome.NOT_DONE
         try:
             while True:
-                await slots.take()
+                if semaphore is not None:
+                    await semaphore.acquire()
                 record.begin()
                 try:
                     await record.process(record.raw)
@@ -187,7 +188,8 @@ class KafkaConcurrentHandler:
                     outcome = outcome_of(record, None)
                 finally:
                     record.is_running = False
-                    slots.give_back()
+                    if semaphore is not None:
+                        semaphore.release()
                 if outcome is not Outcome.AGAIN:
                     break
                 outcome = Outcome.NOT_DONE

@@ -8,11 +8,12 @@ class Slots:
     """A semaphore for those who have a record, and a place to wait for those who might fetch one.
 
     A fetcher looks at a free slot without taking it, since an idle subscriber must not hold one; the record's task
-    takes it. So what is in flight but has not begun counts as well, or thousands would be fetched for one free slot.
+    takes it from `semaphore` (None = no limit). So what is in flight but has not begun counts as well, or thousands
+    would be fetched for one free slot.
     """
 
     def __init__(self, limit: int, most_claims: float) -> None:
-        self._semaphore = asyncio.Semaphore(limit) if limit else None
+        self.semaphore = asyncio.Semaphore(limit) if limit else None
         self._most_claims = limit or most_claims
         self._claims = 0
         self._waiters: list[asyncio.Future[Any]] = []
@@ -31,16 +32,6 @@ class Slots:
         self._claims -= 1
         if self._waiters:
             self.wake_waiters()
-
-    async def take(self) -> None:
-        """Wait for a slot; when cancelled, none is taken."""
-        if self._semaphore is not None:
-            await self._semaphore.acquire()
-
-    def give_back(self) -> None:
-        """Free the slot that was taken."""
-        if self._semaphore is not None:
-            self._semaphore.release()
 
     async def wait_for_change(self, timeout_sec: float) -> None:
         """Return when a slot may have become free, and after `timeout_sec` seconds at the latest."""
