@@ -5,12 +5,14 @@ and the broker calls its `stop`. `tests/test_private_parts.py` fails when one of
 """
 
 import asyncio
+import contextlib
 import functools
 import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.errors import ConsumerStoppedError, KafkaError
 from faststream.kafka.subscriber.usecase import LogicSubscriber
 from faststream.message import StreamMessage
 from faststream.middlewares import AckPolicy
@@ -203,6 +205,14 @@ class SubscriberAttachment:
         if not self.commits:
             return ()
         return [self._admit(record) for record in (raw if isinstance(raw, tuple) else (raw,))]
+
+    async def keep_polling(self, until: asyncio.Future[Any]) -> None:
+        """Poll in place of FastStream's loop while that handles a record, or the consumer would be evicted."""
+        consumer = self.consumer
+        while not until.done():
+            await asyncio.wait({until}, timeout=self._poll_pause_sec)
+            with contextlib.suppress(KafkaError, ConsumerStoppedError):
+                await consumer.getmany(_NO_PARTITION, timeout_ms=0)
 
     def guard(self, message: StreamMessage[Any]) -> None:
         """Keep `ack` and `nack` of a message that was parsed before we were attached off the consumer."""

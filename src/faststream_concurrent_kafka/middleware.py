@@ -68,6 +68,7 @@ class KafkaConcurrentProcessingMiddleware(BaseMiddleware):
             return await call_next(msg)
         attachment = attaching.attachment_of(subscriber, handler)
         commits: Sequence[KafkaCommitTask] = ()
+        is_first = False
         if attachment is None:
             reason = _why_not(subscriber, handler)
             if reason is not None:
@@ -77,6 +78,7 @@ class KafkaConcurrentProcessingMiddleware(BaseMiddleware):
             if attaching.is_loop_of(subscriber, asyncio.current_task()):
                 # FastStream's own loop handles this one, its first; the next ones get tasks.
                 commits = attachment.admit_first(self.msg)
+                is_first = True
         attachment.guard(msg)
         group = msg.headers.get(TOPIC_GROUP_HEADER)
         if group is not None and group != subscriber.group_id:
@@ -84,6 +86,8 @@ class KafkaConcurrentProcessingMiddleware(BaseMiddleware):
             attachment.complete(commits)
             return None
         self._call = call = _InlineCall(call_next, msg)
+        if is_first:
+            handler.start_helper(attachment.keep_polling(call.settled))
         return await call.submit(handler, Record(self.msg, call.process, source=attachment, commits=commits))
 
     @override
@@ -117,7 +121,7 @@ class _InlineCall:
         self._call_next = call_next
         self._msg = msg
         self._turn = loop.create_future()
-        self._settled = loop.create_future()
+        self.settled = loop.create_future()
         self._caller = asyncio.current_task()
         self._record: Record
 
@@ -143,9 +147,9 @@ class _InlineCall:
         self._record.message = self._msg
         self._turn.set_result(None)
         try:
-            error = await self._settled
+            error = await self.settled
         except asyncio.CancelledError:
-            if self._caller is not None:
+            if self._caller is not None and not self.settled.done():
                 self._caller.cancel()
             raise
         if self._record.source is not None:
@@ -156,10 +160,10 @@ class _InlineCall:
 
     def settle(self, error: BaseException | None) -> None:
         """Note the end of FastStream's pass."""
+        if not self.settled.done():
+            self.settled.set_result(error)
         if isinstance(error, asyncio.CancelledError):
             self._record.task.cancel()
-        elif not self._settled.done():
-            self._settled.set_result(error)
 
 
 async def initialize_concurrent_processing(  # noqa: PLR0913 - each is one setting

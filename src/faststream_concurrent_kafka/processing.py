@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar, Self
 
 from faststream.exceptions import StopConsume
@@ -74,6 +74,7 @@ class KafkaConcurrentHandler:
         self.sources: list[RecordSource] = []
         self._discoveries: list[Callable[[], None]] = []
         self._in_flight: set[Record] = set()
+        self._helpers: set[asyncio.Task[None]] = set()
         # Without a limit of its own or a window of uncommitted records, something else has to bound memory.
         unlimited = float("inf") if settings.enable_batch_commit else settings.max_uncommitted_tasks
         self.slots = Slots(settings.concurrency_limit, unlimited)
@@ -221,10 +222,20 @@ class KafkaConcurrentHandler:
         """Do what FastStream's `consume` does with these two, without waiting: the stop waits for this record."""
         if record.source is None:
             return
-        stop = self._loop.create_task(record.source.stop(), name="kafka-stop-consume")
-        stop.add_done_callback(_log_failure)
+        self.start_helper(record.source.stop())
         if isinstance(error, SystemExit):
             record.source.stop_application()
+
+    def start_helper(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something beside the records, in a task that is kept and whose failure is logged."""
+        helper = self._loop.create_task(work, name="kafka-concurrent-helper")
+        self._helpers.add(helper)
+        helper.add_done_callback(self._helper_ended)
+
+    def _helper_ended(self, helper: asyncio.Task[None]) -> None:
+        self._helpers.discard(helper)
+        if not helper.cancelled() and (error := helper.exception()) is not None:
+            logger.error("Failed beside the records", exc_info=error)
 
     async def _sleep(self, record: Record) -> None:
         record.is_sleeping = True
@@ -330,8 +341,3 @@ class KafkaConcurrentHandler:
         if self.settings.enable_batch_commit:
             problems += self.committer.problems()
         return problems + [problem for source in self.sources for problem in source.problems()]
-
-
-def _log_failure(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        logger.error("Stopping a subscriber failed", exc_info=error)

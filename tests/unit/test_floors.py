@@ -24,8 +24,10 @@ FLOORS = {
     "attachment": 7,
     "middleware": 8,
     "healthcheck": 9,
-    "testing": 9,
-    "__init__": 10,
+    "virtual_time": 9,
+    "fake_kafka": 9,
+    "testing": 10,
+    "__init__": 11,
 }
 PURE = {"errors", "settings", "offsets"}
 MODULES = sorted(path.stem for path in SOURCE.glob("*.py"))

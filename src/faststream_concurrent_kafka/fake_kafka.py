@@ -1,0 +1,173 @@
+"""The broker's side of the fake: topics, records, groups and committed offsets, in memory."""
+
+import asyncio
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from aiokafka import ConsumerRecord, TopicPartition, errors
+from aiokafka.structs import OffsetAndMetadata
+
+
+Record = ConsumerRecord[bytes, bytes]
+Offsets = Mapping[TopicPartition, OffsetAndMetadata]
+
+
+class FakeKafka:
+    """Topics, records, consumer groups and committed offsets, in memory. It outlives event loops, as brokers do.
+
+    Attributes:
+        logs: the records of each partition, by offset.
+        groups: consumer groups by id: `committed`, `members` and `rebalance()`.
+        commits: every `(group_id, offsets)` that was accepted, in order.
+        on_commit: called with `(group_id, offsets)` for every commit that arrives, before it is held, failed or
+            accepted; what it raises is the answer.
+
+    """
+
+    def __init__(self, topics: Mapping[str, int]) -> None:
+        """Make a broker that has the given number of partitions of each topic."""
+        self.logs: dict[TopicPartition, list[Record]] = {
+            TopicPartition(topic, partition): [] for topic, count in topics.items() for partition in range(count)
+        }
+        self.groups: defaultdict[str, Group] = defaultdict(lambda: Group(self.logs))
+        self.commits: list[tuple[str, Offsets]] = []
+        self.on_commit: Callable[[str, Offsets], None] | None = None
+        self._failures: Iterator[Exception] = iter(())
+        self._hold: tuple[asyncio.Event, asyncio.Event] | None = None
+        self._waiters: list[asyncio.Future[None]] = []
+
+    def append(  # noqa: PLR0913 - what a record has
+        self,
+        topic: str,
+        partition: int,
+        value: bytes | None,
+        *,
+        key: bytes | None = None,
+        headers: Sequence[tuple[str, bytes]] = (),
+        offset: int | None = None,
+        timestamp: int = 0,
+    ) -> Record:
+        """Append a record and return it; an `offset` above the next one leaves a gap, as compaction does."""
+        log = self.logs[TopicPartition(topic, partition)]
+        end = log[-1].offset + 1 if log else 0
+        offset = end if offset is None else offset
+        if offset < end:
+            raise ValueError(f"offset {offset} of {topic}[{partition}] is taken: the next one is {end}")
+        sizes = (-1 if key is None else len(key), -1 if value is None else len(value))
+        log.append(Record(topic, partition, offset, timestamp, 0, key, value, None, *sizes, tuple(headers)))
+        self.wake()
+        return log[-1]
+
+    def fail_commits(self, error: Exception, times: int | None = 1) -> None:
+        """Answer the next `times` commits with an error (None: all, until a call with 0).
+
+        As in aiokafka, `commit()` itself tries again after a retriable error, under whatever membership it has by then.
+        """
+        self._failures = itertools.repeat(error) if times is None else itertools.repeat(error, times)
+
+    @contextmanager
+    def hold_commits(self) -> Generator[asyncio.Event]:
+        """Answer no commit before the block has ended; the event is set as soon as one is held.
+
+        A held commit carries the generation that it was sent under, so a rebalance meanwhile fences it.
+        """
+        self._hold = held, released = asyncio.Event(), asyncio.Event()
+        try:
+            yield held
+        finally:
+            self._hold = None
+            released.set()
+
+    async def answer_commit(self, group_id: str, member_id: str, generation: int, offsets: Offsets) -> None:
+        """Accept a commit, or raise what it is answered with: the broker's side of `FakeKafkaConsumer.commit`."""
+        await asyncio.sleep(0)  # the network
+        if self.on_commit is not None:
+            self.on_commit(group_id, offsets)
+        if self._hold is not None:
+            held, released = self._hold
+            held.set()
+            await released.wait()
+        if (error := next(self._failures, None)) is not None:
+            raise error
+        group = self.groups[group_id]
+        if member_id not in group.members and (member_id or group.members):
+            raise errors.UnknownMemberIdError  # an outsider may commit only while the group is empty
+        if member_id and generation != group.generation:
+            raise errors.IllegalGenerationError
+        group.committed.update(offsets)
+        self.commits.append((group_id, offsets))
+
+    def wake(self) -> None:
+        """Let every consumer that waits look again."""
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def next_change(self) -> asyncio.Future[None]:
+        """Return a future that is done once there may be something new for a consumer."""
+        waiter = asyncio.Future[None]()
+        self._waiters.append(waiter)
+        return waiter
+
+
+@dataclass(eq=False)
+class Member:
+    """What the broker and a consumer know of each other."""
+
+    request_rejoin: Callable[[], None]
+    topics: frozenset[str] = frozenset()
+    id: str = ""
+    generation: int = -1
+    rejoin_needed: bool = False
+
+
+class Group:
+    """The broker's side of a consumer group."""
+
+    def __init__(self, partitions: Iterable[TopicPartition]) -> None:
+        self.committed: dict[TopicPartition, OffsetAndMetadata] = {}
+        self.members: dict[str, Member] = {}
+        self.generation = 0
+        self._partitions = partitions
+        self._joining: dict[str, asyncio.Future[list[TopicPartition] | None]] = {}
+        self._ids = itertools.count(1)
+
+    async def join(self, member: Member) -> list[TopicPartition] | None:
+        """Return the member's share once all have joined; None if it was dropped from the group meanwhile."""
+        if member.id not in self.members:
+            member.id = f"member-{next(self._ids)}"
+            self.members[member.id] = member
+        joined = self._joining[member.id] = asyncio.Future[list[TopicPartition] | None]()
+        self.rebalance()
+        return await joined
+
+    def drop(self, member_id: str) -> None:
+        """Go on without this member."""
+        joined = self._joining.pop(member_id, None)
+        if joined is not None and not joined.done():
+            joined.set_result(None)
+        if self.members.pop(member_id, None) is not None:
+            self.rebalance()
+
+    def rebalance(self) -> None:
+        """Have every member join again, and share out the partitions once all have."""
+        for member_id, member in self.members.items():
+            if member_id not in self._joining:
+                member.request_rejoin()
+        if not self.members or self._joining.keys() != self.members.keys():
+            return
+        self.generation += 1
+        shares: dict[str, list[TopicPartition]] = {member_id: [] for member_id in self.members}
+        turns = itertools.cycle(self.members.values())
+        subscribed = frozenset[str]().union(*(member.topics for member in self.members.values()))
+        for tp in sorted(tp for tp in self._partitions if tp.topic in subscribed):
+            shares[next(member.id for member in turns if tp.topic in member.topics)].append(tp)
+        joining, self._joining = self._joining, {}
+        for member_id, joined in joining.items():
+            self.members[member_id].rejoin_needed = False
+            if not joined.done():
+                joined.set_result(shares[member_id])
