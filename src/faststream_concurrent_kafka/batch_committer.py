@@ -195,6 +195,9 @@ class KafkaBatchCommitter:
         offsets = self.watch(consumer)
         offsets.held = False
         offsets.succeeded()
+        if self.is_alive:
+            # Records may have been delivered and finished while commits were held.
+            self._request(offsets)
 
     def end_epoch(self, consumer: Consumer) -> None:
         """Forget the ledgers of a consumer: what still runs of its records commits nothing."""
