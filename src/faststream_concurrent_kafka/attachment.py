@@ -261,8 +261,11 @@ class SubscriberAttachment:
     def stop_application(self) -> None:
         """Ask the application to end, as FastStream does when a handler raises SystemExit."""
         app = self.subscriber._outer_config.context.get("app")
-        if app is not None:
-            app.exit()
+        leave = getattr(app, "exit", None)
+        if callable(leave):
+            leave()
+        elif app is not None:
+            logger.warning("%s can't be ended by a handler: only %s is stopped", type(app).__name__, self.name)
 
     # -- reports -------------------------------------------------------------------------------------------------
 

@@ -153,8 +153,6 @@ class KafkaBatchCommitter:
     def complete(self, task: KafkaCommitTask) -> None:
         """Note that a record needs no more work."""
         task.ledger.complete(task.offset)
-        if task.ledger.closed:
-            return
         self._finished += 1
         if self._finished >= self._commit_batch_size:
             self._wake()

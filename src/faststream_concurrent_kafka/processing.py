@@ -224,7 +224,8 @@ class KafkaConcurrentHandler:
             return
         self.start_helper(record.source.stop())
         if isinstance(error, SystemExit):
-            record.source.stop_application()
+            # Not here: what the application makes of it must not become a matter of this record.
+            self._loop.call_soon(record.source.stop_application)
 
     def start_helper(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something beside the records, in a task that is kept and whose failure is logged."""

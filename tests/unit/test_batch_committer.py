@@ -236,6 +236,18 @@ async def test_hold_cancels_the_request_in_flight_and_lets_none_start(committer,
 
 
 @in_virtual_time
+async def test_what_finished_while_commits_were_held_is_made_up_for(committer, consumer):
+    """Records may flow before the partitions count as assigned: their batch may be over when commits are let go."""
+    await committer.hold(consumer)
+    complete(committer, send(committer, consumer, *range(10)))
+    await asyncio.sleep(10)
+    assert not consumer.commits
+    committer.release(consumer)
+    await asyncio.sleep(0.1)
+    assert consumer.commits == [{T0: 10}]
+
+
+@in_virtual_time
 async def test_what_still_runs_when_an_epoch_ends_commits_nothing(committer, consumer):
     """The partition belongs to somebody else then, or its records are delivered again."""
     tasks = send(committer, consumer, *range(10))

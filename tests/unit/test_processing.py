@@ -139,7 +139,7 @@ def test_a_pass_that_raises_is_done(error):
     async def scenario(world):
         await asyncio.wait({world.handle(process).task})
         assert await world.committed() == 1
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.1)
         assert world.source.stops == isinstance(error, StopConsume | SystemExit)
         assert world.source.application_stops == isinstance(error, SystemExit)
 
@@ -262,6 +262,8 @@ def test_a_handler_that_swallows_its_cancellation_is_named_and_given_up(caplog):
             record.task.cancel()
             await asyncio.sleep(0)
         assert not world.handler.slots.are_spoken_for
+        world.handle(process)
+        assert world.handler.slots.are_spoken_for
 
     play(scenario, concurrency_limit=1)
 

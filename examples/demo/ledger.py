@@ -1,0 +1,179 @@
+"""What happened, as written down outside of Kafka, and whether the promises were kept.
+
+python -m examples.demo.ledger DIRECTORY        checks again what `python -m examples.demo --keep` has left there
+"""
+
+import argparse
+import collections
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from examples.demo.orders import Place
+
+
+DELIVERED = "delivered"
+"""The handler was called with the order."""
+CHARGED = "charged"
+"""The payment went through."""
+STOPPING = "stopping"
+"""The process was told to stop; the line says how many orders it was handling at that moment."""
+
+
+class Event(NamedTuple):
+    """One line of a journal."""
+
+    at: float
+    pid: int
+    kind: str
+    what: str
+
+
+class Journal:
+    """An append-only file. Each line goes to the operating system at once, so that it outlives the process."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab", buffering=0)
+
+    def write(self, kind: str, what: str) -> None:
+        """Note that something has happened now."""
+        self._file.write(f"{time.time():.6f} {os.getpid()} {kind} {what}\n".encode())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    @staticmethod
+    def read(path: Path) -> list[Event]:
+        """Return what was written so far."""
+        return list(_parse(path.read_text()))
+
+
+def _parse(text: str) -> Iterator[Event]:
+    for line in text.splitlines():
+        at, pid, kind, what = line.split()
+        yield Event(float(at), int(pid), kind, what)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """All that is known about one run of the service, stops and starts included."""
+
+    placed: Mapping[str, Place]
+    """Which orders were in the topic, and where."""
+    committed: Mapping[int, int]
+    """What the broker says that the group has committed at the end: per partition, the offset to go on from."""
+    confirmed: Sequence[str]
+    """The orders of all confirmations that the service has published, as read from their topic."""
+    events: Sequence[Event]
+    """The journal."""
+
+    def write(self, directory: Path) -> None:
+        """Leave it in a directory (the journal is written by the service itself)."""
+        directory.mkdir(parents=True, exist_ok=True)
+        known = {"placed": self.placed, "committed": self.committed, "confirmed": self.confirmed}
+        (directory / "kafka.json").write_text(json.dumps(known))
+
+    @classmethod
+    def read(cls, directory: Path) -> "Evidence":
+        """Take it up again."""
+        known = json.loads((directory / "kafka.json").read_text())
+        return cls(
+            placed={order: Place(*place) for order, place in known["placed"].items()},
+            committed={int(partition): offset for partition, offset in known["committed"].items()},
+            confirmed=known["confirmed"],
+            events=Journal.read(directory / "journal"),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What came of the orders of one run. All but the first two have to be 0."""
+
+    charged: int
+    """Orders that were charged."""
+    seconds: float
+    """From the first delivery to the last charge."""
+    lost: int
+    """Below the committed offset, so never delivered again, and not charged."""
+    redelivered: int
+    """Delivered more than once, or charged and not committed, so that the next start gets them again."""
+    charged_twice: int
+    unconfirmed: int
+    """Charged, but no confirmation was published."""
+    confirmed_twice: int
+    invented: int
+    """Charged or confirmed, and never ordered."""
+
+    @property
+    def missing(self) -> int:
+        """Orders that will never be handled, or whose confirmation never comes."""
+        return self.lost + self.unconfirmed
+
+    @property
+    def repeated(self) -> int:
+        """Orders that were handled or confirmed more than once, or will be."""
+        return max(self.redelivered, self.charged_twice, self.confirmed_twice)
+
+    @property
+    def broken(self) -> dict[str, int]:
+        """The promises that were broken, and for how many orders."""
+        found = dataclasses.asdict(self)
+        return {name: found[name] for name in list(found)[2:] if found[name]}
+
+
+def check(evidence: Evidence) -> Verdict:
+    """Hold what happened against what was promised."""
+    deliveries = collections.Counter(event.what for event in evidence.events if event.kind == DELIVERED)
+    charges = collections.Counter(event.what for event in evidence.events if event.kind == CHARGED)
+    confirmations = collections.Counter(evidence.confirmed)
+    done = {
+        order for order, place in evidence.placed.items() if place.offset < evidence.committed.get(place.partition, 0)
+    }
+    times = [event.at for event in evidence.events if event.kind in {DELIVERED, CHARGED}]
+    return Verdict(
+        charged=len(charges),
+        seconds=max(times, default=0.0) - min(times, default=0.0),
+        lost=len(done - charges.keys()),
+        redelivered=len(_more_than_once(deliveries) | (charges.keys() - done)),
+        charged_twice=len(_more_than_once(charges)),
+        unconfirmed=len(charges.keys() - confirmations.keys()),
+        confirmed_twice=len(_more_than_once(confirmations)),
+        invented=len((charges.keys() | confirmations.keys()) - evidence.placed.keys()),
+    )
+
+
+def _more_than_once(counts: Mapping[str, int]) -> set[str]:
+    return {what for what, count in counts.items() if count > 1}
+
+
+def exit_status(verdicts: Mapping[str, Verdict]) -> int:
+    """Say which promises were broken, and return 1 if any, else 0."""
+    broken = [(run, *item) for run, verdict in verdicts.items() for item in verdict.broken.items()]
+    for run, promise, count in broken:
+        print(f"BROKEN in {run}: {promise.replace('_', ' ')}: {count}")
+    if not broken:
+        print("Every promise was kept.")
+    return 1 if broken else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check the kept evidence of each run in a directory."""
+    parser = argparse.ArgumentParser(description="Check again what a demo has left behind.")
+    parser.add_argument("directory", type=Path)
+    directory = parser.parse_args(arguments).directory
+    runs = sorted(path.parent for path in directory.glob("*/kafka.json"))
+    if not runs:
+        parser.error(f"no run was kept in {directory}")
+    verdicts = {path.name: check(Evidence.read(path)) for path in runs}
+    for name, verdict in verdicts.items():
+        print(f"{name}: {verdict}")
+    return exit_status(verdicts)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

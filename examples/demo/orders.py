@@ -1,0 +1,89 @@
+"""A shop's orders: made up, but shaped like real ones."""
+
+import asyncio
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from aiokafka import AIOKafkaProducer
+from pydantic import BaseModel
+
+
+_FIRST_NAMES = ("Ada", "Bela", "Chidi", "Dana", "Emre", "Fatou", "Goran", "Hana", "Ivo", "Jun", "Kaya", "Lena")
+_LAST_NAMES = ("Amari", "Berg", "Costa", "Diallo", "Eriksen", "Fischer", "Garcia", "Haddad", "Ito", "Jansen", "Kovac")
+_ARTICLES = (
+    ("coffee beans, 1 kg", 1890),
+    ("espresso cups, set of 4", 3200),
+    ("filter papers, 100", 390),
+    ("hand grinder", 8900),
+    ("milk jug", 2450),
+    ("scale", 5900),
+    ("tea, 250 g", 1290),
+)
+_PARTS_WITH_A_KEY = 0.7
+# So many records are on their way to the broker at once while a topic is loaded.
+_CHUNK = 500
+
+
+class Item(BaseModel):
+    """One line of an order."""
+
+    article: str
+    pieces: int
+    cents_each: int
+
+
+class Order(BaseModel):
+    """What a customer has ordered."""
+
+    order_id: str
+    customer: str
+    items: list[Item]
+
+    @property
+    def cents(self) -> int:
+        """What the whole order costs."""
+        return sum(item.pieces * item.cents_each for item in self.items)
+
+
+class Confirmation(BaseModel):
+    """What the customer gets once the order is paid."""
+
+    order_id: str
+    customer: str
+    charged_cents: int
+
+
+class Place(NamedTuple):
+    """Where in its topic a record is."""
+
+    partition: int
+    offset: int
+
+
+def make_orders(seed: int = 7) -> Iterator[tuple[Order, bytes | None]]:
+    """Yield orders without end, most of them with the customer as their key. The same ones for the same seed."""
+    random_ = random.Random(seed)
+    for number in itertools.count(1):
+        customer = f"{random_.choice(_FIRST_NAMES)} {random_.choice(_LAST_NAMES)}"
+        articles = random_.sample(_ARTICLES, random_.choice((1, 1, 1, 2, 2, 3)))
+        items = [Item(article=name, pieces=random_.randint(1, 3), cents_each=cents) for name, cents in articles]
+        order = Order(order_id=f"order-{number:06}", customer=customer, items=items)
+        yield order, customer.encode() if random_.random() < _PARTS_WITH_A_KEY else None
+
+
+async def load(servers: Sequence[str], topic: str, count: int) -> dict[str, Place]:
+    """Publish so many orders to the topic, and return where each has gone, as the broker has acknowledged it."""
+    placed: dict[str, Place] = {}
+    orders = itertools.islice(make_orders(), count)
+    producer = AIOKafkaProducer(bootstrap_servers=list(servers), linger_ms=5)
+    await producer.start()
+    try:
+        while chunk := list(itertools.islice(orders, _CHUNK)):
+            sent = [await producer.send(topic, order.model_dump_json().encode(), key=key) for order, key in chunk]
+            for (order, _), record in zip(chunk, await asyncio.gather(*sent), strict=True):
+                placed[order.order_id] = Place(record.partition, record.offset)
+    finally:
+        await producer.stop()
+    return placed
