@@ -63,6 +63,9 @@ class SubscriberAttachment:
         self.subscriber = subscriber
         self.handler = handler
         self.commits = handler.settings.enable_batch_commit and subscriber.group_id is not None
+        self._slots = handler.slots
+        self._committer = handler.committer
+        self._window = handler.settings.max_uncommitted_tasks
         self.consumer: Any = None
         self._paused: set[tuple[str, int]] = set()
         self._stopping: asyncio.Task[None] | None = None
@@ -117,7 +120,7 @@ class SubscriberAttachment:
         self._poll_pause_sec = min(_LONGEST_POLL_PAUSE_SEC, getattr(consumer, "_max_poll_interval_ms", 300_000) / 3000)
         if self.commits:
             self.subscriber.parser._setup(MessageConsumer(consumer))
-            offsets = self.handler.committer.watch(consumer)
+            offsets = self._committer.watch(consumer)
             offsets.rejoins = not self.subscriber.partitions
             offsets.on_ack = self._resume
 
@@ -131,7 +134,7 @@ class SubscriberAttachment:
         if self._turns % _RECORDS_PER_TURN == 0:
             await asyncio.sleep(0)
         while self._stopping is None and self._must_wait():
-            await self.handler.slots.wait_for_change(self._poll_pause_sec)
+            await self._slots.wait_for_change(self._poll_pause_sec)
             if self._must_wait():
                 await consumer.getmany(_NO_PARTITION, timeout_ms=0)
         if self._stopping is not None:
@@ -140,7 +143,7 @@ class SubscriberAttachment:
 
     def _must_wait(self) -> bool:
         # What a dead committer can't commit would all be handled again after the restart: take nothing more.
-        return self.handler.slots.are_spoken_for or (self.commits and not self.handler.committer.is_alive)
+        return self._slots.claims >= self._slots.most_claims or (self.commits and not self._committer.is_alive)
 
     async def consume_one(self, raw: Any) -> None:
         """Admit a record (or batch) and fire off its task. Nothing is awaited between the fetch and the admission."""
@@ -179,14 +182,14 @@ class SubscriberAttachment:
     def _admit(self, raw: ConsumerRecord[Any, Any]) -> KafkaCommitTask:
         key = (raw.topic, raw.partition)
         task = KafkaCommitTask(self.consumer, key, raw.offset)
-        self.handler.committer.send_task(task)
-        if task.ledger.window >= self.handler.settings.max_uncommitted_tasks:
+        self._committer.send_task(task)
+        if task.ledger.window >= self._window:
             self._paused.add(key)
             self.consumer.pause(TopicPartition(*key))
         return task
 
     def _resume(self, key: tuple[str, int], ledger: PartitionLedger[KafkaCommitTask]) -> None:
-        if key in self._paused and ledger.window <= self.handler.settings.max_uncommitted_tasks // 2:
+        if key in self._paused and ledger.window <= self._window // 2:
             self._paused.discard(key)
             topic_partition = TopicPartition(*key)
             if self.consumer is not None and topic_partition in self.consumer.assignment():
@@ -195,7 +198,7 @@ class SubscriberAttachment:
     def complete(self, commits: Iterable[KafkaCommitTask]) -> None:
         """Note that admitted records need no more work."""
         for commit in commits:
-            self.handler.committer.complete(commit)
+            self._committer.complete(commit)
 
     # -- a record that FastStream's own loop took before we were attached ------------------------------------------
 
@@ -239,20 +242,20 @@ class SubscriberAttachment:
         handler, consumer = self.handler, self.subscriber.consumer
         timeout_sec = handler.settings.shutdown_timeout_sec
         deadline = handler.now() + timeout_sec
-        handler.slots.wake_waiters()
+        self._slots.wake_waiters()
         if not await handler.drain(self._owns, timeout_sec=timeout_sec):
             for record in await handler.cancel(self._owns):
                 logger.error("Cancelled after %g s of shutdown, will be delivered again: %r", timeout_sec, record)
         if self.commits and consumer is not None:
-            await handler.committer.hold(consumer)
-            if not await handler.committer.flush(consumer, timeout_sec=max(deadline - handler.now(), _LEAST_STOP_SEC)):
+            await self._committer.hold(consumer)
+            if not await self._committer.flush(consumer, timeout_sec=max(deadline - handler.now(), _LEAST_STOP_SEC)):
                 logger.error("The last commit of %s failed: its records will be delivered again", self.name)
         # Never cancelled: a consumer that is interrupted while it leaves stays in the group as a ghost.
         closing = asyncio.get_running_loop().create_task(self._original_stop(), name=f"kafka-close {self.name}")
         await asyncio.wait({closing}, timeout=max(deadline - handler.now(), _LEAST_STOP_SEC))
         if consumer is not None:
             # Only now: a rebalance that was under way while the consumer left has asked for it again.
-            handler.committer.forget(consumer)
+            self._committer.forget(consumer)
         if not closing.done():
             logger.error("%s is still leaving its group: the broker does not answer", self.name)
         elif not closing.cancelled() and (error := closing.exception()) is not None:

@@ -73,6 +73,8 @@ class KafkaBatchCommitter:
         self._wakeup = asyncio.Event()
         self._fatal: BaseException | None = None
         self._main: asyncio.Task[None] | None = None
+        self.is_alive = False
+        """Whether the main task runs."""
         self._loop: asyncio.AbstractEventLoop
 
     # -- life ----------------------------------------------------------------------------------------------------
@@ -82,25 +84,26 @@ class KafkaBatchCommitter:
         if self._main is None:
             self._loop = asyncio.get_running_loop()
             self._main = self._loop.create_task(self._run(), name="kafka-batch-committer")
+            self.is_alive = True
+            self._main.add_done_callback(self._ended)
+
+    def _ended(self, _main: asyncio.Task[None]) -> None:
+        self.is_alive = False
 
     async def close(self) -> None:
         """Commit what is finished (bounded by the request's time limit) and end the main task. Never raises."""
         if self._main is None:
             return
-        if not self._main.done():
+        if self.is_alive:
             await self.commit_all()
         self._main.cancel()
         await asyncio.wait({self._main})
+        self.is_alive = False
         if self._timer is not None:
             self._timer.cancel()
         for consumer in list(self._consumers):
             self.forget(consumer)
         self._main = None
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether the main task runs."""
-        return self._main is not None and not self._main.done()
 
     @property
     def is_healthy(self) -> bool:
@@ -111,7 +114,7 @@ class KafkaBatchCommitter:
         """Say why the committer is not healthy; empty when it is."""
         if self._main is None:
             return ["the committer is not running"]
-        if self._main.done():
+        if not self.is_alive:
             return [f"the committer has died: {self._fatal!r}"]
         now = self._loop.time()
         return [
@@ -133,11 +136,11 @@ class KafkaBatchCommitter:
             CommitterIsDeadError: the main task has died or was never spawned.
 
         """
-        if self._main is None or self._main.done():
+        if not self.is_alive:
             raise CommitterIsDeadError("the committer's main task is not running") from self._fatal
-        offsets = self.watch(task.consumer)
+        offsets = self._consumers.get(task.consumer) or self.watch(task.consumer)
         ledger = offsets.ledgers.get(task.topic_partition)
-        if ledger is None or not ledger.continues_with(task.offset):
+        if ledger is None or task.offset < ledger.admitted:
             # A new assignment, or the position went back (a seek, a reset, a truncated topic): what was finished in
             # the old epoch says nothing about these records.
             if ledger is not None:

@@ -49,15 +49,27 @@ class KafkaConcurrentProcessingMiddleware(BaseMiddleware):
     ) -> Any:
         """Go on in the record's own task; from anywhere else, submit the handling to the handler and await it."""
         record = current_record.get()
-        if record is not None and not record.task.done():
-            # Its own task, or something that its handler has called: that is part of it.
+        if record is not None:
             if record.raw is self.msg:
+                # Its own task.
                 record.message = msg
-            return await call_next(msg)
+                return await call_next(msg)
+            if not record.task.done():
+                # Something that its handler has called: that is part of it.
+                return await call_next(msg)
         subscriber = self.context.get_local("handler_")
         if subscriber is None or not attaching.is_real(subscriber):
             # get_one(), `async for`, request(), TestKafkaBroker.
             return await call_next(msg)
+        return await self._handle(call_next, msg, subscriber)
+
+    async def _handle(
+        self,
+        call_next: Callable[[StreamMessage[Any]], Awaitable[Any]],
+        msg: StreamMessage[Any],
+        subscriber: Any,
+    ) -> Any:
+        """Handle a record that has no task of its own."""
         handler = KafkaConcurrentHandler.running()
         if handler is None:
             _warn_once(

@@ -38,10 +38,6 @@ class PartitionLedger(Generic[T]):
         self._unacked: deque[int] = deque()
         self._unfinished: OrderedDict[int, T] = OrderedDict()
 
-    def continues_with(self, offset: int) -> bool:
-        """Whether `offset` may come next; if not, the position went back and a new epoch begins."""
-        return offset >= self.admitted
-
     def admit(self, offset: int, entry: T) -> None:
         """Note a delivered record that pins the frontier until it is completed.
 

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Awaitable, Callable
+from types import FrameType
 from typing import Any
 
 
@@ -25,7 +26,8 @@ class SignalGuard:
 
     def __init__(self, stop: Callable[[], Awaitable[None]]) -> None:
         self._stop = stop
-        self._previous: dict[int, Any] = {}
+        self._courses: dict[int, Any] = {}
+        self._is_installed = False
         self._stopping: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop
 
@@ -34,30 +36,30 @@ class SignalGuard:
         if threading.current_thread() is not threading.main_thread():
             return
         self._loop = loop
+        self._is_installed = True
         for number in _SIGNALS:
-            previous = signal.getsignal(number)
-            if _is_default(previous):
+            course = signal.getsignal(number)
+            if _is_default(course):
                 # Not `loop.add_signal_handler`: that replaces the handlers that FastStream installs in the loop.
-                self._previous[number] = previous
+                self._courses[number] = course
                 signal.signal(number, self._on_signal)
 
     def uninstall(self) -> None:
         """Put back what was there, unless somebody has replaced our handler since."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        while self._previous:
-            self._restore(next(iter(self._previous)))
+        self._is_installed = False
+        if threading.current_thread() is threading.main_thread():
+            for number, course in self._courses.items():
+                if signal.getsignal(number) == self._on_signal:
+                    signal.signal(number, course)
 
-    def _restore(self, number: int) -> None:
-        previous = self._previous.pop(number, None)
-        if previous is not None and signal.getsignal(number) == self._on_signal:
-            signal.signal(number, previous)
-
-    def _on_signal(self, number: int, _frame: object) -> None:
-        if self._stopping is not None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if not self._is_installed or self._loop.is_closed():
+            # Somebody who came after us still calls us: hand on to whom we came after.
+            course = self._courses[number]
+            if callable(course):
+                course(number, frame)
+        elif self._stopping is not None:
             # The second signal: whoever sends it does not want to wait any longer.
-            self._take_its_course(number)
-        elif self._loop.is_closed():
             self._take_its_course(number)
         else:
             # In a context of its own: a signal handler runs in that of whatever it interrupts, and the stop would take
@@ -76,7 +78,8 @@ class SignalGuard:
             self._take_its_course(number)
 
     def _take_its_course(self, number: int) -> None:
-        self._restore(number)
+        # Whoever is in place by now: somebody who calls us would otherwise be called again, and so on for ever.
+        signal.signal(number, self._courses[number])
         os.kill(os.getpid(), number)
 
 

@@ -14,22 +14,22 @@ class Slots:
 
     def __init__(self, limit: int, most_claims: float) -> None:
         self.semaphore = asyncio.Semaphore(limit) if limit else None
-        self._most_claims = limit or most_claims
-        self._claims = 0
+        self.most_claims = limit or most_claims
+        self.claims = 0
         self._waiters: list[asyncio.Future[Any]] = []
 
     @property
     def are_spoken_for(self) -> bool:
         """Whether every slot is taken or claimed, so that nothing more should be fetched."""
-        return self._claims >= self._most_claims
+        return self.claims >= self.most_claims
 
     def claim(self) -> None:
         """Count somebody who holds a slot or is about to take one."""
-        self._claims += 1
+        self.claims += 1
 
     def give_up_claim(self) -> None:
         """Count one less, and let those who wait look again."""
-        self._claims -= 1
+        self.claims -= 1
         if self._waiters:
             self.wake_waiters()
 

@@ -250,6 +250,9 @@ def test_a_handler_that_swallows_its_cancellation_is_named_and_given_up(caplog):
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.sleep(100)
 
+    async def quick(_raw):
+        await asyncio.sleep(0)
+
     async def scenario(world):
         record = world.handle(process)
         await asyncio.sleep(1)
@@ -262,7 +265,7 @@ def test_a_handler_that_swallows_its_cancellation_is_named_and_given_up(caplog):
             record.task.cancel()
             await asyncio.sleep(0)
         assert not world.handler.slots.are_spoken_for
-        world.handle(process)
+        world.handle(quick)
         assert world.handler.slots.are_spoken_for
 
     play(scenario, concurrency_limit=1)

@@ -1,0 +1,1 @@
+"""Measures this library beside FastStream alone: `python -m benchmarks`."""

@@ -1,0 +1,214 @@
+"""What is measured, and what it should come to: nothing here runs anything."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+
+from benchmarks.runner import Results
+from benchmarks.trial import MAX_WORKERS, System, Trial
+
+
+# Issue 3 says "flat" without a figure.
+FLAT_COST = 1.25
+FLAT_MEMORY = 1.05
+IN_FLIGHT = (10, 100, 1000, 5000)
+PARTITIONS = (1, 8, 64, 256)
+NAMES: dict[System, str] = {
+    "sequential": "FastStream, sequential",
+    "max_workers": f"FastStream, max_workers={MAX_WORKERS}",
+    "concurrent": "this library",
+}
+UNTOUCHED, TUNED = "as it is", "tuned"
+_BOTH = ((False, UNTOUCHED), (True, TUNED))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Row:
+    """A trial, what the table says of it, and the trial that it is compared to."""
+
+    cells: tuple[str, ...]
+    trial: Trial
+    against: Trial | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A figure to reach, judged by `values`: one for each round, `by_cpu` the same by CPU time."""
+
+    what: str
+    wanted: float
+    values: Callable[[Results], Sequence[float]]
+    by_cpu: Callable[[Results], Sequence[float]] | None = None
+    at_most: bool = False
+
+    @classmethod
+    def ratio(cls, what: str, wanted: float, trial: Trial, to: Trial) -> "Target":
+        """At least `wanted` times the records per second of another trial."""
+        return cls(
+            what=what,
+            wanted=wanted,
+            values=lambda results: results.wall_ratio(trial, to),
+            by_cpu=lambda results: results.cpu_ratio(trial, to),
+        )
+
+    @classmethod
+    def flat(cls, what: str, trial: Trial, to: Trial) -> "Target":
+        """At most `FLAT_COST` times the CPU time per record of another trial."""
+        return cls(what=what, wanted=FLAT_COST, values=lambda results: results.cpu_ratio(to, trial), at_most=True)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """Measurements that are made in turns, because they are compared with one another."""
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    targets: tuple[Target, ...]
+    extra: tuple[Trial, ...] = ()
+    """Trials for a target alone."""
+    most_rounds: int | None = None
+    """For what takes minutes and is steady."""
+
+    @property
+    def trials(self) -> list[Trial]:
+        """What has to be measured."""
+        return [*(row.trial for row in self.rows), *self.extra]
+
+
+def scenarios(*, quick: bool) -> list[Scenario]:
+    """Return all scenarios; `quick` ones are good for seeing that everything works, not for figures."""
+    records = 5_000 if quick else 20_000
+    stuck = _stuck(10_000 if quick else 100_000)
+    some = [_throughput(records), _logged(records), stuck, _in_flight(records), _partitions(records)]
+    return some if quick else [*some, _memory(1_000_000)]
+
+
+def _trial(system: System, records: int, *, sleep_ms: int = 0, limit: int = 100, gc_tuned: bool = False) -> Trial:
+    if sleep_ms and system != "concurrent":
+        # Two seconds of what the sleep allows at best; all records would take minutes.
+        at_once = MAX_WORKERS if system == "max_workers" else 1
+        records = min(records, 2_000 // sleep_ms * at_once)
+    return Trial(system=system, records=records, sleep_ms=sleep_ms, concurrency_limit=limit, gc_tuned=gc_tuned)
+
+
+def _throughput(records: int) -> Scenario:
+    rows: list[Row] = []
+    for work, sleep_ms, limit in (("no-op", 0, 100), ("10 ms, 1,000 at once", 10, 1000), ("100 ms, 5,000", 100, 5000)):
+        sequential = _trial("sequential", records, sleep_ms=sleep_ms)
+        rows.append(Row((work, NAMES["sequential"], UNTOUCHED), sequential))
+        systems: tuple[System, ...] = ("sequential", "max_workers", "concurrent")
+        for system, (gc_tuned, gc) in itertools.product(systems, _BOTH):
+            if system == "sequential" and (sleep_ms or not gc_tuned):
+                continue  # a sleep is a sleep; and the untouched one comes first
+            trial = _trial(system, records, sleep_ms=sleep_ms, limit=limit, gc_tuned=gc_tuned)
+            rows.append(Row((work, NAMES[system], gc), trial, sequential))
+    noop, noop_tuned = (_trial("concurrent", records, gc_tuned=tuned) for tuned in (False, True))
+    ten, ten_tuned = (_trial("concurrent", records, sleep_ms=10, limit=1000, gc_tuned=tuned) for tuned in (False, True))
+    return Scenario(
+        name="throughput",
+        title="Throughput, FastStream's logger off",
+        columns=("handler", "system", "collector"),
+        rows=tuple(rows),
+        targets=(
+            Target.ratio("no-op, to FastStream sequential", 0.8, noop, _trial("sequential", records)),
+            Target.ratio(f"no-op, to max_workers={MAX_WORKERS}", 2.0, noop, _trial("max_workers", records)),
+            Target.ratio("10 ms x 1,000, to our own no-op, collector tuned", 0.75, ten_tuned, noop_tuned),
+            Target.ratio("10 ms x 1,000, to our own no-op, collector as it is", 0.5, ten, noop),
+        ),
+    )
+
+
+def _logged(records: int) -> Scenario:
+    systems: tuple[System, ...] = ("sequential", "max_workers", "concurrent")
+    trials = {system: Trial(system=system, records=records, logged=True) for system in systems}
+    sequential = trials["sequential"]
+    return Scenario(
+        name="logged",
+        title="Throughput with FastStream's default logger, to /dev/null; no-op handlers",
+        columns=("system",),
+        rows=tuple(
+            Row((NAMES[name],), trial, None if trial is sequential else sequential) for name, trial in trials.items()
+        ),
+        targets=(Target.ratio("no-op logged, to FastStream sequential", 0.92, trials["concurrent"], sequential),),
+    )
+
+
+def _stuck(records: int) -> Scenario:
+    free, stuck = (
+        Trial(records=records, partitions=1, stuck=stuck, max_uncommitted_tasks=2 * records) for stuck in (False, True)
+    )
+    ledger = Trial(system="ledger", records=records)
+    return Scenario(
+        name="stuck",
+        title=f"One stuck record and {records:,} done behind it, in one partition; no-op handlers",
+        columns=("what",),
+        rows=(Row(("none stuck",), free), Row(("one stuck",), stuck, free)),
+        extra=(ledger,),
+        targets=(
+            Target.ratio("one stuck record, to none", 0.95, stuck, free),
+            Target(
+                what="bytes kept per done offset behind it",
+                wanted=100,
+                values=lambda results: [each.bytes_per_offset for each in results[ledger]],
+                at_most=True,
+            ),
+        ),
+    )
+
+
+def _in_flight(records: int) -> Scenario:
+    rows: list[Row] = []
+    targets: list[Target] = []
+    for gc_tuned, gc in _BOTH:
+        trials = [
+            Trial(records=records, together=True, concurrency_limit=limit, gc_tuned=gc_tuned) for limit in IN_FLIGHT
+        ]
+        few, many = trials[0], trials[-1]
+        rows += [Row((f"{trial.concurrency_limit:,}", gc), trial, None if trial is few else few) for trial in trials]
+        what = f"CPU per record, {IN_FLIGHT[-1]:,} in flight to {IN_FLIGHT[0]}, collector {gc}"
+        targets.append(Target.flat(what, many, few))
+    return Scenario(
+        name="in-flight",
+        title="Cost per record by how many are in flight; handlers wait until all of them are",
+        columns=("in flight", "collector"),
+        rows=tuple(rows),
+        targets=tuple(targets),
+    )
+
+
+def _partitions(records: int) -> Scenario:
+    rows: list[Row] = []
+    for partitions in PARTITIONS:
+        sequential = Trial(system="sequential", records=records, partitions=partitions)
+        ours = Trial(records=records, partitions=partitions)
+        cells = f"{partitions}"
+        rows += [Row((cells, NAMES["sequential"]), sequential), Row((cells, NAMES["concurrent"]), ours, sequential)]
+    one, most = (Trial(records=records, partitions=partitions) for partitions in (PARTITIONS[0], PARTITIONS[-1]))
+    return Scenario(
+        name="partitions",
+        title="Cost per record by the number of partitions; no-op handlers",
+        columns=("partitions", "system"),
+        rows=tuple(rows),
+        targets=(Target.flat(f"CPU per record, {PARTITIONS[-1]} partitions to {PARTITIONS[0]}", most, one),),
+    )
+
+
+def _memory(records: int) -> Scenario:
+    trial = Trial(records=records, rss_every=records // 10)
+    return Scenario(
+        name="memory",
+        title=f"Memory over {records:,} records; no-op handlers",
+        columns=("system",),
+        most_rounds=2,
+        rows=(Row((NAMES["concurrent"],), trial),),
+        targets=(
+            Target(
+                what=f"memory after {records:,} records to that after {records // 10:,}",
+                wanted=FLAT_MEMORY,
+                values=lambda results: [each.rss_mb[-1] / each.rss_mb[0] for each in results[trial]],
+                at_most=True,
+            ),
+        ),
+    )

@@ -1,0 +1,72 @@
+"""What one measurement is, and what comes out of it: the words between the parent and its measuring processes."""
+
+import dataclasses
+import json
+from typing import Literal, Self
+
+
+System = Literal["sequential", "max_workers", "concurrent", "ledger"]
+"""FastStream one at a time, FastStream's `max_workers`, this library, or this library's offsets without a Kafka."""
+
+MAX_WORKERS = 100
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One measurement, made in a fresh process."""
+
+    system: System = "concurrent"
+    records: int = 20_000
+    """The clock stops when so many have been handled."""
+    partitions: int = 8
+    sleep_ms: int = 0
+    """How long a handler sleeps; 0 = it does nothing."""
+    together: bool = False
+    """Whether handlers end only when `concurrency_limit` of them are in flight: then all at once."""
+    stuck: bool = False
+    """Whether the very first record's handler ends only after all others; it is not counted in `records`."""
+    concurrency_limit: int = 100
+    max_uncommitted_tasks: int = 10_000
+    logged: bool = False
+    """Whether FastStream's default logger writes its two lines a record, to nowhere."""
+    gc_tuned: bool = False
+    rss_every: int = 0
+    """Note the process's memory after every so many records; 0 = only at the end."""
+
+    @property
+    def topic_size(self) -> int:
+        """How many records the topic must hold."""
+        return self.records + self.stuck
+
+    def to_json(self, bootstrap: list[str], topic: str) -> str:
+        """Write down what the measuring process needs."""
+        return json.dumps({"bootstrap": bootstrap, "topic": topic, "trial": dataclasses.asdict(self)})
+
+    @classmethod
+    def from_json(cls, text: str) -> tuple[Self, list[str], str]:
+        """Read it back: trial, bootstrap servers, topic."""
+        read = json.loads(text)
+        return cls(**read["trial"]), [str(each) for each in read["bootstrap"]], str(read["topic"])
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What one trial gave. Wall and CPU seconds count from the first handled record to the last."""
+
+    records: int
+    wall_sec: float
+    cpu_sec: float
+    rss_mb: list[float]
+    """Memory of the process; the last value is the one after the last record."""
+    bytes_per_offset: float = 0.0
+    """What the library keeps of a finished record behind a stuck one; only for the system `ledger`."""
+
+    @property
+    def rate(self) -> float:
+        """Records per second of wall time."""
+        return self.records / self.wall_sec
+
+    @property
+    def cpu_us(self) -> float:
+        """Microseconds of CPU per record, all threads."""
+        return self.cpu_sec / self.records * 1e6
