@@ -75,7 +75,7 @@ class SubscriberAttachment:
         self.process = subscriber.process_message
         self._original_get_msg = subscriber.get_msg
         self._original_stop = subscriber.stop
-        self._listener = ConcurrentRebalanceListener(handler, self._current_consumer, self._owns)
+        self._users_listener = subscriber._listener
 
     # -- attaching -----------------------------------------------------------------------------------------------
 
@@ -85,12 +85,11 @@ class SubscriberAttachment:
         for name in ("get_msg", "consume_one", "stop"):
             setattr(subscriber, name, getattr(self, name))
         if self.commits and not subscriber.partitions:
-            self._listener.users = subscriber._listener
-            subscriber._listener = self._listener
+            subscriber._listener = self._listener(around=self._users_listener)
             if (consumer := subscriber.consumer) is not None:
                 # Its subscription was made before we came: what it calls, we call.
-                self._listener.users = consumer._subscription._listener
-                consumer._subscription._listener = self._listener
+                subscription = consumer._subscription
+                subscription._listener = self._listener(around=subscription._listener)
         self.handler.sources.append(self)
 
     def detach(self) -> None:
@@ -103,11 +102,10 @@ class SubscriberAttachment:
                     setattr(subscriber, name, original)
         if subscriber.__dict__.get("consume_one") == self.consume_one:
             del subscriber.consume_one
-        if subscriber._listener is self._listener:
-            subscriber._listener = self._listener.users
+        subscriber._listener = self._users_listener
 
-    def _current_consumer(self) -> AIOKafkaConsumer | None:
-        return self.subscriber.consumer
+    def _listener(self, *, around: Any) -> ConcurrentRebalanceListener:
+        return ConcurrentRebalanceListener(self.handler, lambda: self.subscriber.consumer, self._owns, users=around)
 
     def _owns(self, record: Record) -> bool:
         return record.source is self

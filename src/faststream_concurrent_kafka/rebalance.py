@@ -34,7 +34,7 @@ class ConcurrentRebalanceListener(ConsumerRebalanceListener):
         self._handler = handler
         self._get_consumer = get_consumer
         self._belongs = belongs
-        self.users = users
+        self._users = users
 
     @override
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
@@ -75,7 +75,7 @@ class ConcurrentRebalanceListener(ConsumerRebalanceListener):
         await self._call_users("on_partitions_assigned", assigned)
 
     async def _call_users(self, callback: str, partitions: Collection[TopicPartition]) -> None:
-        if self.users is not None:
-            result = getattr(self.users, callback)(partitions)
+        if self._users is not None:
+            result = getattr(self._users, callback)(partitions)
             if inspect.isawaitable(result):
                 await result
