@@ -1,0 +1,131 @@
+"""Health: when it is green, and what the report says."""
+
+import asyncio
+import dataclasses
+
+import pytest
+from faststream.kafka.annotations import KafkaMessage
+
+from faststream_concurrent_kafka import (
+    HealthReport,
+    get_kafka_handler_report,
+    initialize_concurrent_processing,
+    is_kafka_handler_healthy,
+)
+from tests.brokers import wait_until
+from tests.integration.helpers import Gated, Seen, both_loops, consuming, manual, serving
+
+
+@pytest.mark.asyncio(**both_loops)
+async def test_healthy_from_initialising_to_stopping(cluster, new_broker, new_topic):
+    """False before, True while records are handled and while there are none, False afterwards."""
+    topic, broker = await new_topic(), new_broker()
+    seen = Gated().subscribe(broker, topic)
+    assert not is_kafka_handler_healthy(broker.context)
+    async with serving(broker) as app:
+        assert is_kafka_handler_healthy(app.context)
+        await cluster.send(topic, range(5))
+        await seen.until_running(5)
+        assert is_kafka_handler_healthy(app.context)
+        seen.gate.set()
+        await seen.until(5)
+        assert get_kafka_handler_report(app.context).problems == ()
+    assert not is_kafka_handler_healthy(app.context)
+    (problem,) = get_kafka_handler_report(app.context).problems
+    assert "not initialised" in problem
+
+
+async def test_the_report_names_what_pins_a_partition(cluster, new_broker, new_topic):
+    """In flight, waiting, and for each partition its marks and its oldest unfinished record with its age."""
+    topic, broker, seen, gate = await new_topic(2), new_broker(), Seen(), asyncio.Event()
+
+    @consuming(broker, topic)
+    async def handle(number: int):
+        with seen.handling(number):
+            if number == 3:
+                await gate.wait()
+
+    await cluster.send(topic, range(10), partition=0)
+    await cluster.send(topic, range(10, 14), partition=1)
+    async with serving(broker, commit_batch_timeout_sec=0.05) as app:
+        await cluster.until_committed(topic, {0: 3, 1: 4})
+        await seen.until(13)
+
+        def settled():
+            report = get_kafka_handler_report(app.context)
+            return report if {each.acked for each in report.partitions} == {3, 4} else None
+
+        report = await wait_until(settled, 5, "acknowledged")
+        assert isinstance(report, HealthReport)
+        assert (report.is_healthy, report.problems, report.in_flight, report.waiting) == (True, (), 1, 0)
+        first, second = sorted(report.partitions, key=lambda each: each.partition)
+        marks = (first.topic, first.partition, first.frontier, first.acked, first.uncommitted, first.unfinished)
+        assert marks == (topic, 0, 3, 3, 7, 1)
+        assert first.oldest_unfinished_offset == 3
+        age_sec = first.oldest_unfinished_age_sec or 0
+        assert 0 < age_sec < 30
+        assert (second.frontier, second.acked, second.uncommitted, second.unfinished) == (4, 4, 0, 0)
+        assert (second.oldest_unfinished_offset, second.oldest_unfinished_age_sec) == (None, None)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(report, "in_flight", 7)  # noqa: B010 - a type checker would object
+        older = get_kafka_handler_report(app.context).partitions
+        assert max(each.oldest_unfinished_age_sec or 0 for each in older) > age_sec
+        gate.set()
+
+
+async def test_waiting_counts_what_waits_for_another_turn(cluster, new_broker, new_topic):
+    """A record that was not acknowledged is in flight and waiting until it is handled again."""
+    topic, broker, seen = await new_topic(), new_broker(), Seen()
+
+    @consuming(broker, topic)
+    async def handle(number: int, message: KafkaMessage):
+        with seen.handling(number):
+            if seen.counts[number] == 0:
+                await message.nack()
+
+    await cluster.send(topic, range(3))
+    async with serving(broker, commit_batch_timeout_sec=0.05) as app:
+        await wait_until(lambda: get_kafka_handler_report(app.context).waiting == 3, 10, "three wait")
+        await cluster.until_committed(topic, {0: 3})
+        assert get_kafka_handler_report(app.context).in_flight == 0
+
+
+async def test_a_dead_consume_loop_is_noticed(cluster, new_broker, new_topic):
+    """Somebody has cancelled FastStream's loop: the report says whose, and the other subscriber is not blamed."""
+    topic, other, broker = await new_topic(), await new_topic(), new_broker()
+    subscriber = broker.subscriber(topic, **manual(topic))
+    subscriber(Gated().handle)
+    seen = Gated().subscribe(broker, other)
+    async with serving(broker) as app:
+        for task in subscriber.tasks:
+            task.cancel()
+        await wait_until(lambda: not is_kafka_handler_healthy(app.context), 5, "noticed")
+        (problem,) = get_kafka_handler_report(app.context).problems
+        assert topic in problem
+        assert "loop" in problem
+        await cluster.send(other, range(5))
+        await seen.together(5)
+
+
+async def test_a_stopped_subscriber_is_not_a_problem(new_broker, new_topic):
+    """Who stops a subscriber has not lost it; started again it is watched again."""
+    topic, broker = await new_topic(), new_broker()
+    subscriber = broker.subscriber(topic, **manual(topic))
+    subscriber(Gated().handle)
+    async with serving(broker) as app:
+        await subscriber.stop()
+        assert is_kafka_handler_healthy(app.context)
+        await subscriber.start()
+        assert is_kafka_handler_healthy(app.context)
+
+
+async def test_initialised_before_the_broker_starts_is_healthy(new_broker, new_topic):
+    """Readiness does not turn red between initialising and the start of the broker."""
+    broker = new_broker()
+    Gated().subscribe(broker, await new_topic())
+    async with serving(broker) as app:
+        assert is_kafka_handler_healthy(app.context)
+    handler = await initialize_concurrent_processing(broker.context, broker=broker)
+    assert is_kafka_handler_healthy(broker.context)
+    await handler.stop()
+    assert not is_kafka_handler_healthy(broker.context)

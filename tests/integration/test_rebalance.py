@@ -1,0 +1,198 @@
+"""A second member comes and goes while handlers are in flight; and the user moves the position."""
+
+import asyncio
+from collections import Counter
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from tests.brokers import wait_until
+from tests.integration.helpers import AsyncRebalances, Gated, Rebalances, Seen, both_loops, consuming, manual, serving
+
+
+QUICK: dict[str, Any] = {"heartbeat_interval_ms": 200, "session_timeout_ms": 6000}
+
+
+@asynccontextmanager
+async def another_member(cluster, topic, values):
+    """Join the group as somebody else, take what comes, commit it at once, and leave."""
+    consumer = AIOKafkaConsumer(
+        topic,
+        bootstrap_servers=cluster.bootstrap_servers,
+        group_id=f"{topic}-group",
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        **QUICK,
+    )
+    await consumer.start()
+    leaving = asyncio.Event()
+
+    async def consume():
+        while not leaving.is_set():
+            taken = await consumer.getmany(timeout_ms=100)
+            values.extend(int(record.value or b"") for records in taken.values() for record in records)
+            if taken:
+                await consumer.commit({each: records[-1].offset + 1 for each, records in taken.items()})
+
+    task = asyncio.create_task(consume())
+    try:
+        yield consumer
+    finally:
+        leaving.set()
+        await task
+        await consumer.stop()
+
+
+async def send_in_the_background(cluster, topic, count, done):
+    """Produce to all partitions by and by, from 0 to as many as are wanted."""
+    for first in range(0, count, 8):
+        for number in range(first, min(first + 8, count)):
+            await cluster.send(topic, [number], partition=number % 4)
+        if done.is_set():
+            return first + 8
+        await asyncio.sleep(0.02)  # the pace of the producer
+    return count
+
+
+@pytest.mark.asyncio(**both_loops)
+@pytest.mark.parametrize("listener", [Rebalances, AsyncRebalances])
+async def test_nothing_is_lost_or_doubled_when_a_member_joins_and_leaves(cluster, new_broker, new_topic, listener):
+    """Handlers that end within the drain are committed before the partitions go: each record is handled once in all."""
+    topic, broker, seen, told, elsewhere = await new_topic(4), new_broker(), Seen(), listener(), []
+
+    @consuming(broker, topic, listener=told, **QUICK)
+    async def handle(number: int):
+        with seen.handling(number):
+            await asyncio.sleep(0.3)  # handler
+
+    finished = asyncio.Event()
+    sending = asyncio.create_task(send_in_the_background(cluster, topic, 4000, finished))
+    async with serving(broker, commit_batch_timeout_sec=0.2):
+        await seen.until(20)
+        async with another_member(cluster, topic, elsewhere):
+            await wait_until(lambda: len(elsewhere) >= 20, 20, lambda: f"the other member's share: {elsewhere}")
+            handled = len(seen.values)
+            await seen.until(handled + 20)
+        left_at = len(seen.values)
+        await seen.until(left_at + 20)
+        finished.set()
+        count = await sending
+        everything = set(range(count))
+        await wait_until(lambda: everything <= {*seen.values, *elsewhere}, 20, "all handled")
+    assert sorted([*seen.values, *elsewhere]) == sorted(everything)
+    assert sum((await cluster.committed(topic)).values()) == count
+    assert len(told.revoked) == 2
+    assert [len(each) for each in told.assigned] == [4, 2, 4]
+
+
+async def test_two_subscribers_of_one_group_share_its_partitions(cluster, new_broker, new_topic):
+    """The second one starts while the first has records in flight; each record is handled once, by either."""
+    topic, broker, seen = await new_topic(4), new_broker(), Seen()
+
+    async def handle(number: int):
+        with seen.handling(number):
+            await asyncio.sleep(0.2)  # handler
+
+    first = broker.subscriber(topic, **manual(topic, **QUICK))
+    first(handle)
+    for partition in range(4):
+        await cluster.send(topic, range(partition * 100, partition * 100 + 50), partition)
+    async with serving(broker, concurrency_limit=20):
+        await seen.until_running(20)
+        second = broker.subscriber(topic, **manual(topic, **QUICK))
+        second(handle)
+        await second.start()
+        await wait_until(second.consumer.assignment, 20, "the second one has its share")
+        for partition in range(4):
+            await cluster.send(topic, range(partition * 100 + 50, partition * 100 + 100), partition)
+        await seen.until(400)
+        assert len(first.consumer.assignment()) == len(second.consumer.assignment()) == 2
+    assert seen.counts == dict.fromkeys(range(400), 1)
+    assert await cluster.committed(topic) == dict.fromkeys(range(4), 100)
+
+
+async def test_what_outlasts_the_drain_is_handled_by_the_next_owner(cluster, new_broker, new_topic):
+    """A record still in its handler when the partitions go is delivered again; those behind it never passed it."""
+    topic, broker, elsewhere = await new_topic(2), new_broker(), []
+    seen = Gated(free=0)
+    seen.subscribe(broker, topic, **QUICK)
+    await cluster.send(topic, range(5), partition=0)
+    await cluster.send(topic, range(5, 10), partition=1)
+    async with serving(broker, rebalance_flush_timeout_sec=0.2, commit_batch_timeout_sec=0.1):
+        await seen.until_running(10)
+        async with another_member(cluster, topic, elsewhere):
+            await wait_until(lambda: len(elsewhere) == 5, 20, lambda: f"one partition's records: {elsewhere}")
+            seen.gate.set()
+            await wait_until(lambda: {*seen.values, *elsewhere} == set(range(10)), 20, "all handled")
+            await cluster.until_committed(topic, {0: 5, 1: 5})
+    assert sorted(elsewhere) in (list(range(5)), list(range(5, 10)))
+    assert set(seen.values) == set(range(10))
+
+
+async def test_finished_before_the_deadline_is_not_delivered_again(cluster, new_broker, new_topic):
+    """At the drain's deadline, all that lies below the first unfinished record is committed and stays done."""
+    topic, broker, elsewhere, seen, gate = await new_topic(), new_broker(), [], Seen(), asyncio.Event()
+
+    @consuming(broker, topic, **QUICK)
+    async def handle(number: int):
+        with seen.handling(number):
+            if number == 15:
+                await gate.wait()
+
+    await cluster.send(topic, range(20))
+    # No batch is due before the rebalance: it is the drain that commits.
+    async with serving(broker, rebalance_flush_timeout_sec=0.3, commit_batch_timeout_sec=600):
+        await seen.until(19)
+        assert await cluster.committed(topic) == {}
+        async with another_member(cluster, topic, elsewhere):
+            await wait_until(lambda: len(elsewhere) == 5 or seen.counts[19] == 2, 20, "the rest is delivered again")
+            gate.set()
+            await wait_until(lambda: {*seen.values, *elsewhere} == set(range(20)), 20, "all handled")
+    counts = Counter([*seen.values, *elsewhere])
+    assert counts == {number: 1 if number < 15 else 2 for number in range(20)}
+
+
+@pytest.mark.asyncio(**both_loops)
+@pytest.mark.parametrize("in_flight", [False, True])
+async def test_a_seek_back_delivers_again(cluster, new_broker, new_topic, in_flight):
+    """The user's own seek begins a new epoch: all from there on is handled again, whatever was finished before."""
+    topic, broker, seen = await new_topic(), new_broker(), Gated(free=5)
+    if not in_flight:
+        seen.gate.set()
+    subscriber = broker.subscriber(topic, **manual(topic))
+    subscriber(seen.handle)
+    await cluster.send(topic, range(10))
+    async with serving(broker, commit_batch_timeout_sec=0.05):
+        if in_flight:
+            await seen.until_running(5)
+            await cluster.until_committed(topic, {0: 5})
+        else:
+            await cluster.until_committed(topic, {0: 10})
+        subscriber.consumer.seek(TopicPartition(topic, 0), 2)
+        await wait_until(lambda: seen.counts[4] == 2, 10, "delivered again")
+        seen.gate.set()
+        await seen.until(18)
+        await cluster.send(topic, range(10, 12))
+        await cluster.until_committed(topic, {0: 12})
+    assert seen.counts == {number: 1 if number in {0, 1, 10, 11} else 2 for number in range(12)}
+
+
+async def test_a_seek_forward_skips(cluster, new_broker, new_topic):
+    """What was skipped is not waited for, and the offset goes past it."""
+    topic, broker, seen = await new_topic(), new_broker(), Seen()
+    subscriber = broker.subscriber(topic, **manual(topic))
+
+    async def handle(number: int):
+        with seen.handling(number):
+            if number == 3:
+                subscriber.consumer.seek(TopicPartition(topic, 0), 50)
+
+    subscriber(handle)
+    await cluster.send(topic, range(100))
+    async with serving(broker, concurrency_limit=1):
+        await wait_until(lambda: seen.counts[99], 10, lambda: str(seen.values))
+    assert await cluster.committed(topic) == {0: 100}
+    assert set(range(50, 100)) <= set(seen.values)
+    assert len(seen.values) < 100

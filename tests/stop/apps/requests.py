@@ -1,0 +1,53 @@
+"""What SIGUSR1 makes the process do: the ways in which a program can stop its broker by itself."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from faststream.kafka import KafkaBroker
+
+from faststream_concurrent_kafka import stop_concurrent_processing
+
+
+async def _broker_stop(broker: KafkaBroker) -> None:
+    await broker.stop()
+
+
+async def _twice_at_once(broker: KafkaBroker) -> None:
+    await asyncio.gather(broker.stop(), broker.stop())
+
+
+async def _twice(broker: KafkaBroker) -> None:
+    await broker.stop()
+    await broker.stop()
+
+
+async def _cancelled(broker: KafkaBroker) -> None:
+    stop = asyncio.create_task(broker.stop())
+    # A few turns: the stop has begun to wait for the handlers.
+    for _ in range(5):
+        await asyncio.sleep(0)
+    stop.cancel()
+    await asyncio.wait({stop})
+    # The stop goes on: whoever ends concurrent processing awaits the rest of it.
+    await stop_concurrent_processing(broker.context)
+
+
+async def _processing_first(broker: KafkaBroker) -> None:
+    await stop_concurrent_processing(broker.context)
+    await broker.stop()
+
+
+async def _processing_last(broker: KafkaBroker) -> None:
+    await broker.stop()
+    await stop_concurrent_processing(broker.context)
+    await stop_concurrent_processing(broker.context)
+
+
+REQUESTS: dict[str, Callable[[KafkaBroker], Awaitable[None]]] = {
+    "broker.stop": _broker_stop,
+    "broker.stop twice": _twice,
+    "broker.stop twice at once": _twice_at_once,
+    "broker.stop cancelled": _cancelled,
+    "processing first": _processing_first,
+    "processing last, twice": _processing_last,
+}

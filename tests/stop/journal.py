@@ -1,0 +1,84 @@
+"""A file of lines that a process appends to, whatever becomes of it, and that the test reads meanwhile."""
+
+import os
+import time
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple, Self
+
+
+class Place(NamedTuple):
+    """Where a record is."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+class Writer:
+    """Appends to a journal; each line is one write, so that none is torn or lost when the process is killed."""
+
+    def __init__(self, path: str) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+    def record(self, event: str, place: Place) -> None:
+        """Write down what happens to a record: it starts, it ends, it is cancelled."""
+        self._write(event, place.topic, place.partition, place.offset)
+
+    def note(self, text: str) -> None:
+        """Write down anything else."""
+        self._write("note", text)
+
+    def _write(self, event: str, *parts: object) -> None:
+        line = "\t".join(map(str, (event, f"{time.monotonic():.3f}", *parts)))
+        os.write(self._file, f"{line}\n".encode())
+
+
+class Journal:
+    """What a process has written down up to now."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.records: dict[str, Counter[Place]] = {"start": Counter(), "end": Counter(), "cancelled": Counter()}
+        self.notes: list[str] = []
+        self.last_at = 0.0
+        self._read = 0
+
+    def read(self) -> Self:
+        """Take in what is new."""
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                file.seek(self._read)
+                text = file.read()
+            self._read += len(text)
+            for line in text.decode().splitlines():
+                self._take(*line.split("\t"))
+        return self
+
+    def _take(self, event: str, at: str, *parts: str) -> None:
+        if event == "note":
+            self.notes.append(parts[0])
+        else:
+            topic, partition, offset = parts
+            self.records[event][Place(topic, int(partition), int(offset))] += 1
+            self.last_at = float(at)
+
+    @property
+    def started(self) -> Counter[Place]:
+        """How often the handling of each record has begun."""
+        return self.records["start"]
+
+    @property
+    def ended(self) -> Counter[Place]:
+        """How often the handling of each record has come to its end."""
+        return self.records["end"]
+
+    @property
+    def cancelled(self) -> Counter[Place]:
+        """How often the handling of each record was cancelled."""
+        return self.records["cancelled"]
+
+    @property
+    def in_flight(self) -> int:
+        """How many records are being handled."""
+        return self.started.total() - self.ended.total() - self.cancelled.total()

@@ -1,0 +1,115 @@
+"""A topic with records, a group, and one service after the other in it."""
+
+import signal
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, Self
+from uuid import uuid4
+
+from tests.brokers import KafkaServer, committed, end_offsets, group_members, wait_until
+from tests.stop.driver import Feed, Service, Successor, bystander, feeding
+from tests.stop.plan import Plan
+
+
+PARTITIONS = 4
+NewTopic = Callable[..., Awaitable[str]]
+
+
+class Scene:
+    """One topic and one group."""
+
+    def __init__(self, kafka: KafkaServer, topic: str, tmp_path: Path, bystanders: int) -> None:
+        self.kafka = kafka
+        self.bootstrap_servers = kafka.bootstrap_servers
+        self.topic = topic
+        self.group = uuid4().hex
+        self.bystanders = bystanders
+        self.feed: Feed
+        self._new_topic: NewTopic
+        self._tmp_path = tmp_path
+        self._stack = AsyncExitStack()
+        self._services = 0
+
+    @classmethod
+    async def set_up(
+        cls, stack: AsyncExitStack, kafka: KafkaServer, new_topic: NewTopic, tmp_path: Path, *, bystanders: int = 1
+    ) -> Self:
+        """Create the topic, and let the bystander join the group."""
+        where = kafka.bootstrap_servers
+        scene = cls(kafka, await new_topic(PARTITIONS, bootstrap=where), tmp_path, bystanders)
+        scene._stack, scene._new_topic = stack, new_topic
+        scene.feed = await stack.enter_async_context(feeding(where, scene.topic, PARTITIONS))
+        for _ in range(bystanders):
+            elsewhere = await new_topic(1, bootstrap=where)
+            await stack.enter_async_context(bystander(where, scene.group, elsewhere))
+        return scene
+
+    def start(self, kind: type[Service] = Service, **plan: Any) -> Service:
+        """Start a service, as a user would; it has gone when the test is over."""
+        self._services += 1
+        journal = str(self._tmp_path / f"{self._services}.journal")
+        given: dict[str, Any] = {"bootstrap_servers": self.bootstrap_servers, "topic": self.topic, "group": self.group}
+        service = kind(Plan(journal=journal, **(given | plan)))
+        self._stack.callback(service.kill)
+        return service
+
+    async def second_topic(self) -> Feed:
+        """Have one more topic, which a service may subscribe to as well."""
+        topic = await self._new_topic(PARTITIONS, bootstrap=self.bootstrap_servers)
+        return await self._stack.enter_async_context(feeding(self.bootstrap_servers, topic, PARTITIONS))
+
+    async def members(self) -> int:
+        """Return how many members the group has besides the bystanders; Tansu cannot tell."""
+        if not self.kafka.full:
+            return 0
+        return await group_members(self.bootstrap_servers, self.group) - self.bystanders
+
+    async def assert_at_least_once(self, first: Service) -> Service:
+        """Run the successor, and check that the two have handled everything; return the successor."""
+        successor = await self.run_to_the_end()
+        lost = self.feed.places - set(first.journal.read().ended) - set(successor.journal.read().ended)
+        assert not lost, first.story("0 lost")
+        return successor
+
+    async def is_committed(self) -> bool:
+        """Tell whether everything that was produced is committed."""
+        ends = {partition: end for partition, end in (await end_offsets(*self._of_topic)).items() if end}
+        return await committed(self.bootstrap_servers, self.group, self.topic) == ends
+
+    @property
+    def _of_topic(self) -> tuple[list[str], str]:
+        return self.bootstrap_servers, self.topic
+
+    async def run_to_the_end(self) -> Service:
+        """Let another process handle what there is, and stop it."""
+        last = await self.feed.add(PARTITIONS, seconds=0)
+        settings = {"concurrency_limit": 0, "commit_batch_timeout_sec": 0.2}
+        successor = self.start(Successor, longest_sec=0.1, settings=settings)
+        journal = successor.journal
+        # Partitions are delivered in order: all that could be delivered again has begun when the last one has.
+        await successor.until(
+            lambda: all(place in journal.ended for place in last) and not journal.in_flight, 30, "all is handled"
+        )
+        successor.send(signal.SIGTERM)
+        assert await successor.exit_code() == 0, successor.story("the successor ends well")
+        return successor
+
+    async def assert_nothing_lost_or_redelivered(self, first: Service, others: Collection[str] = ()) -> None:
+        """Run the successor, and compare what the two have handled with what was produced, to `others` apart."""
+        assert await self.members() == 0, first.story("it has left the group")
+        successor = await self.run_to_the_end()
+        journals = (first.journal.read(), successor.journal.read())
+        started = journals[0].started + journals[1].started
+        ended = journals[0].ended + journals[1].ended
+        assert not journals[0].cancelled, first.story("nothing is cancelled")
+        assert not {place: times for place, times in started.items() if times > 1}, first.story("0 redelivered")
+        assert not self.feed.places - set(ended), first.story("0 lost")
+        assert {place for place in ended if place.topic not in others} <= self.feed.places
+        await wait_until(self.is_committed, 5, "everything is committed")
+        assert await self.members() == 0
+
+
+def tasks_left(service: Service) -> list[str]:
+    """Return what the process has said of the tasks that were left at its end."""
+    return [note for note in service.journal.notes if note.startswith("tasks left:") and note != "tasks left: []"]
