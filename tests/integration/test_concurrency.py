@@ -98,9 +98,9 @@ async def test_slow_handlers_are_not_evicted_while_all_slots_are_taken(cluster, 
     async def block(_: int):
         await asyncio.sleep(4.5)  # handler
 
-    await cluster.send(slow, range(3))
-    await cluster.send(alone, range(1))
     async with serving(broker, plain, concurrency_limit=3, commit_batch_timeout_sec=0.1):
+        await cluster.send(slow, range(3))
+        await cluster.send(alone, range(1))
         await seen.until_running(3)
         await cluster.send(other, range(5))
         await wait_until(lambda: listeners["alone"].revoked, 10, "FastStream alone is evicted")
@@ -127,9 +127,9 @@ async def test_other_subscribers_go_on_beside_a_slow_one(cluster, new_broker, ne
         with handled.handling(number):
             pass
 
-    await cluster.send(slow, range(3))
-    await cluster.send(quick, range(200))
     async with serving(broker, concurrency_limit=4):
+        await cluster.send(slow, range(3))
+        await cluster.send(quick, range(200))
         await seen.until_running(3)
         await handled.until(200, timeout_sec=3)
         assert seen.values == []

@@ -24,7 +24,7 @@ async def stopped(scene: Scene, stop: str, *, in_mid_stream: bool = True, **plan
             await first.until(lambda: journal.in_flight >= DOZENS and len(journal.ended) >= DOZENS, 30, "it handles")
             code = await _stop(first, stop)
     else:
-        await scene.feed.add(48)
+        await scene.feed.add(48, seconds=0.1)
         await first.until(lambda: set(journal.ended) == scene.feed.places, 30, "it has handled all")
         code = await _stop(first, stop)
     await scene.assert_nothing_lost_or_redelivered(first)

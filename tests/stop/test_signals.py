@@ -57,9 +57,8 @@ async def test_a_process_ends_with_the_exit_code_that_it_had_without_the_library
         scene.start(host=host, loop=loop, group=scene.group + where, where=where) for where in ("lifespan", "nowhere")
     ]
     await scene.feed.add(4, seconds=0)
-    codes = []
     for process in processes:
         await process.until(lambda it=process: set(it.journal.ended) == scene.feed.places, 30, "it handles")
         process.send(signal.Signals[number])
-        codes.append(await process.exit_code())
+    codes = [await process.exit_code() for process in processes]
     assert codes[0] == codes[1]
