@@ -16,6 +16,6 @@ class SetupError(ConcurrentKafkaError, RuntimeError):
 class CommitterIsDeadError(ConcurrentKafkaError, RuntimeError):
     """The committer's main task has died of an error that no broker can cause: a fault of this library.
 
-    Nothing more is committed by this process; records go on being handled, the health check is red,
-    and after a restart everything that was not committed is delivered again.
+    Nothing more is committed by this process, so it takes no further records; the health check is red, and after a
+    restart everything that was not committed is delivered again.
     """
