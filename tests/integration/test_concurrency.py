@@ -34,6 +34,24 @@ async def test_the_limit_is_exact_over_all_subscribers(cluster, new_broker, new_
         assert sum((await cluster.committed(topic)).values()) == 60
 
 
+async def test_the_limit_holds_when_idle_subscribers_all_get_a_record_at_once(cluster, new_broker, new_topic):
+    """Each has looked for a free slot, has found the same one, and has fetched: still only one record is handled."""
+    topics, broker, seen = [await new_topic() for _ in range(4)], new_broker(), Seen()
+    for topic in topics:
+
+        @consuming(broker, topic)
+        async def handle(value: str):
+            with seen.handling(value):
+                await asyncio.sleep(0.1)  # handler
+
+    async with serving(broker, concurrency_limit=1):
+        for turn in range(3):
+            await asyncio.gather(*(cluster.send(topic, [f"{topic} {turn}"]) for topic in topics))
+            await seen.until(4 * (turn + 1))
+    assert seen.peak == 1
+    assert set(seen.counts.values()) == {1}
+
+
 @pytest.mark.parametrize("commits", [True, False])
 async def test_a_limit_of_zero_is_no_limit(cluster, new_broker, new_topic, commits):
     """Hundreds of records are in their handlers together, whether the library commits or not."""

@@ -154,6 +154,36 @@ async def test_finished_before_the_deadline_is_not_delivered_again(cluster, new_
     assert counts == {number: 1 if number < 15 else 2 for number in range(20)}
 
 
+async def test_an_old_epoch_never_moves_the_offset_back(cluster, new_broker, new_topic):
+    """What was running when a partition went finishes while somebody else owns it: that is no news when it returns."""
+    topic, broker, elsewhere, seen, told = await new_topic(2), new_broker(), [], Seen(), Rebalances()
+    gate = asyncio.Event()
+
+    @consuming(broker, topic, listener=told, **QUICK)
+    async def handle(number: int):
+        with seen.handling(number):
+            if number in {5, 105}:
+                await gate.wait()
+
+    for partition in range(2):
+        await cluster.send(topic, range(partition * 100, partition * 100 + 10), partition)
+    async with serving(broker, rebalance_flush_timeout_sec=0.1, commit_batch_timeout_sec=0.05):
+        await seen.until(18)
+        async with another_member(cluster, topic, elsewhere):
+            await wait_until(lambda: len(elsewhere) == 5, 20, lambda: f"the other member's share: {elsewhere}")
+            theirs = min(elsewhere) // 100
+            await cluster.send(topic, range(theirs * 100 + 10, theirs * 100 + 30), theirs)
+            await wait_until(lambda: len(elsewhere) == 25, 20, "the other member goes on")
+            gate.set()
+            await cluster.until_committed(topic, {theirs: 30, 1 - theirs: 10})
+        await wait_until(lambda: len(told.assigned) == 3, 20, "the partition is back")
+        # One request carries all partitions that have news.
+        await cluster.send(topic, [500], 1 - theirs)
+        await cluster.until_committed(topic, {theirs: 30, 1 - theirs: 11})
+    assert await cluster.committed(topic) == {theirs: 30, 1 - theirs: 11}
+    assert not {number for number in seen.values if number // 100 == theirs and number % 100 >= 10}
+
+
 @pytest.mark.asyncio(**both_loops)
 @pytest.mark.parametrize("in_flight", [False, True])
 async def test_a_seek_back_delivers_again(cluster, new_broker, new_topic, in_flight):

@@ -50,6 +50,8 @@ class Journal:
             with self.path.open("rb") as file:
                 file.seek(self._read)
                 text = file.read()
+            # A read may come in the middle of a write: the rest of that line is for the next time.
+            text = text[: text.rfind(b"\n") + 1]
             self._read += len(text)
             for line in text.decode().splitlines():
                 self._take(*line.split("\t"))

@@ -77,6 +77,14 @@ class Scene:
         ends = {partition: end for partition, end in (await end_offsets(*self._of_topic)).items() if end}
         return await committed(self.bootstrap_servers, self.group, self.topic) == ends
 
+    async def is_committed_as_handled_by(self, service: Service) -> bool:
+        """Tell whether the committed offsets of the topic are those of what the service has handled."""
+        ends: dict[int, int] = {}
+        for topic, partition, offset in service.journal.read().ended:
+            if topic == self.topic:
+                ends[partition] = max(offset + 1, ends.get(partition, 0))
+        return await committed(self.bootstrap_servers, self.group, self.topic) == ends
+
     @property
     def _of_topic(self) -> tuple[list[str], str]:
         return self.bootstrap_servers, self.topic

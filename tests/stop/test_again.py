@@ -24,6 +24,23 @@ async def test_each_order_of_stopping_loses_and_redelivers_nothing(scene, host, 
     assert not [note for note in first.journal.notes if note.startswith("request failed")], first.story("no error")
 
 
+async def test_a_stop_whose_caller_was_cancelled_drains_commits_and_leaves_all_the_same(scene):
+    settings = {"concurrency_limit": 48, "commit_batch_timeout_sec": 100}
+    first = scene.start(on_request="broker.stop cancelled, nothing else", settings=settings)
+    async with scene.feed.flowing():
+        await first.until(lambda: first.journal.in_flight >= 24 and len(first.journal.ended) >= 24, 30, "it handles")
+        await first.ask()
+
+        async def has_left() -> bool:
+            return not first.journal.read().in_flight and await scene.members() == 0
+
+        await wait_until(has_left, 5, lambda: first.story("it has left the group by itself"))
+        assert await scene.is_committed_as_handled_by(first)
+    first.send(signal.SIGTERM)
+    assert await first.exit_code() == 0
+    await scene.assert_nothing_lost_or_redelivered(first)
+
+
 @pytest.mark.parametrize("host", ["plain, again", "plain, a loop each"])
 async def test_the_same_broker_starts_again_after_a_stop_in_the_same_loop_and_in_another(scene, host):
     first = scene.start(host=host, settings={"concurrency_limit": 48, "commit_batch_timeout_sec": 0.2})

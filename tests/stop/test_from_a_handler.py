@@ -11,15 +11,6 @@ from tests.brokers import committed, wait_until
 SETTINGS = {"concurrency_limit": 0, "commit_batch_timeout_sec": 100}
 
 
-async def is_committed_as_handled(scene, first):
-    """Tell whether the committed offsets of the topic are those of what the service has handled."""
-    offsets = await committed(scene.bootstrap_servers, scene.group, scene.topic)
-    mine = [place for place in first.journal.read().ended if place.topic == scene.topic]
-    return offsets == {
-        place.partition: max(each.offset for each in mine if each.partition == place.partition) + 1 for place in mine
-    }
-
-
 @pytest.mark.parametrize("host", ["faststream", "plain"])
 async def test_stop_consume_drains_and_commits_its_subscriber_while_another_goes_on(scene, host):
     other = await scene.second_topic()
@@ -30,7 +21,7 @@ async def test_stop_consume_drains_and_commits_its_subscriber_while_another_goes
         await first.until(lambda: journal.in_flight >= 24 and len(journal.ended) >= 24, 30, "it handles")
         await scene.feed.add(1, seconds=0, then="StopConsume")
         # The rest of the group gets its partitions, so nobody else commits for it.
-        await wait_until(lambda: is_committed_as_handled(scene, first), 20, lambda: first.story("drained, committed"))
+        await wait_until(lambda: scene.is_committed_as_handled_by(first), 20, lambda: first.story("drained, committed"))
         after = await other.add(20)
         await first.until(lambda: set(before + after) <= set(journal.ended), 30, "the other one goes on")
     first.send(signal.SIGTERM)
@@ -60,7 +51,7 @@ async def test_an_application_that_a_handler_ends_drains_and_commits(scene, host
         await scene.feed.add(1, seconds=0, then=error)
         if host != "faststream":
             # FastStream leaves a server running, even under AsgiFastStream.run().
-            await wait_until(lambda: is_committed_as_handled(scene, first), 20, lambda: first.story("committed"))
+            await wait_until(lambda: scene.is_committed_as_handled_by(first), 20, lambda: first.story("committed"))
             first.send(signal.SIGTERM)
         code = await first.exit_code()
     assert code == (0 if host == "faststream" else -signal.SIGTERM), first.story("it ends well")

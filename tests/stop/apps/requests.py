@@ -21,13 +21,17 @@ async def _twice(broker: KafkaBroker) -> None:
     await broker.stop()
 
 
-async def _cancelled(broker: KafkaBroker) -> None:
+async def _cancelled_only(broker: KafkaBroker) -> None:
     stop = asyncio.create_task(broker.stop())
     # A few turns: the stop has begun to wait for the handlers.
     for _ in range(5):
         await asyncio.sleep(0)
     stop.cancel()
     await asyncio.wait({stop})
+
+
+async def _cancelled(broker: KafkaBroker) -> None:
+    await _cancelled_only(broker)
     # The stop goes on: whoever ends concurrent processing awaits the rest of it.
     await stop_concurrent_processing(broker.context)
 
@@ -48,6 +52,7 @@ REQUESTS: dict[str, Callable[[KafkaBroker], Awaitable[None]]] = {
     "broker.stop twice": _twice,
     "broker.stop twice at once": _twice_at_once,
     "broker.stop cancelled": _cancelled,
+    "broker.stop cancelled, nothing else": _cancelled_only,
     "processing first": _processing_first,
     "processing last, twice": _processing_last,
 }
