@@ -50,14 +50,14 @@ async def test_yield_dependencies_close_after_their_handler(cluster, new_broker,
     topic = await new_topic()
     broker, steps, seen = new_broker(), {}, Seen()
 
-    async def session(message: KafkaMessage):
+    async def opened(message: KafkaMessage):
         mine = steps.setdefault(int(message.body), [])
         mine.append("opened")
         yield mine
         mine.append("closed")
 
     @consuming(broker, topic)
-    async def handle(number: int, mine: list[str] = Depends(session, cast=False)):  # noqa: B008
+    async def handle(number: int, mine: list[str] = Depends(opened, cast=False)):  # noqa: B008
         with seen.handling(number):
             mine.append("begun")
             await asyncio.sleep(0.05 * (number % 3))  # handler

@@ -31,7 +31,7 @@ async def test_a_stop_whose_caller_was_cancelled_drains_commits_and_leaves_all_t
         await first.until(lambda: first.journal.in_flight >= 24 and len(first.journal.ended) >= 24, 30, "it handles")
         await first.ask()
 
-        async def has_left() -> bool:
+        async def has_left():
             return not first.journal.read().in_flight and await scene.members() == 0
 
         await wait_until(has_left, 5, lambda: first.story("it has left the group by itself"))
