@@ -8,7 +8,7 @@ from benchmarks.runner import Results
 from benchmarks.trial import MAX_WORKERS, System, Trial
 
 
-# Issue 3 says "flat" without a figure.
+# What "flat" means here.
 FLAT_COST = 1.25
 FLAT_MEMORY = 1.05
 IN_FLIGHT = (10, 100, 1000, 5000)
