@@ -201,7 +201,7 @@ def _memory(records: int) -> Scenario:
         name="memory",
         title=f"Memory over {records:,} records; no-op handlers",
         columns=("system",),
-        most_rounds=2,
+        most_rounds=1,
         rows=(Row((NAMES["concurrent"],), trial),),
         targets=(
             Target(

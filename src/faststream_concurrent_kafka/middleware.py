@@ -159,11 +159,13 @@ class _InlineCall:
         self._record.message = self._msg
         self._turn.set_result(None)
         try:
-            error = await self.settled
+            # Not the bare future: a cancellation of this task would cancel that as well.
+            await asyncio.wait({self.settled})
         except asyncio.CancelledError:
             if self._caller is not None and not self.settled.done():
                 self._caller.cancel()
             raise
+        error = self.settled.result()
         if self._record.source is not None:
             # If it has to be handled again, then like any other.
             self._record.process = self._record.source.process
