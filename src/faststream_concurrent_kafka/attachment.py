@@ -141,7 +141,7 @@ class SubscriberAttachment:
 
     def _must_wait(self) -> bool:
         # What a dead committer can't commit would all be handled again after the restart: take nothing more.
-        return self._slots.claims >= self._slots.most_claims or (self.commits and not self._committer.is_alive)
+        return self._slots.are_spoken_for or (self.commits and not self._committer.is_alive)
 
     async def consume_one(self, raw: Any) -> None:
         """Admit a record (or batch) and fire off its task. Nothing is awaited between the fetch and the admission."""

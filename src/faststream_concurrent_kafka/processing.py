@@ -150,8 +150,10 @@ class KafkaConcurrentHandler:
                 KafkaConcurrentHandler._instance = None
 
     async def _stop_sources(self) -> None:
-        results = await asyncio.gather(*(source.stop() for source in self.sources), return_exceptions=True)
-        for source, error in zip(self.sources, results, strict=True):
+        # As they are now: one more may be attached, by its first record, while these stop.
+        sources = list(self.sources)
+        results = await asyncio.gather(*(source.stop() for source in sources), return_exceptions=True)
+        for source, error in zip(sources, results, strict=True):
             if isinstance(error, BaseException):
                 logger.error("Stopping %s failed", source.name, exc_info=error)
 

@@ -55,7 +55,6 @@ class Record:
     """A record (or a batch) in flight: what its task works on."""
 
     __slots__ = (
-        "attempts",
         "commits",
         "is_cancelled",
         "is_last_pass",
@@ -81,7 +80,6 @@ class Record:
         self.source = source
         self.commits = commits
         self.message: StreamMessage[Any] | None = None
-        self.attempts = 0
         self.is_running = False
         self.is_sleeping = False
         self.is_last_pass = False
@@ -91,7 +89,6 @@ class Record:
     def begin(self) -> None:
         """Note that a pass begins."""
         self.is_running = True
-        self.attempts += 1
         self.message = None
 
     @override
