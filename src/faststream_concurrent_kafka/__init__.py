@@ -1,7 +1,13 @@
 """Handle many Kafka records at once in FastStream, and lose none."""
 
 from faststream_concurrent_kafka.batch_committer import KafkaBatchCommitter, KafkaCommitTask
-from faststream_concurrent_kafka.errors import CommitterIsDeadError, ConcurrentKafkaError, SettingsError, SetupError
+from faststream_concurrent_kafka.errors import (
+    CommitterIsDeadError,
+    ConcurrentKafkaError,
+    HandlerTimeoutError,
+    SettingsError,
+    SetupError,
+)
 from faststream_concurrent_kafka.healthcheck import (
     HealthReport,
     PartitionReport,
@@ -9,16 +15,22 @@ from faststream_concurrent_kafka.healthcheck import (
     is_kafka_handler_healthy,
 )
 from faststream_concurrent_kafka.middleware import (
+    Attempt,
     KafkaConcurrentProcessingMiddleware,
     initialize_concurrent_processing,
     stop_concurrent_processing,
 )
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
+from faststream_concurrent_kafka.retries import DeadLetter, FailurePolicy, is_retriable
 
 
 __all__ = [
+    "Attempt",
     "CommitterIsDeadError",
     "ConcurrentKafkaError",
+    "DeadLetter",
+    "FailurePolicy",
+    "HandlerTimeoutError",
     "HealthReport",
     "KafkaBatchCommitter",
     "KafkaCommitTask",
@@ -30,5 +42,6 @@ __all__ = [
     "get_kafka_handler_report",
     "initialize_concurrent_processing",
     "is_kafka_handler_healthy",
+    "is_retriable",
     "stop_concurrent_processing",
 ]

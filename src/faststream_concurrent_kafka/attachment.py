@@ -1,12 +1,11 @@
-"""The only room that touches what FastStream and aiokafka keep private.
+"""One subscriber whose records are handled concurrently.
 
-A subscriber is attached by instance attributes: FastStream's loop looks up `get_msg` and `consume_one` on the instance,
-and the broker calls its `stop`. `tests/test_private_parts.py` fails when one of the names used here changes.
+It is attached by instance attributes: FastStream's loop looks up `get_msg` and `consume_one` on the instance, and the
+broker calls its `stop`.
 """
 
 import asyncio
 import contextlib
-import functools
 import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,14 +14,17 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import ConsumerStoppedError, KafkaError
 from faststream.kafka.subscriber.usecase import LogicSubscriber
 from faststream.message import StreamMessage
-from faststream.middlewares import AckPolicy
 
+from faststream_concurrent_kafka import private_parts
 from faststream_concurrent_kafka.batch_committer import KafkaCommitTask
-from faststream_concurrent_kafka.errors import SetupError
+from faststream_concurrent_kafka.dead_letter import DeadLetterPublisher, describe
+from faststream_concurrent_kafka.lanes import lanes_of
 from faststream_concurrent_kafka.offsets import PartitionLedger
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
 from faststream_concurrent_kafka.rebalance import ConcurrentRebalanceListener
 from faststream_concurrent_kafka.records import Record, current_record
+from faststream_concurrent_kafka.retries import DeadLetter
+from faststream_concurrent_kafka.settings import Settings
 from faststream_concurrent_kafka.topic_groups import for_group
 
 
@@ -59,15 +61,20 @@ class MessageConsumer:
 class SubscriberAttachment:
     """One subscriber whose records are handled concurrently."""
 
-    def __init__(self, subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler) -> None:
+    def __init__(self, subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler, settings: Settings) -> None:
         self.subscriber = subscriber
         self.handler = handler
-        self.commits = handler.settings.enable_batch_commit and subscriber.group_id is not None
+        self.settings = settings
+        self.commits = settings.enable_batch_commit and subscriber.group_id is not None
+        self.in_flight = 0
         self._slots = handler.slots
         self._committer = handler.committer
-        self._window = handler.settings.max_uncommitted_tasks
+        self._window = settings.max_uncommitted_tasks
         self.consumer: Any = None
         self._paused: set[tuple[str, int]] = set()
+        # Why a partition stands still, by the record that it stopped at; over when the ledger is.
+        self._halted: dict[KafkaCommitTask, str] = {}
+        self._dead_letters = DeadLetterPublisher(lambda: private_parts.make_producer(subscriber))
         self._stopping: asyncio.Task[None] | None = None
         self._turns = 0
         self._poll_pause_sec = _LONGEST_POLL_PAUSE_SEC
@@ -75,7 +82,7 @@ class SubscriberAttachment:
         self.process = subscriber.process_message
         self._original_get_msg = subscriber.get_msg
         self._original_stop = subscriber.stop
-        self._users_listener = subscriber._listener
+        self._users_listener = private_parts.listener_of(subscriber)
 
     # -- attaching -----------------------------------------------------------------------------------------------
 
@@ -85,11 +92,10 @@ class SubscriberAttachment:
         for name in ("get_msg", "consume_one", "stop"):
             setattr(subscriber, name, getattr(self, name))
         if self.commits and not subscriber.partitions:
-            subscriber._listener = self._listener(around=self._users_listener)
+            private_parts.set_listener(subscriber, self._listener(self._users_listener))
             if (consumer := subscriber.consumer) is not None:
                 # Its subscription was made before we came: what it calls, we call.
-                subscription = consumer._subscription
-                subscription._listener = self._listener(around=subscription._listener)
+                private_parts.wrap_listener_of_consumer(consumer, self._listener)
         self.handler.sources.append(self)
 
     def detach(self) -> None:
@@ -102,9 +108,9 @@ class SubscriberAttachment:
                     setattr(subscriber, name, original)
         if subscriber.__dict__.get("consume_one") == self.consume_one:
             del subscriber.consume_one
-        subscriber._listener = self._users_listener
+        private_parts.set_listener(subscriber, self._users_listener)
 
-    def _listener(self, *, around: Any) -> ConcurrentRebalanceListener:
+    def _listener(self, around: Any) -> ConcurrentRebalanceListener:
         return ConcurrentRebalanceListener(self.handler, lambda: self.subscriber.consumer, self._owns, users=around)
 
     def _owns(self, record: Record) -> bool:
@@ -115,9 +121,9 @@ class SubscriberAttachment:
         self.consumer = consumer
         self._stopping = None
         self._paused.clear()
-        self._poll_pause_sec = min(_LONGEST_POLL_PAUSE_SEC, getattr(consumer, "_max_poll_interval_ms", 300_000) / 3000)
+        self._poll_pause_sec = min(_LONGEST_POLL_PAUSE_SEC, private_parts.max_poll_interval_sec(consumer) / 3)
         if self.commits:
-            self.subscriber.parser._setup(MessageConsumer(consumer))
+            private_parts.set_consumer_of_messages(self.subscriber, MessageConsumer(consumer))
             offsets = self._committer.watch(consumer)
             offsets.rejoins = not self.subscriber.partitions
             offsets.on_ack = self._resume
@@ -140,8 +146,11 @@ class SubscriberAttachment:
         return await self._original_get_msg(consumer)
 
     def _must_wait(self) -> bool:
-        # What a dead committer can't commit would all be handled again after the restart: take nothing more.
-        return self._slots.are_spoken_for or (self.commits and not self._committer.is_alive)
+        if self._slots.are_spoken_for:
+            return True
+        # What a dead committer can't commit would all be handled again after the restart: take nothing more. Where
+        # nothing is committed, there is no window per partition to bound what waits for its order or another attempt.
+        return not self._committer.is_alive if self.commits else self.in_flight >= self._window
 
     async def consume_one(self, raw: Any) -> None:
         """Admit a record (or batch) and fire off its task. Nothing is awaited between the fetch and the admission."""
@@ -159,10 +168,10 @@ class SubscriberAttachment:
         if wanted is None:
             self.complete(commits)
         else:
-            self._handle(wanted, commits)
+            self._handle(wanted, commits, raw)
 
     def _consume_batch(self, batch: tuple[ConsumerRecord[Any, Any], ...]) -> None:
-        wanted, commits = [], []
+        wanted, commits, delivered = [], [], []
         for raw in batch:
             admitted = (self._admit(raw),) if self.commits else ()
             readable = for_group(raw, self.subscriber.group_id)
@@ -170,12 +179,16 @@ class SubscriberAttachment:
                 self.complete(admitted)
             else:
                 wanted.append(readable)
+                delivered.append(raw)
                 commits += admitted
         if wanted:
-            self._handle(tuple(wanted), commits)
+            self._handle(tuple(wanted), commits, tuple(delivered))
 
-    def _handle(self, raw: Any, commits: Sequence[KafkaCommitTask]) -> None:
-        self.handler.handle_task(Record(raw, self.process, source=self, commits=commits))
+    def _handle(self, raw: Any, commits: Sequence[KafkaCommitTask], delivered: Any) -> None:
+        lanes = lanes_of(self.settings.ordering, id(self), raw)
+        self.handler.handle_task(
+            Record(raw, self.process, source=self, commits=commits, lanes=lanes, delivered=delivered)
+        )
 
     def _admit(self, raw: ConsumerRecord[Any, Any]) -> KafkaCommitTask:
         key = (raw.topic, raw.partition)
@@ -187,7 +200,7 @@ class SubscriberAttachment:
         return task
 
     def _resume(self, key: tuple[str, int], ledger: PartitionLedger[KafkaCommitTask]) -> None:
-        if key in self._paused and ledger.window <= self._window // 2:
+        if key in self._paused and ledger.window <= self._window // 2 and ledger.stopped_at is None:
             self._paused.discard(key)
             topic_partition = TopicPartition(*key)
             if self.consumer is not None and topic_partition in self.consumer.assignment():
@@ -197,6 +210,29 @@ class SubscriberAttachment:
         """Note that admitted records need no more work."""
         for commit in commits:
             self._committer.complete(commit)
+
+    # -- records that fail ---------------------------------------------------------------------------------------
+
+    def halt(self, record: Record, reason: str) -> None:
+        """Take nothing more from the record's partitions: what comes after it there is delivered after a restart."""
+        for commit in record.commits:
+            if commit.ledger.closed:
+                continue
+            self._halted[commit] = f"{commit!r} has halted its partition: {reason}. A restart tries it again."
+            logger.error("%s", self._halted[commit])
+            partition = TopicPartition(*commit.topic_partition)
+            if self.consumer is not None and partition in self.consumer.assignment():
+                self.consumer.pause(partition)
+
+    async def dead_letter(self, record: Record, error: BaseException) -> None:
+        """Publish the record, each of a batch, to the dead letter topic; returns when that is acknowledged."""
+        to = self.settings.on_failure.then
+        if not isinstance(to, DeadLetter):
+            raise TypeError(f"{to!r} is not a dead letter topic")
+        for raw in record.delivered if isinstance(record.delivered, tuple) else (record.delivered,):
+            headers = describe(raw, self.subscriber.group_id, error, record.attempt)
+            await self._dead_letters.publish(raw, to, headers)
+        logger.warning("%r is a dead letter after attempt %d: %r", record, record.attempt, error)
 
     # -- a record that FastStream's own loop took before we were attached ------------------------------------------
 
@@ -233,7 +269,7 @@ class SubscriberAttachment:
         if self._stopping is None or (self._stopping.done() and self.subscriber.consumer is not None):
             self._stopping = asyncio.get_running_loop().create_task(self._stop(), name=f"kafka-stop {self.name}")
         record = current_record.get()
-        if record is None or record.source is not self or record.task.done():
+        if record is None or record.source is not self or record.task is None or record.task.done():
             await asyncio.shield(self._stopping)
 
     async def _stop(self) -> None:
@@ -241,15 +277,15 @@ class SubscriberAttachment:
         timeout_sec = handler.settings.shutdown_timeout_sec
         deadline = handler.now() + timeout_sec
         self._slots.wake_waiters()
-        if not await handler.drain(self._owns, timeout_sec=timeout_sec):
-            for record in await handler.cancel(self._owns):
+        if not await handler.records.drain(self._owns, timeout_sec=timeout_sec):
+            for record in await handler.records.cancel(self._owns):
                 logger.error("Cancelled after %g s of shutdown, will be delivered again: %r", timeout_sec, record)
         if self.commits and consumer is not None:
             await self._committer.hold(consumer)
             if not await self._committer.flush(consumer, timeout_sec=max(deadline - handler.now(), _LEAST_STOP_SEC)):
                 logger.error("The last commit of %s failed: its records will be delivered again", self.name)
         # Never cancelled: a consumer that is interrupted while it leaves stays in the group as a ghost.
-        closing = asyncio.get_running_loop().create_task(self._original_stop(), name=f"kafka-close {self.name}")
+        closing = asyncio.get_running_loop().create_task(self._close(), name=f"kafka-close {self.name}")
         await asyncio.wait({closing}, timeout=max(deadline - handler.now(), _LEAST_STOP_SEC))
         if consumer is not None:
             # Only now: a rebalance that was under way while the consumer left has asked for it again.
@@ -259,9 +295,15 @@ class SubscriberAttachment:
         elif not closing.cancelled() and (error := closing.exception()) is not None:
             raise error
 
+    async def _close(self) -> None:
+        try:
+            await self._original_stop()
+        finally:
+            await self._dead_letters.close()
+
     def stop_application(self) -> None:
         """Ask the application to end, as FastStream does when a handler raises SystemExit."""
-        app = self.subscriber._outer_config.context.get("app")
+        app = private_parts.context_of(self.subscriber).get("app")
         leave = getattr(app, "exit", None)
         if callable(leave):
             leave()
@@ -276,82 +318,13 @@ class SubscriberAttachment:
         return f"subscriber {','.join(self.subscriber.topic_names)} (group {self.subscriber.group_id})"
 
     def problems(self) -> list[str]:
-        """Say why its records may not be arriving."""
+        """Say why its records may not be arriving, or not be finished."""
         subscriber = self.subscriber
-        if not subscriber.running or self._stopping is not None or not is_real(subscriber):
+        if not subscriber.running or self._stopping is not None or not private_parts.is_real(subscriber):
             return []
         if subscriber.calls and all(task.done() for task in subscriber.tasks):
             return [f"the consume loop of {self.name} has ended"]
-        coordination = getattr(self.consumer, "_coordinator", None)
-        coordination = getattr(coordination, "_coordination_task", None)
-        if coordination is not None and coordination.done():
+        if private_parts.group_coordination_has_died(self.consumer):
             return [f"the group coordination of {self.name} has died"]
-        return []
-
-
-# -- which subscribers ---------------------------------------------------------------------------------------------
-
-
-def is_real(subscriber: LogicSubscriber[Any]) -> bool:
-    """Whether the subscriber consumes from a broker; not so under TestKafkaBroker, and before it is started."""
-    return hasattr(subscriber.consumer, "getone") or bool(getattr(subscriber, "consumer_subgroup", None))
-
-
-def is_loop_of(subscriber: LogicSubscriber[Any], task: asyncio.Task[Any] | None) -> bool:
-    """Whether `task` is FastStream's own loop over the subscriber's records."""
-    return task in subscriber.tasks
-
-
-def attachment_of(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler) -> SubscriberAttachment | None:
-    """Return the attachment of a subscriber to this handler, if there is one."""
-    for source in handler.sources:
-        if isinstance(source, SubscriberAttachment) and source.subscriber is subscriber:
-            return source
-    return None
-
-
-def attach(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler) -> SubscriberAttachment:
-    """Attach a subscriber that is not attached yet."""
-    attachment = SubscriberAttachment(subscriber, handler)
-    attachment.attach()
-    return attachment
-
-
-def why_not(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler) -> str | None:
-    """Say why the records of a subscriber can't be handled concurrently.
-
-    Raises:
-        SetupError: the subscriber has workers of its own.
-
-    """
-    max_workers = getattr(subscriber, "max_workers", 1)
-    if max_workers > 1:
-        raise SetupError(
-            f"max_workers={max_workers} of the subscriber of {subscriber.topic_names} can't be combined with "
-            "KafkaConcurrentProcessingMiddleware: remove max_workers, and set concurrency_limit in "
-            "initialize_concurrent_processing()",
-        )
-    if handler.settings.enable_batch_commit and subscriber.ack_policy is not AckPolicy.MANUAL:
-        return (
-            f"its ack_policy is {subscriber.ack_policy.name}, which commits records that others have not finished: "
-            "set ack_policy=AckPolicy.MANUAL, and the library commits"
-        )
-    return None
-
-
-def subscribers_with(middleware: type, brokers: Iterable[Any]) -> list[LogicSubscriber[Any]]:
-    """Return the Kafka subscribers of the brokers that have this middleware, from the broker or a router."""
-
-    def has_it(entry: Any) -> bool:
-        factory = entry.func if isinstance(entry, functools.partial) else entry
-        return isinstance(factory, type) and issubclass(factory, middleware)
-
-    return [
-        subscriber
-        for broker in brokers
-        for subscriber in broker.subscribers
-        # Without a handler there is no loop: get_one() and `async for` are left alone.
-        if isinstance(subscriber, LogicSubscriber)
-        and subscriber.calls
-        and any(map(has_it, subscriber._broker_middlewares))
-    ]
+        self._halted = {commit: reason for commit, reason in self._halted.items() if not commit.ledger.closed}
+        return [*self._halted.values(), *self._dead_letters.problems()]

@@ -19,3 +19,10 @@ class CommitterIsDeadError(ConcurrentKafkaError, RuntimeError):
     Nothing more is committed by this process, so it takes no further records; the health check is red, and after a
     restart everything that was not committed is delivered again.
     """
+
+
+class HandlerTimeoutError(ConcurrentKafkaError):
+    """A handler was cancelled because it took longer than `handler_timeout_sec`: a failure of its record.
+
+    No `TimeoutError`, so that it is not taken for one that the handler itself has raised.
+    """

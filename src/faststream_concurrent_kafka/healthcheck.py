@@ -1,12 +1,16 @@
 """Is concurrent processing well, and if not, why."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
 
 from faststream import ContextRepo
 
+from faststream_concurrent_kafka.batch_committer import KafkaCommitTask
 from faststream_concurrent_kafka.middleware import CONTEXT_KEY
+from faststream_concurrent_kafka.offsets import PartitionLedger
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
+from faststream_concurrent_kafka.records import Record
+from faststream_concurrent_kafka.suspension import suspended_at
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +28,16 @@ class PartitionReport:
     unfinished: int
     """Of those, the ones that still need work."""
     oldest_unfinished_offset: int | None
+    """The record that pins the frontier, if any."""
     oldest_unfinished_age_sec: float | None
+    oldest_unfinished_attempt: int | None
+    """How often it was handled so far; 0 = it waits for those before it, or for a slot."""
+    oldest_unfinished_is_retrying: bool
+    """Whether it has failed and waits for another attempt."""
+    oldest_unfinished_at: str | None
+    """Where its code is waiting: the innermost lines, outermost first."""
+    halted_at: int | None
+    """The offset at which the partition stands still until a restart, by `FailurePolicy(then="halt")`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,15 +50,18 @@ class HealthReport:
     in_flight: int
     """Records whose handling has not ended."""
     waiting: int
-    """Of those, the ones that wait for a free slot or to be handled again."""
+    """Of those, the ones that wait for a free slot, for others in their order, or for another attempt."""
+    retrying: int
+    """Of those, the ones that have failed and wait for another attempt."""
     partitions: tuple[PartitionReport, ...]
 
 
 def is_kafka_handler_healthy(context: ContextRepo) -> bool:
     """Whether records are being taken, handled and committed; never raises, and costs no request to the broker.
 
-    False before initialising and after stopping, when the observer, the committer or a consumer's loop is dead, and
-    when commits have been failing for `commit_failure_timeout_sec`.
+    False before initialising and after stopping, when the observer, the committer or a consumer's loop is dead, when
+    commits have been failing for `commit_failure_timeout_sec`, while a partition is halted, while a dead letter can't
+    be published, and while a handler goes on that was cancelled at its time limit.
     """
     return get_kafka_handler_report(context).is_healthy
 
@@ -55,19 +71,32 @@ def get_kafka_handler_report(context: ContextRepo) -> HealthReport:
     handler = context.get(CONTEXT_KEY) or KafkaConcurrentHandler.running()
     if handler is None or not handler.is_running:
         problems = ("concurrent processing is not initialised",)
-        return HealthReport(is_healthy=False, problems=problems, in_flight=0, waiting=0, partitions=())
+        return HealthReport(is_healthy=False, problems=problems, in_flight=0, waiting=0, retrying=0, partitions=())
     problems = tuple(handler.problems())
+    records = {commit: record for record in handler.records for commit in record.commits}
     return HealthReport(
         is_healthy=not problems,
         problems=problems,
-        in_flight=handler.in_flight,
-        waiting=handler.waiting,
-        partitions=tuple(_report(*item, now=handler.now()) for item in handler.committer.partitions()),
+        in_flight=len(handler.records),
+        waiting=handler.records.waiting,
+        retrying=handler.records.retrying,
+        partitions=tuple(
+            _report(topic, partition, ledger, records, now=handler.now())
+            for topic, partition, ledger in handler.committer.partitions()
+        ),
     )
 
 
-def _report(topic: str, partition: int, ledger: Any, *, now: float) -> PartitionReport:
+def _report(
+    topic: str,
+    partition: int,
+    ledger: PartitionLedger[KafkaCommitTask],
+    records: Mapping[KafkaCommitTask, Record],
+    *,
+    now: float,
+) -> PartitionReport:
     oldest = ledger.first_unfinished()
+    record = None if oldest is None else records.get(oldest)
     return PartitionReport(
         topic=topic,
         partition=partition,
@@ -77,4 +106,8 @@ def _report(topic: str, partition: int, ledger: Any, *, now: float) -> Partition
         unfinished=ledger.unfinished,
         oldest_unfinished_offset=None if oldest is None else oldest.offset,
         oldest_unfinished_age_sec=None if oldest is None else now - oldest.admitted_at,
+        oldest_unfinished_attempt=None if record is None else record.attempt,
+        oldest_unfinished_is_retrying=record is not None and record.wakes_at is not None,
+        oldest_unfinished_at=None if record is None or record.task is None else suspended_at(record.task),
+        halted_at=ledger.stopped_at,
     )

@@ -3,21 +3,24 @@
 import asyncio
 import logging
 import weakref
-from collections.abc import Awaitable, Callable, Sequence
-from types import TracebackType
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from types import MappingProxyType, TracebackType
+from typing import Annotated, Any, ClassVar, Self
 
-from faststream import BaseMiddleware, ContextRepo
+from faststream import BaseMiddleware, Context, ContextRepo
 from faststream.kafka import KafkaBroker
 from faststream.message import StreamMessage
 from typing_extensions import override
 
-from faststream_concurrent_kafka import attachment as attaching
+from faststream_concurrent_kafka import discovery
 from faststream_concurrent_kafka.batch_committer import KafkaCommitTask
-from faststream_concurrent_kafka.errors import SetupError
+from faststream_concurrent_kafka.errors import SettingsError, SetupError
+from faststream_concurrent_kafka.lanes import lanes_of
+from faststream_concurrent_kafka.private_parts import is_real
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
 from faststream_concurrent_kafka.records import Record, current_record
-from faststream_concurrent_kafka.settings import Settings
+from faststream_concurrent_kafka.retries import FailurePolicy
+from faststream_concurrent_kafka.settings import Ordering, Settings
 from faststream_concurrent_kafka.topic_groups import TOPIC_GROUP_HEADER
 
 
@@ -25,6 +28,11 @@ logger = logging.getLogger(__package__)
 
 # Under this key the running handler is found in the context it was initialised with.
 CONTEXT_KEY = "kafka_concurrent_handler"
+
+# Under this one a handler finds which attempt it is, from 1 on.
+ATTEMPT_KEY = "kafka_attempt"
+Attempt = Annotated[int, Context(ATTEMPT_KEY, default=1)]
+"""Type of a handler's parameter that gets the number of this attempt at its record, from 1 on."""
 
 _warned: weakref.WeakSet[Any] = weakref.WeakSet()
 _DEFAULTS = Settings()
@@ -37,9 +45,34 @@ class KafkaConcurrentProcessingMiddleware(BaseMiddleware):
     position, and call `initialize_concurrent_processing` in the lifespan.
     """
 
+    overrides: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    """Settings that its subscribers have of their own: see `configured`."""
+
     # Set on the few instances that need them: FastStream makes one for every record.
     _call: "_InlineCall | None" = None
     _is_skipped = False
+
+    @classmethod
+    def configured(
+        cls,
+        *,
+        ordering: Ordering | None = None,
+        on_failure: FailurePolicy | None = None,
+        handler_timeout_sec: float | None = None,
+    ) -> type[Self]:
+        """Return this middleware with settings of its own, for the subscribers of one router or broker.
+
+        What is not given is as in `initialize_concurrent_processing`. Where a broker and its router both have the
+        middleware, the router's has the last word.
+
+        Raises:
+            SettingsError: a setting is not allowed; the text names it.
+
+        """
+        given = {"ordering": ordering, "on_failure": on_failure, "handler_timeout_sec": handler_timeout_sec}
+        overrides = {**cls.overrides, **{name: value for name, value in given.items() if value is not None}}
+        _DEFAULTS.overridden(overrides)
+        return type(cls.__name__, (cls,), {"overrides": MappingProxyType(overrides)})  # ty: ignore[unsupported-dynamic-base, invalid-explicit-return]
 
     @override
     async def consume_scope(
@@ -53,12 +86,12 @@ class KafkaConcurrentProcessingMiddleware(BaseMiddleware):
             if record.raw is self.msg:
                 # Its own task.
                 record.message = msg
-                return await call_next(msg)
-            if not record.task.done():
+                return await self._attempt(call_next, msg, record)
+            if record.task is None or not record.task.done():
                 # Something that its handler has called: that is part of it.
                 return await call_next(msg)
         subscriber = self.context.get_local("handler_")
-        if subscriber is None or not attaching.is_real(subscriber):
+        if subscriber is None or not is_real(subscriber):
             # get_one(), `async for`, request(), TestKafkaBroker.
             return await call_next(msg)
         return await self._handle(call_next, msg, subscriber)
@@ -78,7 +111,7 @@ class KafkaConcurrentProcessingMiddleware(BaseMiddleware):
                 "and nobody commits them",
             )
             return await call_next(msg)
-        attachment = attaching.attachment_of(subscriber, handler)
+        attachment = discovery.attachment_of(subscriber, handler)
         commits: Sequence[KafkaCommitTask] = ()
         is_first = False
         if attachment is None:
@@ -86,8 +119,8 @@ class KafkaConcurrentProcessingMiddleware(BaseMiddleware):
             if reason is not None:
                 _warn_once(subscriber, reason)
                 return await call_next(msg)
-            attachment = attaching.attach(subscriber, handler)
-            if attaching.is_loop_of(subscriber, asyncio.current_task()):
+            attachment = discovery.attach(subscriber, handler, KafkaConcurrentProcessingMiddleware)
+            if discovery.is_loop_of(subscriber, asyncio.current_task()):
                 # FastStream's own loop handles this one, its first; the next ones get tasks.
                 commits = attachment.admit_first(self.msg)
                 is_first = True
@@ -97,10 +130,28 @@ class KafkaConcurrentProcessingMiddleware(BaseMiddleware):
             self._is_skipped = True
             attachment.complete(commits)
             return None
-        self._call = call = _InlineCall(call_next, msg)
+        self._call = call = _InlineCall(msg)
         if is_first:
             handler.start_helper(attachment.keep_polling(call.settled))
-        return await call.submit(handler, Record(self.msg, call.process, source=attachment, commits=commits))
+        lanes = lanes_of(attachment.settings.ordering, id(attachment), self.msg) if is_first else ()
+        record = Record(self.msg, call.process, source=attachment, commits=commits, lanes=lanes)
+        # To whom drives it by hand, its failure is an answer: it is not tried again behind their back.
+        record.is_last_pass = not is_first
+        return await call.submit(handler, record, lambda msg: self._attempt(call_next, msg, record))
+
+    async def _attempt(
+        self, call_next: Callable[[StreamMessage[Any]], Awaitable[Any]], msg: StreamMessage[Any], record: Record
+    ) -> Any:
+        """Go on to the handler, which can find out which attempt it is, and within its time limit."""
+        self.context.set_local(ATTEMPT_KEY, record.attempt)
+        log_context = self.context.get_local("log_context")
+        if log_context is not None:
+            log_context["attempt"] = record.attempt
+        source, handler = record.source, KafkaConcurrentHandler.running()
+        if source is None or handler is None or not source.settings.handler_timeout_sec:
+            return await call_next(msg)
+        limit_sec = source.settings.handler_timeout_sec
+        return await handler.time_limits.run(lambda: call_next(msg), limit_sec, record)
 
     @override
     async def publish_scope(self, call_next: Callable[[Any], Awaitable[Any]], cmd: Any) -> Any:
@@ -128,19 +179,24 @@ class _InlineCall:
     The pass itself stays in its own task and context, or scopes that its middlewares have opened could not be closed.
     """
 
-    def __init__(self, call_next: Callable[[StreamMessage[Any]], Awaitable[Any]], msg: StreamMessage[Any]) -> None:
+    def __init__(self, msg: StreamMessage[Any]) -> None:
         loop = asyncio.get_running_loop()
-        self._call_next = call_next
         self._msg = msg
         self._turn = loop.create_future()
         self.settled = loop.create_future()
         self._caller = asyncio.current_task()
         self._record: Record
 
-    async def submit(self, handler: KafkaConcurrentHandler, record: Record) -> Any:
+    async def submit(
+        self,
+        handler: KafkaConcurrentHandler,
+        record: Record,
+        call_next: Callable[[StreamMessage[Any]], Awaitable[Any]],
+    ) -> Any:
         """Wait for a slot, then go on with the middleware chain."""
         self._record = record
-        task = handler.handle_task(record)
+        # It has its task at once: the first record of a subscriber finds its lanes free, and others have none.
+        task: Any = handler.handle_task(record)
         try:
             await asyncio.wait({task, self._turn}, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
@@ -150,7 +206,7 @@ class _InlineCall:
             raise asyncio.CancelledError("stopped before its turn came")
         token = current_record.set(record)
         try:
-            return await self._call_next(self._msg)
+            return await call_next(self._msg)
         finally:
             current_record.reset(token)
 
@@ -176,7 +232,7 @@ class _InlineCall:
         """Note the end of FastStream's pass."""
         if not self.settled.done():
             self.settled.set_result(error)
-        if isinstance(error, asyncio.CancelledError):
+        if isinstance(error, asyncio.CancelledError) and self._record.task is not None:
             self._record.task.cancel()
 
 
@@ -192,6 +248,9 @@ async def initialize_concurrent_processing(  # noqa: PLR0913 - each is one setti
     max_uncommitted_tasks: int = _DEFAULTS.max_uncommitted_tasks,
     rebalance_flush_timeout_sec: float = _DEFAULTS.rebalance_flush_timeout_sec,
     commit_failure_timeout_sec: float = _DEFAULTS.commit_failure_timeout_sec,
+    ordering: Ordering = _DEFAULTS.ordering,
+    on_failure: FailurePolicy = _DEFAULTS.on_failure,
+    handler_timeout_sec: float = _DEFAULTS.handler_timeout_sec,
 ) -> KafkaConcurrentHandler:
     """Start concurrent processing: call it in the lifespan, before or after the broker starts.
 
@@ -206,6 +265,12 @@ async def initialize_concurrent_processing(  # noqa: PLR0913 - each is one setti
         max_uncommitted_tasks: records of one partition that may be fetched and not yet committed.
         rebalance_flush_timeout_sec: seconds that a rebalance waits for running handlers; 0 = not at all.
         commit_failure_timeout_sec: seconds for which commits may fail before the health check turns red.
+        ordering: "unordered"; "key": records of a partition with the same key are handled one at a time, in the order
+            of their offsets; "partition": all records of a partition are.
+        on_failure: what becomes of a record whose handling fails: retries, then commit, dead letter or halt.
+        handler_timeout_sec: seconds after which a handler is cancelled, which is a failure; 0 = no limit.
+
+    The last three may differ from router to router: see `KafkaConcurrentProcessingMiddleware.configured`.
 
     Returns:
         The handler; the same one when it is called again with the same settings.
@@ -233,16 +298,19 @@ async def initialize_concurrent_processing(  # noqa: PLR0913 - each is one setti
         max_uncommitted_tasks=max_uncommitted_tasks,
         rebalance_flush_timeout_sec=rebalance_flush_timeout_sec,
         commit_failure_timeout_sec=commit_failure_timeout_sec,
+        ordering=ordering,
+        on_failure=on_failure,
+        handler_timeout_sec=handler_timeout_sec,
     )
 
     def discover() -> None:
         app = context.get("app")
         brokers = {id(each): each for each in (*getattr(app, "brokers", ()), *((broker,) if broker else ()))}
-        for subscriber in attaching.subscribers_with(KafkaConcurrentProcessingMiddleware, brokers.values()):
-            if attaching.attachment_of(subscriber, handler) is None:
-                reason = attaching.why_not(subscriber, handler)
+        for subscriber in discovery.subscribers_with(KafkaConcurrentProcessingMiddleware, brokers.values()):
+            if discovery.attachment_of(subscriber, handler) is None:
+                reason = discovery.why_not(subscriber, handler, KafkaConcurrentProcessingMiddleware)
                 if reason is None:
-                    attaching.attach(subscriber, handler)
+                    discovery.attach(subscriber, handler, KafkaConcurrentProcessingMiddleware)
                 else:
                     _warn_once(subscriber, reason)
 
@@ -273,8 +341,8 @@ async def stop_concurrent_processing(context: ContextRepo) -> None:
 
 def _why_not(subscriber: Any, handler: KafkaConcurrentHandler) -> str | None:
     try:
-        return attaching.why_not(subscriber, handler)
-    except SetupError as error:
+        return discovery.why_not(subscriber, handler, KafkaConcurrentProcessingMiddleware)
+    except (SetupError, SettingsError) as error:
         return str(error)
 
 

@@ -25,13 +25,15 @@ class PartitionLedger(Generic[T]):
     so gaps (transactions, compaction) are nothing special; only an offset at or below the last one is refused.
     """
 
-    __slots__ = ("_unacked", "_unfinished", "acked", "admitted", "closed")
+    __slots__ = ("_unacked", "_unfinished", "acked", "admitted", "closed", "stopped_at")
 
     def __init__(self, first_offset: int) -> None:
         # The first record that is delivered says where the epoch begins: everything below belongs to others.
         self.acked = first_offset
         self.admitted = first_offset
         self.closed = False
+        # The first record that was left undone, if any.
+        self.stopped_at: int | None = None
         # Offsets in delivery order, from the last acknowledged one on: 40 bytes each, which is all that is kept of
         # a finished record while an older one is stuck. A plain dict would do for `_unfinished`, but finding its
         # first key again and again while keys are removed from its front is quadratic.
@@ -68,6 +70,15 @@ class PartitionLedger(Generic[T]):
         unacked = self._unacked
         while unacked and unacked[0] < offset:
             unacked.popleft()
+
+    def stop_at(self, offset: int) -> None:
+        """Note that the record at `offset` will not be finished: the frontier of this epoch stays at or below it."""
+        if self.stopped_at is None or offset < self.stopped_at:
+            self.stopped_at = offset
+
+    def stops_before(self, offset: int) -> bool:
+        """Whether a record below `offset` will not be finished, so that all from there on is delivered again."""
+        return self.stopped_at is not None and self.stopped_at < offset
 
     @property
     def frontier(self) -> int:

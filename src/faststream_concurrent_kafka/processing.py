@@ -9,20 +9,19 @@ from typing import Any, ClassVar, Self
 from faststream.exceptions import StopConsume
 
 from faststream_concurrent_kafka.batch_committer import KafkaBatchCommitter
-from faststream_concurrent_kafka.errors import SetupError
-from faststream_concurrent_kafka.records import Outcome, Record, RecordSource, current_record, outcome_of
+from faststream_concurrent_kafka.errors import SettingsError, SetupError
+from faststream_concurrent_kafka.failures import Failures
+from faststream_concurrent_kafka.in_flight import InFlight
+from faststream_concurrent_kafka.records import UP_TO_POLICY, Outcome, Record, RecordSource, current_record, outcome_of
 from faststream_concurrent_kafka.settings import Settings
 from faststream_concurrent_kafka.signals import SignalGuard
 from faststream_concurrent_kafka.slots import Slots
+from faststream_concurrent_kafka.time_limits import TimeLimits
 
 
 logger = logging.getLogger(__package__)
 
-# A record that was not acknowledged is handled again after this: long enough not to spin, short enough to be "now".
-NACK_DELAY_SEC = 0.5
 HEALTH_CHECK_INTERVAL_SEC = 1.0
-# For handlers that go on after they were cancelled: they are cancelled again until this has passed.
-CANCELLATION_GRACE_SEC = 1.0
 
 
 class KafkaConcurrentHandler:
@@ -73,11 +72,13 @@ class KafkaConcurrentHandler:
         )
         self.sources: list[RecordSource] = []
         self._discoveries: list[Callable[[], None]] = []
-        self._in_flight: set[Record] = set()
         self._helpers: set[asyncio.Task[None]] = set()
         # Without a limit of its own or a window of uncommitted records, something else has to bound memory.
         unlimited = float("inf") if settings.enable_batch_commit else settings.max_uncommitted_tasks
         self.slots = Slots(settings.concurrency_limit, unlimited)
+        self.records = InFlight(self.slots, self._start, self.committer.complete)
+        self.time_limits = TimeLimits()
+        self._failures = Failures(settings, self.slots)
         self._observer: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._signals = SignalGuard(self._stop_sources)
@@ -125,13 +126,13 @@ class KafkaConcurrentHandler:
         if self._stopping is None:
             self._stopping = self._loop.create_task(self._stop(), name="kafka-concurrent-stop")
         record = current_record.get()
-        if record is None or record.task.done():
+        if record is None or record.task is None or record.task.done():
             await asyncio.shield(self._stopping)
 
     async def _stop(self) -> None:
         try:
             await self._stop_sources()
-            await self.cancel(lambda _: True)
+            await self.records.cancel(lambda _: True)
             await self.committer.close()
         finally:
             if self._observer is not None:
@@ -167,56 +168,53 @@ class KafkaConcurrentHandler:
 
     # -- records -------------------------------------------------------------------------------------------------
 
-    def handle_task(self, record: Record) -> asyncio.Task[None]:
-        """Fire off the task that owns the record to its end; the task itself never raises."""
-        self._in_flight.add(record)
+    def handle_task(self, record: Record) -> asyncio.Task[None] | None:
+        """Fire off the task that owns the record to its end; None while others have its lanes. It never raises."""
+        self.records.enter(record)
+        return record.task
+
+    def _start(self, record: Record) -> None:
         self.slots.claim()
-        task = record.task = self._loop.create_task(self._own(record))
-        return task
+        record.task = self._loop.create_task(self._own(record))
 
     async def _own(self, record: Record) -> None:
         current_record.set(record)
         semaphore = self.slots.semaphore
-        outcome = Outcome.NOT_DONE
         try:
             while True:
+                outcome, error = Outcome.NOT_DONE, None
                 if semaphore is not None:
                     await semaphore.acquire()
-                record.begin()
                 try:
+                    if record.attempt == 0 and record.is_passed_over:
+                        break
+                    record.begin()
                     await record.process(record.raw)
-                except BaseException as error:  # noqa: BLE001 - FastStream has logged it; here its meaning is decided
-                    outcome = self._outcome_of_failure(record, error)
-                else:
-                    outcome = outcome_of(record, None)
+                except BaseException as raised:  # noqa: BLE001 - FastStream has logged it; here its meaning is decided
+                    error = raised
                 finally:
                     record.is_running = False
                     if semaphore is not None:
                         semaphore.release()
+                outcome = self._meaning_of(record, error)
+                if outcome in UP_TO_POLICY:
+                    outcome = await self._failures.deal_with(record, outcome, error)
                 if outcome is not Outcome.AGAIN:
                     break
-                outcome = Outcome.NOT_DONE
-                if record.is_last_pass:
-                    break
-                await self._sleep(record)
         except asyncio.CancelledError:
-            # While it waited for its slot or slept: its pass was not called, so it is not done.
-            pass
+            # While it waited for its slot, its next attempt or its dead letter: it is not done.
+            outcome = Outcome.NOT_DONE
         finally:
-            # A finished task keeps its context: without this, record, task and context would be a cycle, and every
-            # record would have to wait for the garbage collector.
+            # A finished task keeps its context, and an exception the frames that it went through: without this,
+            # record, task and context would be a cycle, and every record would have to wait for the garbage collector.
+            error = None
             current_record.set(None)
-            self._settle(record, outcome)
+            self.records.leave(record, outcome)
 
-    def _outcome_of_failure(self, record: Record, error: BaseException) -> Outcome:
+    def _meaning_of(self, record: Record, error: BaseException | None) -> Outcome:
         if isinstance(error, StopConsume | SystemExit):
             self._stop_source(record, error)
-            return Outcome.DONE
-        if isinstance(error, asyncio.CancelledError):
-            # A handler may raise it by itself, or leak it from a task that it awaited: a failure like any other.
-            # Only a cancellation of this task leaves its record undone.
-            return Outcome.NOT_DONE if record.task.cancelling() else outcome_of(record, error)
-        if not isinstance(error, Exception):
+        elif error is not None and not isinstance(error, Exception | asyncio.CancelledError):
             raise error
         return outcome_of(record, error)
 
@@ -240,77 +238,6 @@ class KafkaConcurrentHandler:
         if not helper.cancelled() and (error := helper.exception()) is not None:
             logger.error("Failed beside the records", exc_info=error)
 
-    async def _sleep(self, record: Record) -> None:
-        record.is_sleeping = True
-        self.slots.give_up_claim()
-        try:
-            await asyncio.sleep(NACK_DELAY_SEC)
-        finally:
-            self.slots.claim()
-            record.is_sleeping = False
-
-    def _settle(self, record: Record, outcome: Outcome) -> None:
-        if record not in self._in_flight:
-            return
-        self._in_flight.discard(record)
-        self.slots.give_up_claim()
-        if outcome is Outcome.DONE:
-            for commit in record.commits:
-                self.committer.complete(commit)
-        elif not (record.is_cancelled or record.is_last_pass):
-            logger.error("The task of %r was cancelled by somebody else: its partition stays uncommitted there", record)
-
-    @property
-    def in_flight(self) -> int:
-        """Records whose task has not ended."""
-        return len(self._in_flight)
-
-    @property
-    def waiting(self) -> int:
-        """Records in flight that are not being handled: they wait for a slot, or to be handled again."""
-        return sum(not record.is_running for record in self._in_flight)
-
-    # -- draining ------------------------------------------------------------------------------------------------
-
-    def records(self, belongs: Callable[[Record], bool]) -> list[Record]:
-        """Return the records in flight that `belongs` accepts."""
-        return [record for record in self._in_flight if belongs(record)]
-
-    async def drain(self, belongs: Callable[[Record], bool], *, timeout_sec: float) -> bool:
-        """Wait until no such record is in flight, at most `timeout_sec`; return whether that was reached.
-
-        A record that was not acknowledged is not handled again here: it stays undone, for whoever comes next.
-        """
-        deadline = self._loop.time() + timeout_sec
-        while records := self.records(belongs):
-            for record in records:
-                record.is_last_pass = True
-                if record.is_sleeping:
-                    record.task.cancel()
-            remaining = deadline - self._loop.time()
-            if remaining <= 0:
-                return False
-            await asyncio.wait({record.task for record in records}, timeout=remaining)
-        return True
-
-    async def cancel(self, belongs: Callable[[Record], bool]) -> list[Record]:
-        """Cancel such records and wait for them, a moment longer than a swallowed cancellation; return them."""
-        cancelled = self.records(belongs)
-        deadline = self._loop.time() + CANCELLATION_GRACE_SEC
-        running = cancelled
-        while running and self._loop.time() < deadline:
-            for record in running:
-                record.is_cancelled = True
-                record.task.cancel()
-            await asyncio.wait({record.task for record in running}, timeout=CANCELLATION_GRACE_SEC / 5)
-            running = [record for record in running if not record.task.done()]
-        for record in running:
-            logger.error("Was cancelled and goes on: %r. A handler must not swallow CancelledError.", record)
-        for record in cancelled:
-            # A task that was cancelled before its first step never ran its own `finally`.
-            self._settle(record, Outcome.NOT_DONE)
-        return cancelled
-
     # -- observer ------------------------------------------------------------------------------------------------
 
     async def _observe(self) -> None:
@@ -326,7 +253,7 @@ class KafkaConcurrentHandler:
         for discover in self._discoveries:
             try:
                 discover()
-            except SetupError as error:
+            except (SetupError, SettingsError) as error:
                 problems.append(str(error))
         if problems and not self._known_problems:
             logger.error("Unhealthy: %s", "; ".join(problems))
@@ -343,4 +270,5 @@ class KafkaConcurrentHandler:
             problems.append("concurrent processing is stopping")
         if self.settings.enable_batch_commit:
             problems += self.committer.problems()
+        problems += self.time_limits.problems(self.now())
         return problems + [problem for source in self.sources for problem in source.problems()]

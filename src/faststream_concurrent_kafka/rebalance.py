@@ -53,8 +53,8 @@ class ConcurrentRebalanceListener(ConsumerRebalanceListener):
         await committer.hold(consumer)
         try:
             deadline = handler.now() + timeout_sec
-            if not await handler.drain(self._belongs, timeout_sec=timeout_sec):
-                running = handler.records(self._belongs)
+            if not await handler.records.drain(self._belongs, timeout_sec=timeout_sec):
+                running = handler.records.matching(self._belongs)
                 logger.warning(
                     "Rebalance: %d records are still being handled after %g s and will be delivered again, first %r",
                     len(running),
@@ -65,7 +65,7 @@ class ConcurrentRebalanceListener(ConsumerRebalanceListener):
         finally:
             committer.end_epoch(consumer)
         # They have not begun, so whoever gets the partition begins them.
-        await handler.cancel(lambda record: self._belongs(record) and not record.is_running)
+        await handler.records.cancel(lambda record: self._belongs(record) and not record.is_running)
 
     @override
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:

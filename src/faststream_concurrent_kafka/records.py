@@ -3,18 +3,29 @@
 import asyncio
 import contextvars
 import enum
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Any, Protocol
 
-from faststream.exceptions import NackMessage
+from faststream.exceptions import AckMessage, NackMessage, RejectMessage, SkipMessage, StopConsume
+from faststream.kafka.message import KafkaAckableMessage
 from faststream.message import AckStatus, StreamMessage
 from typing_extensions import override
 
 from faststream_concurrent_kafka.batch_committer import KafkaCommitTask
+from faststream_concurrent_kafka.settings import Settings
 
 
 class RecordSource(Protocol):
     """Where records come from: an attached subscriber, as far as this floor has to know it."""
+
+    settings: Settings
+    """The handler's, with what this subscriber has of its own."""
+
+    commits: bool
+    """Whether the library commits for it."""
+
+    in_flight: int
+    """How many of its records are in flight; counted by the handler."""
 
     @property
     def name(self) -> str:
@@ -42,59 +53,103 @@ class RecordSource(Protocol):
         """Ask the application, if there is one, to end."""
         ...
 
+    def halt(self, record: "Record", reason: str) -> None:
+        """Take nothing more from the record's partitions, and say so in `problems`."""
+        ...
+
+    async def dead_letter(self, record: "Record", error: BaseException) -> None:
+        """Publish the record to the dead letter topic of its settings; returns when that is acknowledged."""
+        ...
+
 
 class Outcome(enum.Enum):
-    """What became of one pass over a record."""
+    """What one pass means for its record, and what its policy makes of that."""
 
     DONE = enum.auto()
-    AGAIN = enum.auto()
     NOT_DONE = enum.auto()
+    FAILED = enum.auto()
+    NACKED = enum.auto()
+    # Of these two the policy may make another pass.
+    AGAIN = enum.auto()
+
+
+UP_TO_POLICY = frozenset({Outcome.FAILED, Outcome.NACKED})
 
 
 class Record:
     """A record (or a batch) in flight: what its task works on."""
 
     __slots__ = (
+        "attempt",
         "commits",
+        "delivered",
         "is_cancelled",
         "is_last_pass",
         "is_running",
-        "is_sleeping",
+        "lanes",
         "message",
         "process",
         "raw",
         "source",
         "task",
+        "wakes_at",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a task works on
         self,
         raw: Any,
         process: Callable[[Any], Awaitable[Any]],
         *,
         source: RecordSource | None = None,
         commits: Sequence[KafkaCommitTask] = (),
+        lanes: Sequence[Hashable] = (),
+        delivered: Any = None,
     ) -> None:
         self.raw = raw
+        # As the broker delivered it, where FastStream could not have read it like that.
+        self.delivered = raw if delivered is None else delivered
         self.process = process
         self.source = source
         self.commits = commits
+        self.lanes = lanes
         self.message: StreamMessage[Any] | None = None
+        self.attempt = 0
         self.is_running = False
-        self.is_sleeping = False
+        # When the next attempt begins, while it waits for that.
+        self.wakes_at: float | None = None
         self.is_last_pass = False
         self.is_cancelled = False
-        self.task: asyncio.Task[None]
+        # None while another record has its lane.
+        self.task: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
         """Note that a pass begins."""
+        self.attempt += 1
         self.is_running = True
         self.message = None
+
+    @property
+    def is_passed_over(self) -> bool:
+        """Whether an earlier record of its partition was left undone, so that it will be delivered again anyway."""
+        return any(commit.ledger.stops_before(commit.offset) for commit in self.commits)
+
+    @property
+    def is_cancelled_by_others(self) -> bool:
+        """Whether somebody who is not us has cancelled its task."""
+        return not (self.is_cancelled or self.is_last_pass) and self.task is not None and self.task.cancelling() > 0
+
+    @property
+    def is_of_the_past(self) -> bool:
+        """Whether nothing that it does can be committed any more."""
+        return bool(self.commits) and all(commit.ledger.closed for commit in self.commits)
 
     @override
     def __repr__(self) -> str:
         return ", ".join(map(repr, self.commits)) or f"a record of {self.source.name if self.source else '?'}"
 
+
+# Two that stop something (or the restart would stop at the same record), and three that a handler raises to say so.
+_MEANS_DONE = (StopConsume, SystemExit, AckMessage, RejectMessage, SkipMessage)
 
 # The record whose task the running code belongs to. Tasks that a handler starts inherit it.
 current_record: contextvars.ContextVar[Record | None] = contextvars.ContextVar("current_record", default=None)
@@ -105,6 +160,16 @@ def outcome_of(record: Record, error: BaseException | None) -> Outcome:
     if record.is_cancelled:
         # The stop has given it up. Whatever it made of its cancellation, nobody can tell that its work was done.
         return Outcome.NOT_DONE
-    if isinstance(error, NackMessage) or (record.message is not None and record.message.committed is AckStatus.NACKED):
-        return Outcome.AGAIN
-    return Outcome.DONE
+    if isinstance(error, asyncio.CancelledError) and record.task is not None and record.task.cancelling():
+        # A handler may raise it by itself, or leak it from a task that it awaited: a failure like any other.
+        # Only a cancellation of this task leaves its record undone.
+        return Outcome.NOT_DONE
+    # Under other ack policies FastStream acknowledges by itself, and nack() moves the consumer back.
+    acknowledged = record.message.committed if isinstance(record.message, KafkaAckableMessage) else None
+    if acknowledged is AckStatus.NACKED:
+        return Outcome.NACKED if record.source is None or record.source.commits else Outcome.DONE
+    if isinstance(error, NackMessage):
+        return Outcome.NACKED
+    if error is None or acknowledged is not None or isinstance(error, _MEANS_DONE):
+        return Outcome.DONE
+    return Outcome.FAILED

@@ -1,10 +1,16 @@
 """Every option of the library in one place: frozen, validated, units in the names."""
 
 import dataclasses
-import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
+from faststream_concurrent_kafka.checks import check_integer, check_seconds
 from faststream_concurrent_kafka.errors import SettingsError
+from faststream_concurrent_kafka.retries import FailurePolicy
+
+
+Ordering = Literal["unordered", "key", "partition"]
+"""Which records of one partition never overlap, and start in the order of their offsets."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,31 +46,46 @@ class Settings:
     commit_failure_timeout_sec: float = 15.0
     """Seconds for which commits may keep failing before the health check turns red."""
 
+    ordering: Ordering = "unordered"
+    """"key": records of a partition with the same key, one at a time; "partition": all of a partition."""
+
+    on_failure: FailurePolicy = FailurePolicy()  # noqa: RUF009 - frozen
+    """What becomes of a record whose handling fails."""
+
+    handler_timeout_sec: float = 0.0
+    """Seconds after which a handler is cancelled, which counts as a failure; 0 = no limit."""
+
     def __post_init__(self) -> None:
-        _check_integer("concurrency_limit", self.concurrency_limit, at_least=0, meaning="0 = no limit")
-        _check_integer("commit_batch_size", self.commit_batch_size, at_least=1)
-        _check_integer("max_uncommitted_tasks", self.max_uncommitted_tasks, at_least=1)
-        _check_seconds("commit_batch_timeout_sec", self.commit_batch_timeout_sec)
-        _check_seconds("shutdown_timeout_sec", self.shutdown_timeout_sec)
-        _check_seconds("commit_failure_timeout_sec", self.commit_failure_timeout_sec)
-        _check_seconds("rebalance_flush_timeout_sec", self.rebalance_flush_timeout_sec, zero_allowed=True)
+        check_integer("concurrency_limit", self.concurrency_limit, at_least=0, meaning="0 = no limit")
+        check_integer("commit_batch_size", self.commit_batch_size, at_least=1)
+        check_integer("max_uncommitted_tasks", self.max_uncommitted_tasks, at_least=1)
+        check_seconds("commit_batch_timeout_sec", self.commit_batch_timeout_sec)
+        check_seconds("shutdown_timeout_sec", self.shutdown_timeout_sec)
+        check_seconds("commit_failure_timeout_sec", self.commit_failure_timeout_sec)
+        check_seconds("rebalance_flush_timeout_sec", self.rebalance_flush_timeout_sec, zero_allowed=True)
         if not isinstance(self.enable_batch_commit, bool):
             raise SettingsError(f"enable_batch_commit must be True or False, got {self.enable_batch_commit!r}")
+        if self.ordering not in get_args(Ordering):
+            raise SettingsError(f"ordering must be one of {', '.join(get_args(Ordering))}, got {self.ordering!r}")
+        if not isinstance(self.on_failure, FailurePolicy):
+            raise SettingsError(f"on_failure must be a FailurePolicy(...), got {self.on_failure!r}")
+        if self.on_failure.then == "halt" and not self.enable_batch_commit:
+            raise SettingsError(
+                'on_failure=FailurePolicy(then="halt") needs enable_batch_commit=True: '
+                "without it the subscriber's own policy commits past the failed record",
+            )
+        check_seconds("handler_timeout_sec", self.handler_timeout_sec, zero_allowed=True)
+
+    def overridden(self, overrides: Mapping[str, Any]) -> "Settings":
+        """Return these settings with what one subscriber has of its own.
+
+        Raises:
+            SettingsError: a value is not allowed, or does not go with the others.
+
+        """
+        return dataclasses.replace(self, **overrides) if overrides else self
 
     def differences(self, other: "Settings") -> str:
         """Say which settings of `other` differ from these, for an error message."""
         pairs = ((name, getattr(self, name), getattr(other, name)) for name in self.__slots__)
         return ", ".join(f"{name}={mine!r} (now {theirs!r})" for name, mine, theirs in pairs if mine != theirs)
-
-
-def _check_integer(name: str, value: Any, *, at_least: int, meaning: str = "") -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        allowed = f"an integer of at least {at_least}" + (f" ({meaning})" if meaning else "")
-        raise SettingsError(f"{name} must be {allowed}, got {value!r}")
-
-
-def _check_seconds(name: str, value: Any, *, zero_allowed: bool = False) -> None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or value < 0 or (value == 0 and not zero_allowed):
-        allowed = "of at least 0" if zero_allowed else "greater than 0"
-        raise SettingsError(f"{name} must be a finite number of seconds {allowed}, got {value!r}")

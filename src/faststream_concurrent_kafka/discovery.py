@@ -1,0 +1,88 @@
+"""Which subscribers are to be concurrent, with which settings, and why one can't be."""
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+from faststream.kafka.subscriber.usecase import LogicSubscriber
+from faststream.middlewares import AckPolicy
+
+from faststream_concurrent_kafka.attachment import SubscriberAttachment
+from faststream_concurrent_kafka.errors import SetupError
+from faststream_concurrent_kafka.private_parts import middlewares_of
+from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
+from faststream_concurrent_kafka.retries import DeadLetter
+from faststream_concurrent_kafka.settings import Settings
+
+
+def is_loop_of(subscriber: LogicSubscriber[Any], task: asyncio.Task[Any] | None) -> bool:
+    """Whether `task` is FastStream's own loop over the subscriber's records."""
+    return task in subscriber.tasks
+
+
+def attachment_of(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler) -> SubscriberAttachment | None:
+    """Return the attachment of a subscriber to this handler, if there is one."""
+    for source in handler.sources:
+        if isinstance(source, SubscriberAttachment) and source.subscriber is subscriber:
+            return source
+    return None
+
+
+def attach(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler, middleware: type) -> SubscriberAttachment:
+    """Attach a subscriber that is not attached yet, and that nothing speaks against."""
+    attachment = SubscriberAttachment(subscriber, handler, _settings_of(subscriber, handler, middleware))
+    attachment.attach()
+    return attachment
+
+
+def why_not(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler, middleware: type) -> str | None:
+    """Say why the records of a subscriber can't be handled concurrently.
+
+    Raises:
+        SetupError: the subscriber has workers of its own, or its dead letters would come back to it.
+        SettingsError: its own settings do not go with those of the handler.
+
+    """
+    max_workers = getattr(subscriber, "max_workers", 1)
+    if max_workers > 1:
+        raise SetupError(
+            f"max_workers={max_workers} of the subscriber of {subscriber.topic_names} can't be combined with "
+            "KafkaConcurrentProcessingMiddleware: remove max_workers, and set concurrency_limit in "
+            "initialize_concurrent_processing()",
+        )
+    settings = _settings_of(subscriber, handler, middleware)
+    then = settings.on_failure.then
+    if isinstance(then, DeadLetter) and then.topic in subscriber.topic_names:
+        raise SetupError(
+            f"the dead letters of the subscriber of {subscriber.topic_names} would go to {then.topic} itself, and "
+            "never end: give DeadLetter another topic",
+        )
+    if settings.enable_batch_commit and subscriber.ack_policy is not AckPolicy.MANUAL:
+        return (
+            f"its ack_policy is {subscriber.ack_policy.name}, which commits records that others have not finished: "
+            "set ack_policy=AckPolicy.MANUAL, and the library commits"
+        )
+    return None
+
+
+def subscribers_with(middleware: type, brokers: Iterable[Any]) -> list[LogicSubscriber[Any]]:
+    """Return the Kafka subscribers of the brokers that have this middleware, from the broker or a router."""
+    return [
+        subscriber
+        for broker in brokers
+        for subscriber in broker.subscribers
+        # Without a handler there is no loop: get_one() and `async for` are left alone.
+        if isinstance(subscriber, LogicSubscriber) and subscriber.calls and _ours(subscriber, middleware)
+    ]
+
+
+def _ours(subscriber: LogicSubscriber[Any], middleware: type) -> list[Any]:
+    return [each for each in middlewares_of(subscriber) if isinstance(each, type) and issubclass(each, middleware)]
+
+
+def _settings_of(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler, middleware: type) -> Settings:
+    settings = handler.settings
+    for each in _ours(subscriber, middleware):
+        # The broker's first: what is nearer to the subscriber has the last word.
+        settings = settings.overridden(each.overrides)
+    return settings

@@ -1,0 +1,101 @@
+"""What happens to a record after a pass that has failed: retry, dead letter, halt, or done all the same."""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable, Generator
+
+from faststream.exceptions import NackMessage
+
+from faststream_concurrent_kafka.checks import is_seconds
+from faststream_concurrent_kafka.records import Outcome, Record
+from faststream_concurrent_kafka.retries import DeadLetter, FailurePolicy
+from faststream_concurrent_kafka.settings import Settings
+from faststream_concurrent_kafka.slots import Slots
+
+
+logger = logging.getLogger(__package__)
+
+# A record that was not acknowledged is handled again after this: long enough not to spin, short enough to be "now".
+NACK_DELAY_SEC = 0.5
+
+
+class Failures:
+    """Carries out the failure policies. What it awaits holds no slot, and keeps the record's place in its lanes."""
+
+    def __init__(self, settings: Settings, slots: Slots, jitter: Callable[[], float] = random.random) -> None:
+        self._settings = settings
+        self._slots = slots
+        self._jitter = jitter
+
+    async def deal_with(self, record: Record, outcome: Outcome, error: BaseException | None) -> Outcome:
+        """Do what the record's policy says; return AGAIN after the wait for another attempt, or DONE or NOT_DONE."""
+        policy = (record.source.settings if record.source is not None else self._settings).on_failure
+        error = NackMessage() if error is None else error
+        delay_sec = self._delay_sec(policy, record, outcome, error)
+        if delay_sec is not None:
+            if record.is_last_pass:
+                return Outcome.NOT_DONE
+            await self._wait(record, delay_sec)
+            return Outcome.AGAIN
+        if record.is_last_pass and record.is_of_the_past:
+            # Whoever has the partition now gets it as well, and decides.
+            return Outcome.NOT_DONE
+        return await self._give_up(record, policy.then, error)
+
+    def _delay_sec(self, policy: FailurePolicy, record: Record, outcome: Outcome, error: BaseException) -> float | None:
+        """Return after how many seconds the record is tried again; None if it is not."""
+        attempt = record.attempt
+        if outcome is Outcome.NACKED:
+            # Without retries there is no last attempt: the handler has asked for another, and gets it.
+            return _nack_delay_sec(error) if not policy.retries or policy.has_attempts_left(attempt) else None
+        try:
+            again = policy.wants_again(error, attempt)
+        except Exception:
+            logger.exception("retry_on=%r has failed: %r is tried again", policy.retry_on, record)
+            again = policy.has_attempts_left(attempt)
+        if not again:
+            return None
+        delay_sec = policy.backoff_sec(attempt, self._jitter())
+        most = policy.max_attempts or "any number"
+        logger.warning("%r failed at attempt %d of %s, again in %.2f s: %r", record, attempt, most, delay_sec, error)
+        return delay_sec
+
+    async def _give_up(self, record: Record, then: str | DeadLetter, error: BaseException) -> Outcome:
+        source = record.source
+        if source is None or then == "commit":
+            if record.attempt > 1:
+                logger.error("%r is given up after %d attempts, as if it were done: %r", record, record.attempt, error)
+            return Outcome.DONE
+        if then == "halt":
+            source.halt(record, f"failed at attempt {record.attempt}: {error!r}")
+            return Outcome.NOT_DONE
+        with self._without_slot():
+            await source.dead_letter(record, error)
+        return Outcome.DONE
+
+    async def _wait(self, record: Record, delay_sec: float) -> None:
+        record.wakes_at = asyncio.get_running_loop().time() + delay_sec
+        try:
+            with self._without_slot():
+                await asyncio.sleep(delay_sec)
+        finally:
+            record.wakes_at = None
+
+    @contextlib.contextmanager
+    def _without_slot(self) -> Generator[None]:
+        self._slots.give_up_claim()
+        try:
+            yield
+        finally:
+            self._slots.claim()
+
+
+def _nack_delay_sec(error: BaseException) -> float:
+    options = error.extra_options if isinstance(error, NackMessage) else {}
+    delay_sec = options.get("delay", NACK_DELAY_SEC)
+    if set(options) - {"delay"} or not is_seconds(delay_sec):
+        logger.warning("NackMessage takes nothing but delay=<seconds>, got %r", options)
+        return NACK_DELAY_SEC
+    return float(delay_sec)

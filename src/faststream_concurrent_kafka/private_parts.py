@@ -1,0 +1,86 @@
+"""The only room that touches what FastStream and aiokafka keep private.
+
+`tests/unit/test_private_parts.py` fails when one of the names used here changes.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from aiokafka import AIOKafkaProducer
+from faststream.kafka.subscriber.usecase import LogicSubscriber
+
+
+_DEFAULT_MAX_POLL_INTERVAL_MS = 300_000
+# One attempt to publish: long enough for a broker that is busy, short enough to say that something is wrong.
+_PUBLISH_TIMEOUT_MS = 10_000
+# What is too large is for the broker to decide: it can be changed there without a restart of this process.
+_ANY_SIZE = 2**31 - 1
+
+
+def is_real(subscriber: LogicSubscriber[Any]) -> bool:
+    """Whether the subscriber consumes from a broker; not so under TestKafkaBroker, and before it is started."""
+    return hasattr(subscriber.consumer, "getone") or bool(getattr(subscriber, "consumer_subgroup", None))
+
+
+def middlewares_of(subscriber: LogicSubscriber[Any]) -> Iterator[Any]:
+    """Yield what makes the middlewares of a subscriber, its broker's first; classes out of their partials."""
+    for entry in subscriber._broker_middlewares:
+        yield entry.func if isinstance(entry, functools.partial) else entry
+
+
+def context_of(subscriber: LogicSubscriber[Any]) -> Any:
+    """Return FastStream's context repository."""
+    return subscriber._outer_config.context
+
+
+def listener_of(subscriber: LogicSubscriber[Any]) -> Any:
+    """Return the rebalance listener that the user gave the subscriber, if any."""
+    return subscriber._listener
+
+
+def set_listener(subscriber: LogicSubscriber[Any], listener: Any) -> None:
+    """Have it subscribe with this listener when it starts."""
+    subscriber._listener = listener
+
+
+def wrap_listener_of_consumer(consumer: Any, wrap: Callable[[Any], Any]) -> None:
+    """Replace the listener of a consumer whose subscription has been made."""
+    subscription = consumer._subscription
+    subscription._listener = wrap(subscription._listener)
+
+
+def set_consumer_of_messages(subscriber: LogicSubscriber[Any], consumer: Any) -> None:
+    """Have the messages of the subscriber acknowledge through `consumer`."""
+    subscriber.parser._setup(consumer)
+
+
+def max_poll_interval_sec(consumer: Any) -> float:
+    """Return after how many seconds without a fetch a consumer leaves its group."""
+    return float(getattr(consumer, "_max_poll_interval_ms", _DEFAULT_MAX_POLL_INTERVAL_MS)) / 1000
+
+
+def group_coordination_has_died(consumer: Any) -> bool:
+    """Whether the task that keeps a consumer in its group has ended, after which nothing is delivered any more."""
+    coordinator = getattr(consumer, "_coordinator", None)
+    task = getattr(coordinator, "_coordination_task", None)
+    return task is not None and bool(task.done())
+
+
+def make_producer(subscriber: LogicSubscriber[Any]) -> Any:
+    """Return an `AIOKafkaProducer` for the subscriber's cluster that waits for all in-sync replicas; it is not started.
+
+    Not the broker's own: there is none with `consumer_only=True`, and its `acks` are the application's.
+    """
+    # What the consumers of the broker are made with; of that, what has to do with the consumer alone is left out.
+    options = dict(getattr(subscriber._outer_config.builder, "keywords", {}))
+    for name in ("client_rack", "group_instance_id"):
+        options.pop(name, None)
+    options["request_timeout_ms"] = min(options.get("request_timeout_ms", _PUBLISH_TIMEOUT_MS), _PUBLISH_TIMEOUT_MS)
+    return AIOKafkaProducer(
+        **options,
+        acks="all",
+        # What has come compressed might be too large otherwise.
+        compression_type="gzip",
+        max_request_size=_ANY_SIZE,
+    )

@@ -1,0 +1,111 @@
+"""The time limit of a handler: cancels it, says where it was waiting, and remembers those that go on regardless."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from faststream_concurrent_kafka.errors import HandlerTimeoutError
+from faststream_concurrent_kafka.suspension import suspended_at
+
+
+logger = logging.getLogger(__package__)
+
+# A handler that has not ended so long after its cancellation has swallowed it.
+GRACE_SEC = 1.0
+
+
+class TimeLimits:
+    """Runs handlers under a time limit."""
+
+    def __init__(self) -> None:
+        # Those that were cancelled and have not ended: since when, and what to call them.
+        self._overdue: dict[_Limit, tuple[float, str]] = {}
+
+    async def run(self, handle: Callable[[], Awaitable[Any]], limit_sec: float, record: object) -> Any:
+        """Await `handle()` for at most `limit_sec` seconds.
+
+        Raises:
+            HandlerTimeoutError: it took longer, whatever it made of its cancellation. A TimeoutError of the handler's
+                own passes through.
+
+        """
+        limit = _Limit(self, limit_sec, record)
+        try:
+            async with limit.scope:
+                result = await handle()
+        except BaseException as error:
+            # A CancelledError that the scope has let through is not its own: somebody else cancels the task as well.
+            if limit.scope.expired() and not isinstance(error, asyncio.CancelledError):
+                raise HandlerTimeoutError(limit.describe()) from error
+            raise
+        finally:
+            limit.end()
+        if limit.scope.expired():
+            raise HandlerTimeoutError(f"{limit.describe()}, and has swallowed that")
+        return result
+
+    def problems(self, now: float) -> list[str]:
+        """Name the handlers that go on after they were cancelled."""
+        return [
+            f"{name}, and goes on {now - since:.0f} s later, in its slot, {limit.now_at}"
+            for limit, (since, name) in self._overdue.items()
+            if now - since >= GRACE_SEC
+        ]
+
+    def cancelled(self, limit: "_Limit", since: float) -> None:
+        """Note that a handler was cancelled at its limit."""
+        self._overdue[limit] = (since, limit.describe())
+
+    def ended(self, limit: "_Limit") -> None:
+        """Note that it has ended."""
+        self._overdue.pop(limit, None)
+
+
+class _Limit:
+    """One handler's."""
+
+    def __init__(self, limits: TimeLimits, limit_sec: float, record: object) -> None:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a time limit needs a task")
+        self._task = task
+        self._limits = limits
+        self._limit_sec = limit_sec
+        self._record = record
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(limit_sec, self._expire)
+        self._complaint: asyncio.TimerHandle | None = None
+        # asyncio's own, but set off by our timer: once it has cancelled the task, nobody can tell where that was.
+        self.scope = asyncio.timeout(None)
+        self._place = ""
+
+    def _expire(self) -> None:
+        self._place = suspended_at(self._task)
+        now = self._loop.time()
+        self.scope.reschedule(now)
+        self._limits.cancelled(self, now)
+        self._complaint = self._loop.call_later(GRACE_SEC, self._complain)
+
+    def _complain(self) -> None:
+        logger.error(
+            "%s, and goes on, in its slot, %s. A handler must not swallow CancelledError.", self.describe(), self.now_at
+        )
+
+    @property
+    def now_at(self) -> str:
+        """Where it is waiting now."""
+        return f"at {suspended_at(self._task) or 'no await'}"
+
+    def describe(self) -> str:
+        """Say what happened."""
+        return (
+            f"The handler of {self._record!r} was cancelled after {self._limit_sec:g} s, at {self._place or 'no await'}"
+        )
+
+    def end(self) -> None:
+        """Note that the handler has ended, in time or not."""
+        self._timer.cancel()
+        if self._complaint is not None:
+            self._complaint.cancel()
+        self._limits.ended(self)
