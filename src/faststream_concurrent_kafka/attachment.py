@@ -18,6 +18,7 @@ from faststream.message import StreamMessage
 from faststream_concurrent_kafka import private_parts
 from faststream_concurrent_kafka.batch_committer import KafkaCommitTask
 from faststream_concurrent_kafka.dead_letter import DeadLetterPublisher, describe
+from faststream_concurrent_kafka.errors import brief
 from faststream_concurrent_kafka.lanes import lanes_of
 from faststream_concurrent_kafka.offsets import PartitionLedger
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
@@ -232,7 +233,7 @@ class SubscriberAttachment:
         for raw in record.delivered if isinstance(record.delivered, tuple) else (record.delivered,):
             headers = describe(raw, self.subscriber.group_id, error, record.attempt)
             await self._dead_letters.publish(raw, to, headers)
-        logger.warning("%r is a dead letter after attempt %d: %r", record, record.attempt, error)
+        logger.warning("%r is a dead letter after attempt %d: %s", record, record.attempt, brief(error))
 
     # -- a record that FastStream's own loop took before we were attached ------------------------------------------
 

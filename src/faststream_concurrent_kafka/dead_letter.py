@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from aiokafka import ConsumerRecord
 
+from faststream_concurrent_kafka.errors import brief
 from faststream_concurrent_kafka.retries import DeadLetter, check_topic_name
 
 
@@ -90,12 +91,12 @@ class DeadLetterPublisher:
     def _note(self, place: tuple[str, int, int], to: DeadLetter, error: Exception) -> None:
         if place not in self._stuck:
             logger.error(
-                "%s[%d]@%d can't be published as a dead letter to %s, and is tried until it can: %r",
+                "%s[%d]@%d can't be published as a dead letter to %s, and is tried until it can: %s",
                 *place,
                 to.topic,
-                error,
+                brief(error),
             )
-        self._stuck[place] = f"{place[0]}[{place[1]}]@{place[2]} can't be published as a dead letter: {error!r}"
+        self._stuck[place] = f"{place[0]}[{place[1]}]@{place[2]} can't be published as a dead letter: {brief(error)}"
 
     async def _publish(self, raw: ConsumerRecord[Any, Any], topic: str, more: Mapping[str, str]) -> None:
         producer = await self._started()

@@ -21,6 +21,15 @@ class CommitterIsDeadError(ConcurrentKafkaError, RuntimeError):
     """
 
 
+def brief(error: BaseException, most: int = 200) -> str:
+    """Return the type and text of any exception, cut to `most` characters; its text may hold a whole record."""
+    try:
+        text = f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 - the exception is the user's
+        text = f"{type(error).__name__} (its text can't be read)"
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 class HandlerTimeoutError(ConcurrentKafkaError):
     """A handler was cancelled because it took longer than `handler_timeout_sec`: a failure of its record.
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator
 from faststream.exceptions import NackMessage
 
 from faststream_concurrent_kafka.checks import is_seconds
+from faststream_concurrent_kafka.errors import brief
 from faststream_concurrent_kafka.records import Outcome, Record
 from faststream_concurrent_kafka.retries import DeadLetter, FailurePolicy
 from faststream_concurrent_kafka.settings import Settings
@@ -59,17 +60,21 @@ class Failures:
             return None
         delay_sec = policy.backoff_sec(attempt, self._jitter())
         most = policy.max_attempts or "any number"
-        logger.warning("%r failed at attempt %d of %s, again in %.2f s: %r", record, attempt, most, delay_sec, error)
+        logger.warning(
+            "%r failed at attempt %d of %s, again in %.2f s: %s", record, attempt, most, delay_sec, brief(error)
+        )
         return delay_sec
 
     async def _give_up(self, record: Record, then: str | DeadLetter, error: BaseException) -> Outcome:
         source = record.source
         if source is None or then == "commit":
             if record.attempt > 1:
-                logger.error("%r is given up after %d attempts, as if it were done: %r", record, record.attempt, error)
+                logger.error(
+                    "%r is given up after %d attempts, as if it were done: %s", record, record.attempt, brief(error)
+                )
             return Outcome.DONE
         if then == "halt":
-            source.halt(record, f"failed at attempt {record.attempt}: {error!r}")
+            source.halt(record, f"failed at attempt {record.attempt}: {brief(error)}")
             return Outcome.NOT_DONE
         with self._without_slot():
             await source.dead_letter(record, error)

@@ -83,8 +83,8 @@ class KafkaConcurrentProcessingMiddleware(BaseMiddleware):
         """Go on in the record's own task; from anywhere else, submit the handling to the handler and await it."""
         record = current_record.get()
         if record is not None:
-            if record.raw is self.msg:
-                # Its own task.
+            if record.raw is self.msg and record.message is None:
+                # Its own task. Where a broker and its router both have us, the outer one sets the scene.
                 record.message = msg
                 return await self._attempt(call_next, msg, record)
             if record.task is None or not record.task.done():
