@@ -147,10 +147,10 @@ class KafkaConcurrentProcessingMiddleware(BaseMiddleware):
         log_context = self.context.get_local("log_context")
         if log_context is not None:
             log_context["attempt"] = record.attempt
-        source, handler = record.source, KafkaConcurrentHandler.running()
-        if source is None or handler is None or not source.settings.handler_timeout_sec:
+        limit_sec = 0 if record.source is None else record.source.settings.handler_timeout_sec
+        handler = KafkaConcurrentHandler.running() if limit_sec else None
+        if handler is None:
             return await call_next(msg)
-        limit_sec = source.settings.handler_timeout_sec
         return await handler.time_limits.run(lambda: call_next(msg), limit_sec, record)
 
     @override

@@ -131,7 +131,10 @@ class Record:
     @property
     def is_passed_over(self) -> bool:
         """Whether an earlier record of its partition was left undone, so that it will be delivered again anyway."""
-        return any(commit.ledger.stops_before(commit.offset) for commit in self.commits)
+        for commit in self.commits:  # noqa: SIM110 - once per record, and half the cost of any()
+            if commit.ledger.stops_before(commit.offset):
+                return True
+        return False
 
     @property
     def is_cancelled_by_others(self) -> bool:

@@ -19,7 +19,7 @@ from tests.examples.programs import PATIENCE_SEC, ROOT, Program, ensure_topic, r
 
 KINDS = {
     "fragment": {"file"},
-    "app": {"file", "feed", "record", "expect", "prints", "committed"},
+    "app": {"file", "feed", "record", "expect", "prints", "committed", "raises"},
     "asgi": {"file", "feed", "record", "expect", "prints", "committed", "get"},
     "pytest": {"file"},
     "skip": set(),
@@ -171,7 +171,9 @@ async def _run_app(
             await _feed_until(options, bootstrap, program, _nothing_more)
         program.assert_alive()
         assert await program.stop() == status, program.story()
-    assert "Traceback" not in program.output, program.story()
+    tracebacks = program.output.count("Traceback (most recent call last)")
+    expected = len(re.findall(rf"^{options['raises']}: ", program.output, re.MULTILINE)) if "raises" in options else 0
+    assert tracebacks == expected and bool(tracebacks) == ("raises" in options), program.story()
 
 
 async def _nothing_more() -> bool:

@@ -10,7 +10,8 @@ between them do not matter) says otherwise; readers of the README never see it:
     A whole program, run as `python main.py` and stopped by SIGTERM once all that is asked for has come; its exit
     status has to be 0, without a traceback in its output. `feed=TOPIC` publishes `record=JSON` (default `{}`) to a
     topic; `expect=TOPIC` waits for a record there; `prints=TEXT` waits for its output; `committed=GROUP` waits until
-    the group has committed on the topic that is fed. At least one of the last three is needed.
+    the group has committed on the topic that is fed. At least one of the last three is needed. `raises=NAME` is for
+    an app whose handlers fail: it has to log tracebacks of that exception, and of no other.
 `<!-- test: asgi get=/livez:204,/readyz:200 feed=... -->`
     The same, but run as `uvicorn main:app`; `get` waits for the answers to these requests.
 `<!-- test: pytest -->`

@@ -1,0 +1,56 @@
+"""The tool that replays dead letters: what it does on a real broker, and that the documentation shows that very code."""
+
+import sys
+from uuid import uuid4
+
+from faststream.kafka import KafkaBroker
+from faststream.kafka.annotations import KafkaMessage
+
+from faststream_concurrent_kafka import DeadLetter, FailurePolicy, KafkaConcurrentProcessingMiddleware
+from tests.brokers import Record, create_topic, end_offsets, produce, wait_until
+from tests.examples.programs import PATIENCE_SEC, ROOT, running
+from tests.integration.helpers import Cluster, consuming, serving
+
+
+async def test_dead_letters_are_handled_once_their_cause_is_mended(kafka, tmp_path):
+    """Two of three records die; after the mending and a replay each of them is handled, with the headers it had."""
+    bootstrap = kafka.bootstrap_servers
+    topic = f"replayed-{uuid4().hex[:8]}"
+    for name in (topic, f"{topic}.dead"):
+        await create_topic(bootstrap, name, 2)
+    handled: list[tuple[str, dict[str, str]]] = []
+    is_mended = False
+    cluster = Cluster(bootstrap)
+    broker = KafkaBroker(list(bootstrap), middlewares=[KafkaConcurrentProcessingMiddleware], logger=None)
+
+    @consuming(broker, topic)
+    async def handle(body: str, message: KafkaMessage) -> None:
+        if body != "good" and not is_mended:
+            raise LookupError(body)
+        handled.append((body, {name: message.headers[name] for name in message.headers if name != "content-type"}))
+
+    async def replay():
+        command = [sys.executable, "examples/replay_dead_letters.py", ",".join(bootstrap), f"{topic}.dead"]
+        with running(command, tmp_path / "replay.log", bootstrap=bootstrap) as program:
+            assert await program.ended(PATIENCE_SEC) == 0, program.story()
+            return program.output.strip()
+
+    async with serving(
+        broker, on_failure=FailurePolicy(then=DeadLetter(f"{topic}.dead")), commit_batch_timeout_sec=0.05
+    ):
+        records = [Record(value, key=value, headers=[("from", b"a shop")]) for value in (b"bad", b"good", b"worse")]
+        await produce(bootstrap, topic, records)
+        ends = {partition: end for partition, end in (await end_offsets(bootstrap, topic)).items() if end}
+        await wait_until(lambda: len(handled) == 1, PATIENCE_SEC, lambda: f"handled {handled}")
+        await cluster.until_committed(topic, ends)
+        is_mended = True
+        assert await replay() == "replayed 2"
+        await wait_until(lambda: len(handled) == 3, PATIENCE_SEC, lambda: f"handled {handled}")
+        assert await replay() == "replayed 0"
+    assert sorted(body for body, _ in handled) == ["bad", "good", "worse"]
+    assert all(headers == {"from": "a shop"} for _, headers in handled)
+
+
+def test_the_documentation_shows_this_tool():
+    """docs/dead_letters.md holds the code of the example, word for word."""
+    assert (ROOT / "examples/replay_dead_letters.py").read_text() in (ROOT / "docs/dead_letters.md").read_text()
