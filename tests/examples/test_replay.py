@@ -1,4 +1,4 @@
-"""The tool that replays dead letters: what it does on a real broker, and that the documentation shows that very code."""
+"""The tool that replays dead letters: what it does on a real broker, and that the documentation shows that code."""
 
 import sys
 from uuid import uuid4
