@@ -86,7 +86,10 @@ class KafkaConcurrentProcessingMiddleware(BaseMiddleware):
             if record.raw is self.msg and record.message is None:
                 # Its own task. Where a broker and its router both have us, the outer one sets the scene.
                 record.message = msg
-                return await self._attempt(call_next, msg, record)
+                if record.source is not None and record.source.settings.handler_timeout_sec:
+                    return await self._limited(call_next, msg, record)
+                self._tell_attempt(record)
+                return await call_next(msg)
             if record.task is None or not record.task.done():
                 # Something that its handler has called: that is part of it.
                 return await call_next(msg)
@@ -137,19 +140,23 @@ class KafkaConcurrentProcessingMiddleware(BaseMiddleware):
         record = Record(self.msg, call.process, source=attachment, commits=commits, lanes=lanes)
         # To whom drives it by hand, its failure is an answer: it is not tried again behind their back.
         record.is_last_pass = not is_first
-        return await call.submit(handler, record, lambda msg: self._attempt(call_next, msg, record))
+        return await call.submit(handler, record, lambda msg: self._limited(call_next, msg, record))
 
-    async def _attempt(
-        self, call_next: Callable[[StreamMessage[Any]], Awaitable[Any]], msg: StreamMessage[Any], record: Record
-    ) -> Any:
-        """Go on to the handler, which can find out which attempt it is, and within its time limit."""
+    def _tell_attempt(self, record: Record) -> None:
+        """Let the handler and FastStream's log lines know which attempt this is."""
         self.context.set_local(ATTEMPT_KEY, record.attempt)
         log_context = self.context.get_local("log_context")
         if log_context is not None:
             log_context["attempt"] = record.attempt
+
+    async def _limited(
+        self, call_next: Callable[[StreamMessage[Any]], Awaitable[Any]], msg: StreamMessage[Any], record: Record
+    ) -> Any:
+        """Go on to the handler within its time limit, if it has one."""
+        self._tell_attempt(record)
+        handler = KafkaConcurrentHandler.running()
         limit_sec = 0 if record.source is None else record.source.settings.handler_timeout_sec
-        handler = KafkaConcurrentHandler.running() if limit_sec else None
-        if handler is None:
+        if handler is None or not limit_sec:
             return await call_next(msg)
         return await handler.time_limits.run(lambda: call_next(msg), limit_sec, record)
 
