@@ -1,6 +1,6 @@
 """Checks that settings share: an error names the setting, what was given and what is allowed."""
 
-import math
+import sys
 from typing import Any
 
 from faststream_concurrent_kafka.errors import SettingsError
@@ -22,4 +22,6 @@ def check_seconds(name: str, value: Any, *, zero_allowed: bool = False) -> None:
 
 def is_seconds(value: Any) -> bool:
     """Whether it is a finite number that is not negative."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    # An integer may be too large for a float; NaN compares with nothing.
+    return is_number and bool(0 <= value <= sys.float_info.max)

@@ -39,7 +39,7 @@ def why_not(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler, m
     """Say why the records of a subscriber can't be handled concurrently.
 
     Raises:
-        SetupError: the subscriber has workers of its own, or its dead letters would come back to it.
+        SetupError: the subscriber has workers of its own, its dead letters would come back to it, or it can't halt.
         SettingsError: its own settings do not go with those of the handler.
 
     """
@@ -56,6 +56,11 @@ def why_not(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler, m
         raise SetupError(
             f"the dead letters of the subscriber of {subscriber.topic_names} would go to {then.topic} itself, and "
             "never end: give DeadLetter another topic",
+        )
+    if then == "halt" and subscriber.group_id is None:
+        raise SetupError(
+            f'then="halt" needs a group_id, which the subscriber of {subscriber.topic_names} does not have: without '
+            "committed offsets there is nothing to hold",
         )
     if settings.enable_batch_commit and subscriber.ack_policy is not AckPolicy.MANUAL:
         return (

@@ -37,7 +37,8 @@ class PartitionReport:
     oldest_unfinished_at: str | None
     """Where its code is waiting: the innermost lines, outermost first."""
     halted_at: int | None
-    """The offset at which the partition stands still until a restart, by `FailurePolicy(then="halt")`."""
+    """The offset of the first record that was left undone; nothing behind it is started in this assignment. The work of
+    `FailurePolicy(then="halt")`, or of a stop."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

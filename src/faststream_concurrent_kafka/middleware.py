@@ -15,8 +15,9 @@ from typing_extensions import override
 from faststream_concurrent_kafka import discovery
 from faststream_concurrent_kafka.batch_committer import KafkaCommitTask
 from faststream_concurrent_kafka.errors import SettingsError, SetupError
+from faststream_concurrent_kafka.inline_call import InlineCall
 from faststream_concurrent_kafka.lanes import lanes_of
-from faststream_concurrent_kafka.private_parts import is_real
+from faststream_concurrent_kafka.private_parts import around_innermost, is_real
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
 from faststream_concurrent_kafka.records import Record, current_record
 from faststream_concurrent_kafka.retries import FailurePolicy
@@ -49,7 +50,7 @@ class KafkaConcurrentProcessingMiddleware(BaseMiddleware):
     """Settings that its subscribers have of their own: see `configured`."""
 
     # Set on the few instances that need them: FastStream makes one for every record.
-    _call: "_InlineCall | None" = None
+    _call: "InlineCall | None" = None
     _is_skipped = False
 
     @classmethod
@@ -133,7 +134,7 @@ class KafkaConcurrentProcessingMiddleware(BaseMiddleware):
             self._is_skipped = True
             attachment.complete(commits)
             return None
-        self._call = call = _InlineCall(msg)
+        self._call = call = InlineCall(msg)
         if is_first:
             handler.start_helper(attachment.keep_polling(call.settled))
         lanes = lanes_of(attachment.settings.ordering, id(attachment), self.msg) if is_first else ()
@@ -158,7 +159,10 @@ class KafkaConcurrentProcessingMiddleware(BaseMiddleware):
         limit_sec = 0 if record.source is None else record.source.settings.handler_timeout_sec
         if handler is None or not limit_sec:
             return await call_next(msg)
-        return await handler.time_limits.run(lambda: call_next(msg), limit_sec, record)
+        # Around the handler alone: other middlewares see the HandlerTimeoutError, and their time does not count.
+        limits = handler.time_limits
+        within = around_innermost(call_next, lambda call: lambda it: limits.run(lambda: call(it), limit_sec, record))
+        return await within(msg)
 
     @override
     async def publish_scope(self, call_next: Callable[[Any], Awaitable[Any]], cmd: Any) -> Any:
@@ -177,70 +181,24 @@ class KafkaConcurrentProcessingMiddleware(BaseMiddleware):
         """Tell the task of a record that FastStream's own loop handles how its pass has ended."""
         if self._call is not None:
             self._call.settle(exc_val)
+        elif exc_val is not None and current_record.get() is None:
+            await self._take_on()
         return False
 
-
-class _InlineCall:
-    """A pass that somebody else drives: a record's task takes the slot for it, and is settled by its end.
-
-    The pass itself stays in its own task and context, or scopes that its middlewares have opened could not be closed.
-    """
-
-    def __init__(self, msg: StreamMessage[Any]) -> None:
-        loop = asyncio.get_running_loop()
-        self._msg = msg
-        self._turn = loop.create_future()
-        self.settled = loop.create_future()
-        self._caller = asyncio.current_task()
-        self._record: Record
-
-    async def submit(
-        self,
-        handler: KafkaConcurrentHandler,
-        record: Record,
-        call_next: Callable[[StreamMessage[Any]], Awaitable[Any]],
-    ) -> Any:
-        """Wait for a slot, then go on with the middleware chain."""
-        self._record = record
-        # It has its task at once: the first record of a subscriber finds its lanes free, and others have none.
-        task: Any = handler.handle_task(record)
-        try:
-            await asyncio.wait({task, self._turn}, return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
-            task.cancel()
-            raise
-        if not self._turn.done():
-            raise asyncio.CancelledError("stopped before its turn came")
-        token = current_record.set(record)
-        try:
-            return await call_next(self._msg)
-        finally:
-            current_record.reset(token)
-
-    async def process(self, _raw: Any) -> None:
-        """Be the record's pass: done when the whole of FastStream's pass is, publishing included."""
-        self._record.message = self._msg
-        self._turn.set_result(None)
-        try:
-            # Not the bare future: a cancellation of this task would cancel that as well.
-            await asyncio.wait({self.settled})
-        except asyncio.CancelledError:
-            if self._caller is not None and not self.settled.done():
-                self._caller.cancel()
-            raise
-        error = self.settled.result()
-        if self._record.source is not None:
-            # If it has to be handled again, then like any other.
-            self._record.process = self._record.source.process
-        if error is not None:
-            raise error
-
-    def settle(self, error: BaseException | None) -> None:
-        """Note the end of FastStream's pass."""
-        if not self.settled.done():
-            self.settled.set_result(error)
-        if isinstance(error, asyncio.CancelledError) and self._record.task is not None:
-            self._record.task.cancel()
+    async def _take_on(self) -> None:
+        """Attach a subscriber by a first record that never came to `consume_scope`, as one that can't be parsed."""
+        subscriber, handler = self.context.get_local("handler_"), KafkaConcurrentHandler.running()
+        if (
+            handler is not None
+            and subscriber is not None
+            and is_real(subscriber)
+            and discovery.attachment_of(subscriber, handler) is None
+            and discovery.is_loop_of(subscriber, asyncio.current_task())
+            and _why_not(subscriber, handler) is None
+        ):
+            # Its handler has not been called, so it can be handled like any other: admitted, and failing by policy.
+            attachment = discovery.attach(subscriber, handler, KafkaConcurrentProcessingMiddleware)
+            await attachment.consume_one(self.msg)
 
 
 async def initialize_concurrent_processing(  # noqa: PLR0913 - each is one setting

@@ -3,14 +3,19 @@
 `tests/unit/test_private_parts.py` fails when one of the names used here changes.
 """
 
+import asyncio
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
 from faststream.kafka.subscriber.usecase import LogicSubscriber
 
+from faststream_concurrent_kafka.suspension import frames_of
 
+
+# anyio's, by which a synchronous handler or dependency is run.
+_THREADED = "run_sync_in_worker_thread"
 _DEFAULT_MAX_POLL_INTERVAL_MS = 300_000
 # One attempt to publish: long enough for a broker that is busy, short enough to say that something is wrong.
 _PUBLISH_TIMEOUT_MS = 10_000
@@ -27,6 +32,22 @@ def middlewares_of(subscriber: LogicSubscriber[Any]) -> Iterator[Any]:
     """Yield what makes the middlewares of a subscriber, its broker's first; classes out of their partials."""
     for entry in subscriber._broker_middlewares:
         yield entry.func if isinstance(entry, functools.partial) else entry
+
+
+def around_innermost(
+    call: Callable[[Any], Awaitable[Any]],
+    wrap: Callable[[Callable[[Any], Awaitable[Any]]], Callable[[Any], Awaitable[Any]]],
+) -> Callable[[Any], Awaitable[Any]]:
+    """Wrap what the chain of middlewares `call` ends in: the handler. What is no such chain is wrapped as a whole."""
+    if isinstance(call, functools.partial) and len(call.args) == 1 and not call.keywords:
+        return functools.partial(call.func, around_innermost(call.args[0], wrap))
+    return wrap(call)
+
+
+def is_in_thread(task: asyncio.Task[Any]) -> bool:
+    """Whether a task waits for a function that FastStream runs in a thread: cancelling it would not end that."""
+    frames = frames_of(task)
+    return bool(frames) and frames[-1].f_code.co_name == _THREADED
 
 
 def context_of(subscriber: LogicSubscriber[Any]) -> Any:

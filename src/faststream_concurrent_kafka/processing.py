@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 from faststream.exceptions import StopConsume
 
 from faststream_concurrent_kafka.batch_committer import KafkaBatchCommitter
-from faststream_concurrent_kafka.errors import SettingsError, SetupError
+from faststream_concurrent_kafka.errors import SettingsError, SetupError, brief
 from faststream_concurrent_kafka.failures import Failures
 from faststream_concurrent_kafka.in_flight import InFlight
 from faststream_concurrent_kafka.records import UP_TO_POLICY, Outcome, Record, RecordSource, current_record, outcome_of
@@ -198,7 +198,7 @@ class KafkaConcurrentHandler:
                         semaphore.release()
                 outcome = self._meaning_of(record, error)
                 if outcome in UP_TO_POLICY:
-                    outcome = await self._failures.deal_with(record, outcome, error)
+                    outcome = await self._deal_with(record, outcome, error)
                 if outcome is not Outcome.AGAIN:
                     break
         except asyncio.CancelledError:
@@ -217,6 +217,17 @@ class KafkaConcurrentHandler:
         elif error is not None and not isinstance(error, Exception | asyncio.CancelledError):
             raise error
         return outcome_of(record, error)
+
+    async def _deal_with(self, record: Record, outcome: Outcome, error: BaseException | None) -> Outcome:
+        try:
+            return await self._failures.deal_with(record, outcome, error)
+        except (Exception, asyncio.CancelledError) as problem:
+            if record.task is not None and record.task.cancelling():
+                raise
+            logger.exception("The failure of %r could not be dealt with", record)
+            if record.source is not None:
+                record.source.halt(record, f"its failure could not be dealt with: {brief(problem)}")
+            return Outcome.NOT_DONE
 
     def _stop_source(self, record: Record, error: BaseException) -> None:
         """Do what FastStream's `consume` does with these two, without waiting: the stop waits for this record."""
@@ -249,6 +260,9 @@ class KafkaConcurrentHandler:
         """Log what has gone wrong since the last look, and attach subscribers that were declared meanwhile."""
         if self._stopping is not None:
             return
+        for record in self.records.matching(lambda each: each.task is not None and each.task.done()):
+            # Cancelled by somebody else before its first step: it never came to its own `finally`.
+            self.records.leave(record, Outcome.NOT_DONE)
         problems = self.problems()
         for discover in self._discoveries:
             try:

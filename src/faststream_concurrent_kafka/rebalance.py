@@ -64,6 +64,9 @@ class ConcurrentRebalanceListener(ConsumerRebalanceListener):
             await committer.flush(consumer, timeout_sec=max(deadline - handler.now(), LEAST_COMMIT_SEC))
         finally:
             committer.end_epoch(consumer)
+            for record in handler.records.matching(self._belongs):
+                # Whoever gets the partition tries it again; also what was delivered during the commit.
+                record.is_last_pass = True
         # They have not begun, so whoever gets the partition begins them.
         await handler.records.cancel(lambda record: self._belongs(record) and not record.is_running)
 

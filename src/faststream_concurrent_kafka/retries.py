@@ -4,10 +4,13 @@ Pure: no clock, no randomness, no logging. An attempt is one whole FastStream pa
 """
 
 import dataclasses
+import inspect
 import re
 from collections.abc import Callable
+from json import JSONDecodeError
 from typing import Any, Literal
 
+import pydantic
 from fast_depends.exceptions import ValidationError
 from faststream.exceptions import SubscriberNotFound
 
@@ -16,14 +19,18 @@ from faststream_concurrent_kafka.errors import SettingsError
 
 
 # The same bytes will not parse, decode, validate or find a handler the next time either.
-_MALFORMED = (ValidationError, SubscriberNotFound, UnicodeDecodeError)
+_MALFORMED = (ValidationError, pydantic.ValidationError, JSONDecodeError, SubscriberNotFound, UnicodeDecodeError)
 _TOPIC_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 # 2.0 ** 64 seconds is longer than any cap.
 _MOST_DOUBLINGS = 64
 
 
 def is_retriable(error: BaseException, attempt: int) -> bool:  # noqa: ARG001 - what `retry_on` is called with
-    """Tell the failures that another attempt may mend from records that are malformed. The default of `retry_on`."""
+    """Tell the failures that another attempt may mend from records that are malformed. The default of `retry_on`.
+
+    Malformed is what raises pydantic's or FastDepends' ValidationError, JSONDecodeError, UnicodeDecodeError or
+    SubscriberNotFound: also where the handler itself has raised one of these, say over somebody else's answer.
+    """
     return not isinstance(error, _MALFORMED)
 
 
@@ -38,6 +45,8 @@ class DeadLetter:
     """Its name, or a callable that gets the `aiokafka.ConsumerRecord` and returns it."""
 
     def __post_init__(self) -> None:
+        if inspect.iscoroutinefunction(self.topic):
+            raise SettingsError(f"topic must be a name or an ordinary function, no coroutine function: {self.topic!r}")
         if not callable(self.topic):
             check_topic_name(self.topic)
 
@@ -77,10 +86,11 @@ class FailurePolicy:
         check_integer("max_attempts", self.max_attempts, at_least=0, meaning="0 = until it succeeds")
         check_seconds("first_backoff_sec", self.first_backoff_sec, zero_allowed=True)
         check_seconds("max_backoff_sec", self.max_backoff_sec, zero_allowed=True)
-        if not _are_exception_types(self.retry_on) and (isinstance(self.retry_on, type) or not callable(self.retry_on)):
+        is_function = callable(self.retry_on) and not isinstance(self.retry_on, type)
+        if not _are_exception_types(self.retry_on) and (not is_function or inspect.iscoroutinefunction(self.retry_on)):
             raise SettingsError(
-                "retry_on must be an exception type, a tuple of them or a callable that gets the exception and the "
-                f"attempt, got {self.retry_on!r}",
+                "retry_on must be an exception type, a tuple of them or an ordinary function that gets the exception "
+                f"and the attempt, got {self.retry_on!r}",
             )
         if not _are_exception_types(self.never_retry):
             raise SettingsError(f"never_retry must be an exception type or a tuple of them, got {self.never_retry!r}")

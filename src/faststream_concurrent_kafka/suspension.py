@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import PurePath
+from types import FrameType
 from typing import Any
 
 
@@ -13,14 +14,25 @@ def suspended_at(task: asyncio.Task[Any]) -> str:
 
     They are followed from coroutine to coroutine, so what runs in a thread or another task is seen as the wait for it.
     """
-    places: list[str] = []
+    frames = frames_of(task)[-_MOST_FRAMES:]
+    return " > ".join(
+        f"{PurePath(frame.f_code.co_filename).name}:{frame.f_lineno} in {frame.f_code.co_name}" for frame in frames
+    )
+
+
+def frames_of(task: asyncio.Task[Any]) -> list[FrameType]:
+    """Return the frames of a suspended task, outermost first."""
+    frames: list[FrameType] = []
     awaited: Any = task.get_coro()
+    if not getattr(awaited, "cr_suspended", True):
+        # Not started, or running.
+        return frames
     while awaited is not None:
-        frame = _first(awaited, "cr_frame", "gi_frame", "ag_frame")
-        if frame is not None:
-            places.append(f"{PurePath(frame.f_code.co_filename).name}:{frame.f_lineno} in {frame.f_code.co_name}")
-        awaited = _first(awaited, "cr_await", "gi_yieldfrom", "ag_await")
-    return " > ".join(places[-_MOST_FRAMES:])
+        frame = _first(awaited, "cr_frame", "gi_frame")
+        if isinstance(frame, FrameType):
+            frames.append(frame)
+        awaited = _first(awaited, "cr_await", "gi_yieldfrom")
+    return frames
 
 
 def _first(thing: Any, *names: str) -> Any:

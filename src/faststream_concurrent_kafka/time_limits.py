@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from faststream_concurrent_kafka.errors import HandlerTimeoutError
+from faststream_concurrent_kafka.private_parts import is_in_thread
 from faststream_concurrent_kafka.suspension import suspended_at
 
 
@@ -13,13 +14,14 @@ logger = logging.getLogger(__package__)
 
 # A handler that has not ended so long after its cancellation has swallowed it.
 GRACE_SEC = 1.0
+_THREAD_CHECK_SEC = 0.1
 
 
 class TimeLimits:
     """Runs handlers under a time limit."""
 
     def __init__(self) -> None:
-        # Those that were cancelled and have not ended: since when, and what to call them.
+        # Those that came to their limit and have not ended: since when, and what to call them.
         self._overdue: dict[_Limit, tuple[float, str]] = {}
 
     async def run(self, handle: Callable[[], Awaitable[Any]], limit_sec: float, record: object) -> Any:
@@ -36,25 +38,25 @@ class TimeLimits:
                 result = await handle()
         except BaseException as error:
             # A CancelledError that the scope has let through is not its own: somebody else cancels the task as well.
-            if limit.scope.expired() and not isinstance(error, asyncio.CancelledError):
+            if limit.is_over and isinstance(error, Exception):
                 raise HandlerTimeoutError(limit.describe()) from error
             raise
         finally:
             limit.end()
-        if limit.scope.expired():
-            raise HandlerTimeoutError(f"{limit.describe()}, and has swallowed that")
+        if limit.is_over:
+            raise HandlerTimeoutError(f"{limit.describe()}, and has gone on to its end")
         return result
 
     def problems(self, now: float) -> list[str]:
-        """Name the handlers that go on after they were cancelled."""
+        """Name the handlers that go on after their limit."""
         return [
             f"{name}, and goes on {now - since:.0f} s later, in its slot, {limit.now_at}"
             for limit, (since, name) in self._overdue.items()
             if now - since >= GRACE_SEC
         ]
 
-    def cancelled(self, limit: "_Limit", since: float) -> None:
-        """Note that a handler was cancelled at its limit."""
+    def exceeded(self, limit: "_Limit", since: float) -> None:
+        """Note that a handler has come to its limit, and is cancelled where that is possible."""
         self._overdue[limit] = (since, limit.describe())
 
     def ended(self, limit: "_Limit") -> None:
@@ -79,17 +81,28 @@ class _Limit:
         # asyncio's own, but set off by our timer: once it has cancelled the task, nobody can tell where that was.
         self.scope = asyncio.timeout(None)
         self._place = ""
+        self.is_over = False
+        self._is_cancelled = False
 
     def _expire(self) -> None:
-        self._place = suspended_at(self._task)
         now = self._loop.time()
-        self.scope.reschedule(now)
-        self._limits.cancelled(self, now)
-        self._complaint = self._loop.call_later(GRACE_SEC, self._complain)
+        # Otherwise the await would end, and the thread go on: in no slot, and beside the next attempt.
+        self._is_cancelled = not is_in_thread(self._task)
+        if self._is_cancelled:
+            self.scope.reschedule(now)
+        else:
+            self._timer = self._loop.call_later(_THREAD_CHECK_SEC, self._expire)
+        if not self.is_over:
+            self.is_over = True
+            self._place = suspended_at(self._task)
+            self._limits.exceeded(self, now)
+            self._complaint = self._loop.call_later(GRACE_SEC, self._complain)
 
     def _complain(self) -> None:
         logger.error(
-            "%s, and goes on, in its slot, %s. A handler must not swallow CancelledError.", self.describe(), self.now_at
+            "%s, and goes on, in its slot, %s. A handler must not swallow CancelledError; a thread can't be cancelled.",
+            self.describe(),
+            self.now_at,
         )
 
     @property
@@ -99,9 +112,8 @@ class _Limit:
 
     def describe(self) -> str:
         """Say what happened."""
-        return (
-            f"The handler of {self._record!r} was cancelled after {self._limit_sec:g} s, at {self._place or 'no await'}"
-        )
+        came = "was cancelled after" if self._is_cancelled else "runs in a thread, and is over its limit of"
+        return f"The handler of {self._record!r} {came} {self._limit_sec:g} s, at {self._place or 'no await'}"
 
     def end(self) -> None:
         """Note that the handler has ended, in time or not."""
