@@ -41,9 +41,10 @@ def conditions(kafka: str, command: str, rounds: int, *, quick: bool) -> str:
 
 def body(measured: Sequence[tuple[Scenario, Results]]) -> str:
     """Return the tables of a run."""
-    parts = ["## Targets", targets_table(measured)]
+    targets = targets_table(measured)
+    parts = ["## Targets", targets] if targets else []
     for scenario, results in measured:
-        parts += [f"## {scenario.title}", scenario_table(scenario, results), memory_table(results)]
+        parts += [f"## {scenario.title}", scenario.note, scenario_table(scenario, results), memory_table(results)]
     return "\n\n".join(filter(None, parts))
 
 

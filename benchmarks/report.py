@@ -64,7 +64,7 @@ def memory_table(results: Results) -> str:
 
 
 def targets_table(measured: Iterable[tuple[Scenario, Results]]) -> str:
-    """Return every target beside what was measured."""
+    """Return every target beside what was measured; empty if there are none."""
     head = ["target", "wanted", "measured", "the same by CPU", "verdict"]
     lines = [
         [
@@ -77,7 +77,7 @@ def targets_table(measured: Iterable[tuple[Scenario, Results]]) -> str:
         for scenario, results in measured
         for target in scenario.targets
     ]
-    return _table(head, lines, text_columns=1)
+    return _table(head, lines, text_columns=1) if lines else ""
 
 
 def _spread(values: Iterable[float], form: str) -> str:

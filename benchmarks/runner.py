@@ -13,6 +13,7 @@ from uuid import uuid4
 
 from aiokafka.admin import AIOKafkaAdminClient
 
+from benchmarks.keys import Keys, keys_of
 from benchmarks.trial import Measured, Trial
 from tests.brokers import Record, create_topic, produce
 
@@ -64,7 +65,7 @@ class Runner:
     def __init__(self, bootstrap_servers: Sequence[str], say: Callable[[str], object] = print) -> None:
         self._bootstrap = list(bootstrap_servers)
         self._say = say
-        self._topics: dict[tuple[int, int], str] = {}
+        self._topics: dict[tuple[int, int, Keys], str] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -90,23 +91,33 @@ class Runner:
         return Measured(**json.loads(done.stdout))
 
     def _topic_for(self, trial: Trial, trials: Sequence[Trial]) -> str:
-        """Return a loaded topic that is large enough for all trials on as many partitions."""
+        """Return a loaded topic: one for all trials on as many partitions, but of keyed records one for each size.
+
+        What order leaves for the end counts, so that there must not be anything else to do then.
+        """
         if trial.system == "ledger":
             return ""
-        size = max(each.topic_size for each in trials if each.partitions == trial.partitions)
-        key = (trial.partitions, size)
+        size = trial.topic_size
+        if trial.keys == "none":
+            size = max(
+                each.topic_size for each in trials if (each.partitions, each.keys) == (trial.partitions, trial.keys)
+            )
+        key = (trial.partitions, size, trial.keys)
         if key not in self._topics:
-            self._say(f"  loading {size:,} records into {trial.partitions} partitions")
+            self._say(f"  loading {size:,} records into {trial.partitions} partitions, keys: {trial.keys}")
             self._topics[key] = f"bench-{uuid4().hex[:8]}-{trial.partitions}"
             asyncio.run(_load(self._bootstrap, self._topics[key], *key))
         return self._topics[key]
 
 
-async def _load(bootstrap: list[str], topic: str, partitions: int, size: int) -> None:
+async def _load(bootstrap: list[str], topic: str, partitions: int, size: int, keys: Keys) -> None:
     await create_topic(bootstrap, topic, partitions)
-    for start in range(0, size, _RECORDS_PER_PRODUCER):
-        numbers = range(start, min(start + _RECORDS_PER_PRODUCER, size))
-        await produce(bootstrap, topic, (Record(b'{"i": %d}' % i, None, _HEADERS, i % partitions) for i in numbers))
+    records = (
+        Record(b'{"i": %d}' % number, key, _HEADERS, number % partitions if key is None else None)
+        for number, key in enumerate(itertools.islice(keys_of(keys), size))
+    )
+    while chunk := list(itertools.islice(records, _RECORDS_PER_PRODUCER)):
+        await produce(bootstrap, topic, chunk)
 
 
 async def _delete(bootstrap: list[str], topics: list[str]) -> None:

@@ -4,13 +4,16 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 
+from benchmarks.keys import KEY_COUNT, ZIPF_EXPONENT, Keys, hottest
 from benchmarks.runner import Results
-from benchmarks.trial import MAX_WORKERS, System, Trial
+from benchmarks.trial import MAX_WORKERS, RETRY_BACKOFF_SEC, System, Trial
 
 
 # What "flat" means here.
 FLAT_COST = 1.25
 FLAT_MEMORY = 1.05
+# What order by key, and a failure now and then, may leave of the throughput.
+ORDER_COST = RETRY_COST = 0.85
 IN_FLIGHT = (10, 100, 1000, 5000)
 PARTITIONS = (1, 8, 64, 256)
 NAMES: dict[System, str] = {
@@ -18,6 +21,7 @@ NAMES: dict[System, str] = {
     "max_workers": f"FastStream, max_workers={MAX_WORKERS}",
     "concurrent": "this library",
 }
+_TEN_MS = "10 ms, 1,000 at once"
 UNTOUCHED, TUNED = "as it is", "tuned"
 _BOTH = ((False, UNTOUCHED), (True, TUNED))
 
@@ -66,6 +70,8 @@ class Scenario:
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     targets: tuple[Target, ...]
+    note: str = ""
+    """What the table can't say."""
     extra: tuple[Trial, ...] = ()
     """Trials for a target alone."""
     most_rounds: int | None = None
@@ -81,7 +87,17 @@ def scenarios(*, quick: bool) -> list[Scenario]:
     """Return all scenarios; `quick` ones are good for seeing that everything works, not for figures."""
     records = 5_000 if quick else 20_000
     stuck = _stuck(10_000 if quick else 100_000)
-    some = [_throughput(records), _logged(records), stuck, _in_flight(records), _partitions(records)]
+    some = [
+        _throughput(records),
+        _logged(records),
+        stuck,
+        _in_flight(records),
+        _partitions(records),
+        _key_order(records),
+        _zipf(records),
+        _partition_order(records),
+        _retries(records),
+    ]
     return some if quick else [*some, _memory(1_000_000)]
 
 
@@ -95,7 +111,7 @@ def _trial(system: System, records: int, *, sleep_ms: int = 0, limit: int = 100,
 
 def _throughput(records: int) -> Scenario:
     rows: list[Row] = []
-    for work, sleep_ms, limit in (("no-op", 0, 100), ("10 ms, 1,000 at once", 10, 1000), ("100 ms, 5,000", 100, 5000)):
+    for work, sleep_ms, limit in (("no-op", 0, 100), (_TEN_MS, 10, 1000), ("100 ms, 5,000", 100, 5000)):
         sequential = _trial("sequential", records, sleep_ms=sleep_ms)
         rows.append(Row((work, NAMES["sequential"], UNTOUCHED), sequential))
         systems: tuple[System, ...] = ("sequential", "max_workers", "concurrent")
@@ -192,6 +208,93 @@ def _partitions(records: int) -> Scenario:
         columns=("partitions", "system"),
         rows=tuple(rows),
         targets=(Target.flat(f"CPU per record, {PARTITIONS[-1]} partitions to {PARTITIONS[0]}", most, one),),
+    )
+
+
+def _key_order(records: int) -> Scenario:
+    noop, noop_ordered, ten, ten_ordered = _unordered_and_by_key("uniform", records, records)
+    return Scenario(
+        name="key-order",
+        title=f"Order by key; {KEY_COUNT:,} keys, each as frequent as the others",
+        columns=("handler", "order"),
+        rows=(
+            Row(("no-op", "none"), noop),
+            Row(("no-op", "key"), noop_ordered, noop),
+            Row((_TEN_MS, "none"), ten),
+            Row((_TEN_MS, "key"), ten_ordered, ten),
+        ),
+        targets=(
+            Target.ratio("no-op, order by key to none, uniform keys", ORDER_COST, noop_ordered, noop),
+            Target.ratio("10 ms x 1,000, order by key to none, uniform keys", ORDER_COST, ten_ordered, ten),
+        ),
+    )
+
+
+def _zipf(records: int) -> Scenario:
+    few = records // 4
+    noop, noop_ordered, ten, ten_ordered = _unordered_and_by_key("zipf", records, few)
+    hot = hottest("zipf", few)
+    most = few / (hot * ten.sleep_ms / 1000)
+    return Scenario(
+        name="zipf",
+        title=f"Order by key; {KEY_COUNT:,} keys, some hot (Zipf, s = {ZIPF_EXPONENT})",
+        note=(
+            f"No target: {hot / few:.0%} of the records have the hottest key, and order means that these are handled "
+            f"one after the other. With {ten.sleep_ms} ms for each, {few:,} records take at least {hot:,} times that, "
+            f"whoever handles them and however many at once: no more than {most:,.0f} records/s."
+        ),
+        columns=("handler", "order"),
+        rows=(
+            Row(("no-op", "none"), noop),
+            Row(("no-op", "key"), noop_ordered, noop),
+            Row((_TEN_MS, "none"), ten),
+            Row((_TEN_MS, "key"), ten_ordered, ten),
+        ),
+        targets=(),
+    )
+
+
+def _unordered_and_by_key(keys: Keys, noops: int, tens: int) -> tuple[Trial, Trial, Trial, Trial]:
+    noop = Trial(records=noops, keys=keys)
+    ten = Trial(records=tens, keys=keys, sleep_ms=10, concurrency_limit=1000)
+    return noop, dataclasses.replace(noop, ordering="key"), ten, dataclasses.replace(ten, ordering="key")
+
+
+def _partition_order(records: int) -> Scenario:
+    sequential = Trial(system="sequential", records=records)
+    unordered, ordered = Trial(records=records), Trial(records=records, ordering="partition")
+    return Scenario(
+        name="partition-order",
+        title=f"Order by partition, {ordered.partitions} partitions; no-op handlers",
+        columns=("system", "order"),
+        rows=(
+            Row((NAMES["sequential"], "all records"), sequential),
+            Row((NAMES["concurrent"], "none"), unordered, sequential),
+            Row((NAMES["concurrent"], "partition"), ordered, sequential),
+        ),
+        targets=(),
+    )
+
+
+def _retries(records: int) -> Scenario:
+    none = Trial(records=records, max_attempts=3)
+    # Prime to the number of partitions, so that each has some.
+    some = dataclasses.replace(none, fails_every=101)
+    ten_none, ten_some = (dataclasses.replace(each, sleep_ms=10, concurrency_limit=1000) for each in (none, some))
+    return Scenario(
+        name="retries",
+        title=f"1 % of the records fail once and are retried after {RETRY_BACKOFF_SEC * 1000:g} ms at most, logger off",
+        columns=("handler", "failing"),
+        rows=(
+            Row(("no-op", "none"), none),
+            Row(("no-op", "1 %"), some, none),
+            Row((_TEN_MS, "none"), ten_none),
+            Row((_TEN_MS, "1 %"), ten_some, ten_none),
+        ),
+        targets=(
+            Target.ratio("no-op, 1 % failing once to none", RETRY_COST, some, none),
+            Target.ratio("10 ms x 1,000, 1 % failing once to none", RETRY_COST, ten_some, ten_none),
+        ),
     )
 
 

@@ -4,11 +4,15 @@ import dataclasses
 import json
 from typing import Literal, Self
 
+from benchmarks.keys import Keys
+from faststream_concurrent_kafka.settings import Ordering
+
 
 System = Literal["sequential", "max_workers", "concurrent", "ledger"]
 """FastStream one at a time, FastStream's `max_workers`, this library, or this library's offsets without a Kafka."""
 
 MAX_WORKERS = 100
+RETRY_BACKOFF_SEC = 0.05
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,12 +23,19 @@ class Trial:
     records: int = 20_000
     """The clock stops when so many have been handled."""
     partitions: int = 8
+    keys: Keys = "none"
+    """Records without a key take turns with the partitions; else the key chooses, and the topic is read to its end."""
     sleep_ms: int = 0
     """How long a handler sleeps; 0 = it does nothing."""
     together: bool = False
     """Whether handlers end only when `concurrency_limit` of them are in flight: then all at once."""
     stuck: bool = False
     """Whether the very first record's handler ends only after all others; it is not counted in `records`."""
+    ordering: Ordering = "unordered"
+    max_attempts: int = 1
+    """More than one: with `RETRY_BACKOFF_SEC` before the second."""
+    fails_every: int = 0
+    """The handler fails at its first attempt with every so manieth record; 0 = with none."""
     concurrency_limit: int = 100
     max_uncommitted_tasks: int = 10_000
     logged: bool = False

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import gc
 import json
+import logging
 import os
 import sys
 import time
@@ -18,8 +19,9 @@ from aiokafka import TopicPartition
 from faststream.kafka import KafkaBroker
 from faststream.middlewares import AckPolicy
 
-from benchmarks.trial import MAX_WORKERS, Measured, Trial
+from benchmarks.trial import MAX_WORKERS, RETRY_BACKOFF_SEC, Measured, Trial
 from faststream_concurrent_kafka import (
+    FailurePolicy,
     KafkaBatchCommitter,
     KafkaCommitTask,
     KafkaConcurrentProcessingMiddleware,
@@ -94,9 +96,12 @@ async def measure(trial: Trial, bootstrap: list[str], topic: str) -> Measured:
         broker = KafkaBroker(bootstrap, middlewares=middlewares)
     else:
         broker = KafkaBroker(bootstrap, middlewares=middlewares, logger=None)
+        # It warns of every attempt that fails.
+        logging.getLogger("faststream_concurrent_kafka").setLevel(logging.CRITICAL)
     clock = Clock(trial)
     gate = Gate(trial.concurrency_limit, clock, trial.records)
     sleep_sec = trial.sleep_ms / 1000
+    failed: set[int] = set()
 
     @broker.subscriber(
         topic,
@@ -107,6 +112,9 @@ async def measure(trial: Trial, bootstrap: list[str], topic: str) -> Measured:
     )
     async def handle(msg: dict) -> None:  # ty: ignore[missing-type-argument]
         clock.enter()
+        if trial.fails_every and msg["i"] % trial.fails_every == 0 and msg["i"] not in failed:
+            failed.add(msg["i"])
+            raise ConnectionError("the first attempt")
         if sleep_sec:
             await asyncio.sleep(sleep_sec)
         elif trial.together:
@@ -121,6 +129,8 @@ async def measure(trial: Trial, bootstrap: list[str], topic: str) -> Measured:
             broker=broker,
             concurrency_limit=trial.concurrency_limit,
             max_uncommitted_tasks=trial.max_uncommitted_tasks,
+            ordering=trial.ordering,
+            on_failure=FailurePolicy(max_attempts=trial.max_attempts, first_backoff_sec=RETRY_BACKOFF_SEC),
         )
     if trial.gc_tuned:
         gc.freeze()

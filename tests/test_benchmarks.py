@@ -1,11 +1,14 @@
-"""The benchmarks stay runnable: one tiny run from end to end, and what is made of its figures."""
+"""The benchmarks stay runnable: tiny runs from end to end, and what is made of their figures."""
+
+import itertools
 
 import pytest
 
 from benchmarks import document, plot
+from benchmarks.keys import KEY_COUNT, hottest, keys_of
 from benchmarks.report import Verdict, verdict
 from benchmarks.runner import Results, Runner
-from benchmarks.scenarios import Row, Scenario, Target
+from benchmarks.scenarios import Row, Scenario, Target, scenarios
 from benchmarks.trial import Measured, Trial
 
 
@@ -37,6 +40,47 @@ def test_a_tiny_run_gives_figures_for_every_trial(kafka):
     text = document.body([(scenario, results)])
     assert " met |" in text
     assert text.count("\n| stuck") == 1
+
+
+def test_order_and_retries_leave_no_record_unhandled(kafka):
+    """A trial ends when all its records have: those behind a hot key, and those that had to be retried."""
+    trials = [
+        Trial(records=300, partitions=2, keys="zipf", ordering="key"),
+        Trial(records=200, partitions=2, ordering="partition", max_attempts=3, fails_every=7),
+    ]
+    said = []
+    with Runner(kafka.bootstrap_servers, said.append) as runner:
+        results = runner.run(trials, rounds=1)
+    assert [(each.records, each.rate > 0) for (each,) in results.values()] == [(300, True), (200, True)]
+    assert [line.split("keys: ")[1] for line in said if "loading" in line] == ["zipf", "none"]
+
+
+def test_keys_are_the_same_in_every_run_and_as_frequent_as_they_say():
+    """Otherwise neither rounds nor runs could be compared, and the bound of a hot key would be wrong."""
+    uniform, zipf, again = (list(itertools.islice(keys_of(kind), 20_000)) for kind in ("uniform", "zipf", "zipf"))
+    assert zipf == again
+    assert len(set(uniform)) > KEY_COUNT * 0.8
+    assert hottest("uniform", 20_000) < 20
+    assert zipf.count(b"key-1") == hottest("zipf", 20_000)
+    assert 0.1 < hottest("zipf", 20_000) / 20_000 < 0.2
+    assert 1.9 < zipf.count(b"key-1") / zipf.count(b"key-2") < 2.4
+    assert set(itertools.islice(keys_of("none"), 3)) == {None}
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_every_scenario_can_be_written_down_from_what_it_measures(quick):
+    """No row, ratio or target needs a trial that is not run; the note of the hot key says what the most is."""
+    measured = [
+        (
+            scenario,
+            Results({trial: [Measured(records=1, wall_sec=1, cpu_sec=1, rss_mb=[1.0])] for trial in scenario.trials}),
+        )
+        for scenario in scenarios(quick=quick)
+    ]
+    text = document.body(measured)
+    assert all(scenario.title in text for scenario, _ in measured)
+    assert "no more than" in text
+    assert "order by key to none, uniform keys" in text
 
 
 @pytest.mark.parametrize(

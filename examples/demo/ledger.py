@@ -9,11 +9,11 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from examples.demo.orders import Place
+from examples.demo.orders import NotChargeableError, Place
 
 
 DELIVERED = "delivered"
@@ -22,6 +22,10 @@ CHARGED = "charged"
 """The payment went through."""
 STOPPING = "stopping"
 """The process was told to stop; the line says how many orders it was handling at that moment."""
+ATTEMPTS = 2
+"""How often an order that can't be charged is handled before it becomes a dead letter."""
+REASON = f"{NotChargeableError.__module__}.{NotChargeableError.__qualname__}"
+"""What its dead letter says of why."""
 
 
 class Event(NamedTuple):
@@ -59,23 +63,42 @@ def _parse(text: str) -> Iterator[Event]:
         yield Event(float(at), int(pid), kind, what)
 
 
+class Buried(NamedTuple):
+    """A dead letter: the order that is in it, and what its headers say."""
+
+    order: str
+    place: Place
+    exception: str
+    attempts: int
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evidence:
     """All that is known about one run of the service, stops and starts included."""
 
     placed: Mapping[str, Place]
     """Which orders were in the topic, and where."""
+    poison: Collection[str] = ()
+    """Those of them that can't be charged."""
     committed: Mapping[int, int]
     """What the broker says that the group has committed at the end: per partition, the offset to go on from."""
     confirmed: Sequence[str]
     """The orders of all confirmations that the service has published, as read from their topic."""
+    buried: Sequence[Buried] | None = None
+    """The dead letters of the service, as read from their topic; None where it has no such topic."""
     events: Sequence[Event]
     """The journal."""
 
     def write(self, directory: Path) -> None:
         """Leave it in a directory (the journal is written by the service itself)."""
         directory.mkdir(parents=True, exist_ok=True)
-        known = {"placed": self.placed, "committed": self.committed, "confirmed": self.confirmed}
+        known = {
+            "placed": self.placed,
+            "poison": sorted(self.poison),
+            "committed": self.committed,
+            "confirmed": self.confirmed,
+            "buried": self.buried,
+        }
         (directory / "kafka.json").write_text(json.dumps(known))
 
     @classmethod
@@ -84,30 +107,37 @@ class Evidence:
         known = json.loads((directory / "kafka.json").read_text())
         return cls(
             placed={order: Place(*place) for order, place in known["placed"].items()},
+            poison=known["poison"],
             committed={int(partition): offset for partition, offset in known["committed"].items()},
             confirmed=known["confirmed"],
+            buried=known["buried"] and [Buried(order, Place(*at), *why) for order, at, *why in known["buried"]],
             events=Journal.read(directory / "journal"),
         )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What came of the orders of one run. All but the first two have to be 0."""
+    """What came of the orders of one run. All but the first three have to be 0."""
 
     charged: int
     """Orders that were charged."""
     seconds: float
     """From the first delivery to the last charge."""
+    buried: int | None
+    """Orders that are dead letters; None where there is no topic for them."""
     lost: int
-    """Below the committed offset, so never delivered again, and not charged."""
+    """Below the committed offset, so never delivered again, and neither charged nor rightly a dead letter."""
     redelivered: int
-    """Delivered more than once, or charged and not committed, so that the next start gets them again."""
+    """Delivered more often than it takes, or done and not committed, so that the next start gets them again."""
     charged_twice: int
     unconfirmed: int
     """Charged, but no confirmation was published."""
     confirmed_twice: int
     invented: int
-    """Charged or confirmed, and never ordered."""
+    """Charged or confirmed, and never ordered, or not to be charged."""
+    buried_wrongly: int
+    """Dead letters of orders that can be charged, or that do not tell where they come from and why."""
+    buried_twice: int
 
     @property
     def missing(self) -> int:
@@ -117,18 +147,21 @@ class Verdict:
     @property
     def repeated(self) -> int:
         """Orders that were handled or confirmed more than once, or will be."""
-        return max(self.redelivered, self.charged_twice, self.confirmed_twice)
+        return max(self.redelivered, self.charged_twice, self.confirmed_twice, self.buried_twice)
 
     @property
     def broken(self) -> dict[str, int]:
         """The promises that were broken, and for how many orders."""
         found = dataclasses.asdict(self)
-        return {name: found[name] for name in list(found)[2:] if found[name]}
+        return {name: found[name] for name in list(found)[3:] if found[name]}
 
 
 def check(evidence: Evidence) -> Verdict:
     """Hold what happened against what was promised."""
-    deliveries = collections.Counter(event.what for event in evidence.events if event.kind == DELIVERED)
+    poison = set(evidence.poison)
+    burials = collections.Counter(letter.order for letter in evidence.buried or ())
+    # Where there is no topic for them, FastStream logs them and goes on: nothing else was promised.
+    given_up = poison if evidence.buried is None else poison & burials.keys()
     charges = collections.Counter(event.what for event in evidence.events if event.kind == CHARGED)
     confirmations = collections.Counter(evidence.confirmed)
     done = {
@@ -137,14 +170,30 @@ def check(evidence: Evidence) -> Verdict:
     times = [event.at for event in evidence.events if event.kind in {DELIVERED, CHARGED}]
     return Verdict(
         charged=len(charges),
+        buried=None if evidence.buried is None else len(burials),
         seconds=max(times, default=0.0) - min(times, default=0.0),
-        lost=len(done - charges.keys()),
-        redelivered=len(_more_than_once(deliveries) | (charges.keys() - done)),
+        lost=len(done - charges.keys() - given_up),
+        redelivered=len(_delivered_again(evidence.events, poison) | ((charges.keys() | burials.keys()) - done)),
         charged_twice=len(_more_than_once(charges)),
         unconfirmed=len(charges.keys() - confirmations.keys()),
         confirmed_twice=len(_more_than_once(confirmations)),
-        invented=len((charges.keys() | confirmations.keys()) - evidence.placed.keys()),
+        invented=len((charges.keys() | confirmations.keys()) - (evidence.placed.keys() - poison)),
+        buried_wrongly=len({letter.order for letter in evidence.buried or () if not _is_right(letter, evidence)}),
+        buried_twice=len(_more_than_once(burials)),
     )
+
+
+def _is_right(letter: Buried, evidence: Evidence) -> bool:
+    says = (letter.place, letter.exception, letter.attempts)
+    return letter.order in evidence.poison and says == (evidence.placed[letter.order], REASON, ATTEMPTS)
+
+
+def _delivered_again(events: Sequence[Event], poison: Collection[str]) -> set[str]:
+    deliveries = [event for event in events if event.kind == DELIVERED]
+    charged_once = _more_than_once(collections.Counter(event.what for event in deliveries)) - set(poison)
+    # What has failed only once when its process is told to stop gets all of its attempts from the next one.
+    attempts = collections.Counter((event.pid, event.what) for event in deliveries if event.what in poison)
+    return charged_once | {order for (_, order), count in attempts.items() if count > ATTEMPTS}
 
 
 def _more_than_once(counts: Mapping[str, int]) -> set[str]:

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from aiokafka import AIOKafkaProducer
@@ -34,6 +34,10 @@ class Item(BaseModel):
     cents_each: int
 
 
+class NotChargeableError(Exception):
+    """The sum of an order is negative: nobody can charge that, however often it is tried."""
+
+
 class Order(BaseModel):
     """What a customer has ordered."""
 
@@ -62,7 +66,7 @@ class Place(NamedTuple):
     offset: int
 
 
-def make_orders(seed: int = 7) -> Iterator[tuple[Order, bytes | None]]:
+def make_orders(seed: int = 7) -> Iterator[tuple[Order, bytes | None, None]]:
     """Yield orders without end, most of them with the customer as their key. The same ones for the same seed."""
     random_ = random.Random(seed)
     for number in itertools.count(1):
@@ -70,19 +74,36 @@ def make_orders(seed: int = 7) -> Iterator[tuple[Order, bytes | None]]:
         articles = random_.sample(_ARTICLES, random_.choice((1, 1, 1, 2, 2, 3)))
         items = [Item(article=name, pieces=random_.randint(1, 3), cents_each=cents) for name, cents in articles]
         order = Order(order_id=f"order-{number:06}", customer=customer, items=items)
-        yield order, customer.encode() if random_.random() < _PARTS_WITH_A_KEY else None
+        yield order, customer.encode() if random_.random() < _PARTS_WITH_A_KEY else None, None
 
 
-async def load(servers: Sequence[str], topic: str, count: int) -> dict[str, Place]:
-    """Publish so many orders to the topic, and return where each has gone, as the broker has acknowledged it."""
+def make_poison_orders(partitions: int) -> Iterator[tuple[Order, bytes | None, int]]:
+    """Yield one order for each partition that can't be charged: vouchers for more than what is bought."""
+    for partition in range(partitions):
+        voucher = Item(article="voucher", pieces=1 + partition, cents_each=-5000)
+        customer = f"{_FIRST_NAMES[partition % len(_FIRST_NAMES)]} {_LAST_NAMES[partition % len(_LAST_NAMES)]}"
+        order = Order(order_id=f"poison-{partition:06}", customer=customer, items=[voucher])
+        yield order, customer.encode(), partition
+
+
+async def load(
+    servers: Sequence[str], topic: str, orders: Iterable[tuple[Order, bytes | None, int | None]]
+) -> dict[str, Place]:
+    """Publish orders to the topic, and return where each has gone, as the broker has acknowledged it.
+
+    Each comes with its key, and its partition unless the key is to choose.
+    """
     placed: dict[str, Place] = {}
-    orders = itertools.islice(make_orders(), count)
+    orders = iter(orders)
     producer = AIOKafkaProducer(bootstrap_servers=list(servers), linger_ms=5)
     await producer.start()
     try:
         while chunk := list(itertools.islice(orders, _CHUNK)):
-            sent = [await producer.send(topic, order.model_dump_json().encode(), key=key) for order, key in chunk]
-            for (order, _), record in zip(chunk, await asyncio.gather(*sent), strict=True):
+            sent = [
+                await producer.send(topic, order.model_dump_json().encode(), key=key, partition=partition)
+                for order, key, partition in chunk
+            ]
+            for (order, *_), record in zip(chunk, await asyncio.gather(*sent), strict=True):
                 placed[order.order_id] = Place(record.partition, record.offset)
     finally:
         await producer.stop()

@@ -27,6 +27,8 @@ class Snapshot:
     title: str
     orders: int
     charged: int
+    refused: int
+    """Orders that could not be charged, after their last attempt."""
     per_second: float
     """Charges of the last second."""
     in_flight: int
@@ -63,7 +65,7 @@ class Picture:
         """Print where the run is, if that has changed and the last such line is old enough."""
         line = (
             f"   charged {now.charged:6,}/{now.orders:,}  {now.per_second:6,.0f}/s  in flight {now.in_flight:3}"
-            f"  lag {now.lag:6,}  committed {' '.join(map(str, now.committed))}"
+            f"  refused {now.refused}  lag {now.lag:6,}  committed {' '.join(map(str, now.committed))}"
         )
         if time.monotonic() >= self._next_line_at and line != self._last_line:
             self._next_line_at, self._last_line = time.monotonic() + _LINE_INTERVAL_SEC, line
@@ -106,11 +108,12 @@ def _figures(now: Snapshot, rates: Sequence[float]) -> RenderableType:
     grid = Table.grid(padding=(0, 3))
     highest = max(*rates, 1.0)
     sparks = "".join(_SPARKS[int(rate / highest * (len(_SPARKS) - 1))] for rate in rates)
-    grid.add_row("orders charged", "per second", "in flight", "lag")
+    grid.add_row("orders charged", "per second", "in flight", "refused", "lag")
     grid.add_row(
         Text(f"{now.charged:,} of {now.orders:,}", style="bold"),
         Text(f"{now.per_second:,.0f}", style="bold green"),
         Text(str(now.in_flight), style="bold cyan"),
+        Text(str(now.refused), style="bold red"),
         Text(f"{now.lag:,}", style="bold yellow"),
     )
     return Group(grid, Text(sparks, style="green"))

@@ -9,19 +9,22 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from uuid import uuid4
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 
-from examples.demo.ledger import Evidence, Journal
-from examples.demo.orders import Confirmation, Place
+from examples.demo.ledger import Buried, Evidence, Journal
+from examples.demo.orders import Confirmation, Order, Place
 from examples.demo.picture import Picture, Snapshot
+from examples.demo.service import CONCURRENT
 
 
 PARTITIONS = 6
 """Of every topic of the demo."""
+DEAD_LETTERS = "orders.dead"
+"""The topic that all runs share for orders that can't be charged."""
 
 _ROOT = Path(__file__).parents[2]
 _LOOK_INTERVAL_SEC = 0.2
@@ -43,9 +46,16 @@ class Shop:
     servers: Sequence[str]
     topic: str
     placed: Mapping[str, Place]
+    poison: Collection[str]
+    """The orders that can't be charged."""
     directory: Path
     """Where journals and logs go."""
     picture: Picture
+
+    @property
+    def chargeable(self) -> int:
+        """How many orders can be charged."""
+        return len(self.placed) - len(self.poison)
 
     @property
     def ends(self) -> dict[int, int]:
@@ -68,15 +78,25 @@ class Run:
         self.directory = shop.directory / name
         self.directory.mkdir(parents=True)
         self.in_flight = 0
-        self._charged: int = 0
-        self.charged_before: int = 0
+        self._charged = self._refused = 0
+        self._charged_before = self._refused_before = 0
         self._rates: collections.deque[tuple[float, int]] = collections.deque([(time.monotonic(), 0)])
         self._watcher: AIOKafkaConsumer
 
     @property
     def charged(self) -> int:
         """How many orders all starts together have charged."""
-        return self.charged_before + self._charged
+        return self._charged_before + self._charged
+
+    @property
+    def refused(self) -> int:
+        """How many orders could not be charged, after their last attempt."""
+        return self._refused_before + self._refused
+
+    @property
+    def handled(self) -> int:
+        """How many orders need no more work."""
+        return self.charged + self.refused
 
     @contextlib.asynccontextmanager
     async def watched(self) -> AsyncGenerator[None, None]:
@@ -114,6 +134,7 @@ class Run:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "examples.demo.service", "--way", self.way, "--group", self.name),
                 *("--orders", self.shop.topic, "--confirmations", self.confirmations),
+                *("--dead-letters", DEAD_LETTERS),
                 *("--journal", str(self.directory / "journal")),
                 cwd=_ROOT,
                 env={**os.environ, "KAFKA_BOOTSTRAP_SERVERS": ",".join(self.shop.servers)},
@@ -138,14 +159,16 @@ class Run:
                 await process.wait()
         if status != 0:
             raise DemoError(f"{self.title}: the service ended with status {status} after SIGTERM")
-        self.charged_before, self._charged = self.charged, 0
+        self._charged_before, self._charged = self.charged, 0
+        self._refused_before, self._refused = self.refused, 0
         return took_sec
 
     async def _take_reports(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None  # noqa: S101 - it was asked for
         async for line in process.stdout:
             report = json.loads(line)
-            self._charged, self.in_flight = int(report["charged"]), int(report["in_flight"])
+            self._charged, self._refused = int(report["charged"]), int(report["refused"])
+            self.in_flight = int(report["in_flight"])
 
     async def _watch(self, process: asyncio.subprocess.Process, until: Callable[[], bool]) -> None:
         last_change, last_seen = time.monotonic(), None
@@ -154,15 +177,16 @@ class Run:
             self.shop.picture.show(
                 Snapshot(
                     title=self.title,
-                    orders=len(self.shop.placed),
+                    orders=self.shop.chargeable,
                     charged=self.charged,
+                    refused=self.refused,
                     per_second=self._per_second(),
                     in_flight=self.in_flight,
                     committed=list(committed.values()),
                     ends=list(self.shop.ends.values()),
                 ),
             )
-            seen = (self.charged, committed)
+            seen = (self.charged, self.refused, committed)
             if seen != last_seen:
                 last_change, last_seen = time.monotonic(), seen
             if process.returncode is not None:
@@ -183,21 +207,37 @@ class Run:
         evidence = Evidence(
             placed=self.shop.placed,
             committed=await self.committed(),
-            confirmed=await _read_orders(self.shop.servers, self.confirmations),
+            poison=self.shop.poison,
+            confirmed=[
+                Confirmation.model_validate_json(record.value or b"").order_id
+                for record in await _read(self.shop.servers, self.confirmations)
+            ],
+            buried=await self._buried() if self.way == CONCURRENT else None,
             events=Journal.read(self.directory / "journal"),
         )
         evidence.write(self.directory)
         return evidence
 
+    async def _buried(self) -> list[Buried]:
+        """Return this run's dead letters: others have theirs in the same topic."""
+        letters = []
+        for record in await _read(self.shop.servers, DEAD_LETTERS):
+            says = {name.removeprefix("kafka_dlt-"): text.decode() for name, text in record.headers}
+            if (says["original-topic"], says["original-consumer-group"]) == (self.shop.topic, self.name):
+                order = Order.model_validate_json(record.value or b"")
+                place = Place(int(says["original-partition"]), int(says["original-offset"]))
+                letters.append(Buried(order.order_id, place, says["exception-fqcn"], int(says["attempts"])))
+        return letters
 
-async def _read_orders(servers: Sequence[str], topic: str) -> list[str]:
-    """Return the `order_id` of every confirmation that is in a topic now."""
+
+async def _read(servers: Sequence[str], topic: str) -> list[ConsumerRecord[bytes, bytes]]:
+    """Return all records that are in a topic now."""
     # Up to a marker in each partition: the embedded broker's answer to "where is the end" is too low.
     marker = uuid4().bytes
     async with AIOKafkaProducer(bootstrap_servers=list(servers)) as producer:
         for partition in range(PARTITIONS):
             await producer.send_and_wait(topic, marker, key=_MARKER_KEY, partition=partition)
-    orders: list[str] = []
+    records: list[ConsumerRecord[bytes, bytes]] = []
     left = PARTITIONS
     async with AIOKafkaConsumer(bootstrap_servers=list(servers), auto_offset_reset="earliest") as consumer:
         consumer.assign([TopicPartition(topic, partition) for partition in range(PARTITIONS)])
@@ -205,7 +245,7 @@ async def _read_orders(servers: Sequence[str], topic: str) -> list[str]:
             batches = await consumer.getmany(timeout_ms=1000)
             for record in (record for batch in batches.values() for record in batch):
                 if record.key != _MARKER_KEY:
-                    orders.append(Confirmation.model_validate_json(record.value or b"").order_id)
+                    records.append(record)
                 elif record.value == marker:
                     left -= 1
-    return orders
+    return records

@@ -15,9 +15,12 @@ from pathlib import Path
 from faststream import AckPolicy, ContextRepo, FastStream
 from faststream.kafka import KafkaBroker
 
-from examples.demo.ledger import CHARGED, DELIVERED, STOPPING, Journal
-from examples.demo.orders import Confirmation, Order
+from examples.demo.ledger import ATTEMPTS, CHARGED, DELIVERED, STOPPING, Journal
+from examples.demo.orders import Confirmation, NotChargeableError, Order
 from faststream_concurrent_kafka import (
+    Attempt,
+    DeadLetter,
+    FailurePolicy,
     KafkaConcurrentProcessingMiddleware,
     initialize_concurrent_processing,
     stop_concurrent_processing,
@@ -27,6 +30,7 @@ from faststream_concurrent_kafka import (
 SEQUENTIAL, CONCURRENT, MAX_WORKERS = WAYS = ("sequential", "concurrent", "max-workers")
 AT_ONCE = 100
 PAYMENT_SEC = 0.010
+_RETRY_BACKOFF_SEC = 0.1
 _REPORT_INTERVAL_SEC = 0.1
 
 
@@ -42,7 +46,13 @@ def make_app(options: argparse.Namespace) -> FastStream:
     @asynccontextmanager
     async def lifespan(context: ContextRepo) -> AsyncGenerator[None, None]:
         if is_concurrent:
-            await initialize_concurrent_processing(context, concurrency_limit=AT_ONCE)
+            await initialize_concurrent_processing(
+                context,
+                concurrency_limit=AT_ONCE,
+                on_failure=FailurePolicy(
+                    max_attempts=ATTEMPTS, first_backoff_sec=_RETRY_BACKOFF_SEC, then=DeadLetter(options.dead_letters)
+                ),
+            )
         reports = asyncio.create_task(service.report())
         try:
             yield
@@ -53,7 +63,7 @@ def make_app(options: argparse.Namespace) -> FastStream:
             service.print_counts()
 
     # -- the same for all ----------------------------------------------------------------------------------------
-    service = Service(Journal(options.journal))
+    service = Service(Journal(options.journal), attempts=ATTEMPTS if is_concurrent else 1)
     broker = KafkaBroker(
         os.environ["KAFKA_BOOTSTRAP_SERVERS"].split(","),
         middlewares=middlewares,
@@ -79,15 +89,19 @@ def make_app(options: argparse.Namespace) -> FastStream:
 class Service:
     """The handler, and what it counts."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, attempts: int) -> None:
         self.journal = journal
-        self.in_flight = self.charged = 0
+        self.attempts = attempts
+        self.in_flight = self.charged = self.refused = 0
 
-    async def charge(self, order: Order) -> Confirmation:
+    async def charge(self, order: Order, attempt: Attempt) -> Confirmation:
         """Charge an order and confirm it."""
         self.journal.write(DELIVERED, order.order_id)
         self.in_flight += 1
         try:
+            if order.cents < 0:
+                self.refused += attempt == self.attempts
+                raise NotChargeableError(f"{order.order_id} comes to {order.cents} cents")
             await asyncio.sleep(PAYMENT_SEC)  # the payment provider's answer takes so long
             self.journal.write(CHARGED, order.order_id)
             self.charged += 1
@@ -103,7 +117,8 @@ class Service:
 
     def print_counts(self) -> None:
         """Print one report."""
-        print(json.dumps({"charged": self.charged, "in_flight": self.in_flight}), flush=True)
+        counts = {"charged": self.charged, "refused": self.refused, "in_flight": self.in_flight}
+        print(json.dumps(counts), flush=True)
 
     def note_stop(self) -> None:
         """Note that FastStream has got a signal, before it stops the broker."""
@@ -117,6 +132,7 @@ def main() -> None:
     parser.add_argument("--group", required=True)
     parser.add_argument("--orders", required=True, help="topic to read")
     parser.add_argument("--confirmations", required=True, help="topic to write")
+    parser.add_argument("--dead-letters", required=True, help="topic for orders that can't be charged")
     parser.add_argument("--journal", type=Path, required=True)
     options = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s", level=logging.INFO)

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from examples.demo import ledger
-from examples.demo.ledger import Event, Evidence, check
+from examples.demo.ledger import Buried, Event, Evidence, check
 from examples.demo.orders import Place
 from examples.demo.picture import LivePicture, Picture, Snapshot, make_picture
 from tests.examples.programs import ROOT
@@ -59,7 +59,7 @@ def test_demo_keeps_its_promises_within_a_minute(demo):
 def test_demo_prints_a_table_of_what_the_evidence_says(demo):
     done, kept, _ = demo
     heading = next(line for line in done.stdout.splitlines() if "speed-up" in line)
-    assert heading.split() == ["orders", "sec", "msg/s", "speed-up", "lost", "redelivered"]
+    assert heading.split() == ["charged", "sec", "msg/s", "speed-up", "dead", "lost", "twice"]
     rows = {
         "FastStream alone": "sequential",
         "concurrent, 100": "concurrent",
@@ -68,12 +68,28 @@ def test_demo_prints_a_table_of_what_the_evidence_says(demo):
     verdicts = {label: check(Evidence.read(kept / name)) for label, name in rows.items()}
     for label, verdict in verdicts.items():
         row = next(line for line in done.stdout.splitlines() if line.strip().startswith(label))
-        orders, seconds, rate, _, lost, redelivered = row.split()[-6:]
-        assert (orders, seconds, lost, redelivered) == (f"{verdict.charged:,}", f"{verdict.seconds:.1f}", "0", "0")
+        charged, seconds, rate, _, dead, lost, twice = row.split()[-7:]
+        assert (charged, seconds, lost, twice) == (f"{verdict.charged:,}", f"{verdict.seconds:.1f}", "0", "0")
+        assert dead == ("-" if verdict.buried is None else str(verdict.buried))
         if label != "SIGTERM, restart":
             assert rate == f"{verdict.charged / verdict.seconds:,.0f}"
     alone, concurrent = verdicts["FastStream alone"], verdicts["concurrent, 100"]
     assert concurrent.charged / concurrent.seconds > 3 * alone.charged / alone.seconds
+
+
+def test_demo_buries_the_orders_that_nobody_can_charge_and_charges_all_others(demo):
+    """Exactly those are in the dead letter topic, each after two attempts and with its place and the exception."""
+    done, kept, _ = demo
+    for run_name in ("concurrent", "concurrent-stopped"):
+        evidence = Evidence.read(kept / run_name)
+        buried = evidence.buried or ()
+        assert sorted(letter.order for letter in buried) == sorted(evidence.poison) != []
+        for letter in buried:
+            assert letter.place == evidence.placed[letter.order]
+            assert (letter.exception, letter.attempts) == ("examples.demo.orders.NotChargeableError", 2)
+        charged = {event.what for event in evidence.events if event.kind == ledger.CHARGED}
+        assert charged == evidence.placed.keys() - set(evidence.poison)
+    assert "  refused " in done.stdout
 
 
 def test_demo_stops_its_service_in_mid_flight(demo):
@@ -119,6 +135,12 @@ def test_the_evidence_as_it_is_holds(kept):
         (lambda _, known: known["confirmed"].append(known["confirmed"][0]), "confirmed twice: 1"),
         (lambda _, known: known["committed"].update({"0": known["committed"]["0"] - 1}), "redelivered: 1"),
         (lambda _, known: known["confirmed"].append("order-000000"), "invented: 1"),
+        (lambda _, known: known["confirmed"].append(known["poison"][0]), "invented: 1"),
+        (lambda _, known: known["buried"].pop(), "lost: 1"),
+        (lambda _, known: known["buried"].append(known["buried"][0]), "buried twice: 1"),
+        (lambda _, known: known["buried"][0].__setitem__(2, "builtins.ValueError"), "buried wrongly: 1"),
+        (lambda _, known: known["buried"][0].__setitem__(1, [0, 0]), "buried wrongly: 1"),
+        (lambda _, known: known["buried"][0].__setitem__(0, known["confirmed"][0]), "buried wrongly: 1"),
     ],
 )
 def test_one_order_that_went_wrong_breaks_a_promise(kept, change, complaint):
@@ -139,10 +161,39 @@ def test_an_order_that_is_not_committed_yet_is_not_lost():
     assert (verdict.charged, verdict.seconds) == (1, 2.5)
 
 
+def poisoned(*deliveries, buried):
+    """Evidence of one order that nobody can charge, by the processes that it was delivered to."""
+    place = Place(0, 0)
+    return Evidence(
+        placed={"p": place},
+        poison=["p"],
+        committed={0: 1},
+        confirmed=[],
+        buried=[Buried("p", place, ledger.REASON, 2)] if buried else None,
+        events=[Event(float(at), pid, ledger.DELIVERED, "p") for at, pid in enumerate(deliveries)],
+    )
+
+
+@pytest.mark.parametrize(
+    ("evidence", "broken"),
+    [
+        (poisoned(1, 1, buried=True), {}),
+        (poisoned(1, 2, 2, buried=True), {}),
+        (poisoned(1, 1, 1, buried=True), {"redelivered": 1}),
+        (poisoned(1, buried=False), {}),
+    ],
+    ids=["two attempts", "a stop after the first one", "three attempts", "FastStream alone"],
+)
+def test_an_order_that_nobody_can_charge_gets_two_attempts_in_one_process(evidence, broken):
+    """A stop may cut the attempts short, and the next process makes all of them; without a topic none is promised."""
+    assert check(evidence).broken == broken
+
+
 SNAPSHOT = Snapshot(
     title="concurrent",
     orders=1000,
     charged=400,
+    refused=13,
     per_second=1234.0,
     in_flight=57,
     committed=[300, 50],
@@ -163,7 +214,7 @@ def test_the_picture_shows_all_figures(is_terminal):
         picture.show(SNAPSHOT)
     text = shown.getvalue()
     assert "begins" in text
-    for figure in ("400", "1,000", "1,234", "57", "650", "300", "50"):
+    for figure in ("400", "1,000", "1,234", "57", "13", "650", "300", "50"):
         assert figure in text
 
 
