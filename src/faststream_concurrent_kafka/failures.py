@@ -36,7 +36,9 @@ class Failures:
         error = NackMessage() if error is None else error
         delay_sec = self._delay_sec(policy, record, outcome, error)
         if delay_sec is not None:
-            if record.is_last_pass:
+            now = asyncio.get_running_loop().time()
+            begin_by = record.begin_by if outcome is Outcome.FAILED else None
+            if record.is_last_pass and (begin_by is None or now + delay_sec >= begin_by):
                 return Outcome.NOT_DONE
             await self._wait(record, delay_sec)
             return Outcome.AGAIN

@@ -104,8 +104,8 @@ class InFlight:
     async def drain(self, belongs: Callable[[Record], bool], *, timeout_sec: float) -> bool:
         """Wait until no such record is in flight, at most `timeout_sec`; return whether that was reached.
 
-        Each gets at most one more pass, and only one that begins in time: what is still not done then stays undone,
-        for whoever comes next.
+        What fails is tried again as long as that begins in time, what is nacked at most once more; what is not done
+        then stays undone, for whoever comes next.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_sec
@@ -114,7 +114,7 @@ class InFlight:
         try:
             while records := self.matching(belongs):
                 for record in records:
-                    record.is_last_pass = True
+                    record.is_last_pass, record.begin_by = True, deadline
                     if record.wakes_at is not None and record.wakes_at >= deadline and record.task is not None:
                         record.task.cancel()
                 if loop.time() >= deadline:

@@ -66,7 +66,7 @@ class ConcurrentRebalanceListener(ConsumerRebalanceListener):
             committer.end_epoch(consumer)
             for record in handler.records.matching(self._belongs):
                 # Whoever gets the partition tries it again; also what was delivered during the commit.
-                record.is_last_pass = True
+                record.is_last_pass, record.begin_by = True, None
         # They have not begun, so whoever gets the partition begins them.
         await handler.records.cancel(lambda record: self._belongs(record) and not record.is_running)
 

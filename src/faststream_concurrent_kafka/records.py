@@ -81,6 +81,7 @@ class Record:
 
     __slots__ = (
         "attempt",
+        "begin_by",
         "commits",
         "delivered",
         "is_cancelled",
@@ -117,7 +118,9 @@ class Record:
         self.is_running = False
         # When the next attempt begins, while it waits for that.
         self.wakes_at: float | None = None
+        # No further pass, but after a failure one that begins before `begin_by`.
         self.is_last_pass = False
+        self.begin_by: float | None = None
         self.is_cancelled = False
         # None while another record has its lane.
         self.task: asyncio.Task[None] | None = None
