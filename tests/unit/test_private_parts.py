@@ -2,21 +2,27 @@
 
 import ast
 import dataclasses
+import functools
 import inspect
 import textwrap
+from typing import Annotated
 
 import pytest
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.consumer.subscription_state import SubscriptionState
-from faststream import BaseMiddleware
+from faststream import BaseMiddleware, Context
 from faststream._internal.endpoint.subscriber.usecase import SubscriberUsecase
-from faststream.kafka import KafkaBroker, KafkaRouter
+from faststream.kafka import KafkaBroker, KafkaRouter, TestKafkaBroker
 from faststream.kafka.helpers import make_logging_listener
 from faststream.kafka.message import KafkaAckableMessage
 from faststream.kafka.parser import AioKafkaBatchParser, AioKafkaParser
 from faststream.kafka.subscriber.usecase import BatchSubscriber, DefaultSubscriber, LogicSubscriber
 from faststream.middlewares import AckPolicy
+from typing_extensions import override
+
+from faststream_concurrent_kafka import Attempt
+from faststream_concurrent_kafka.private_parts import make_producer
 
 
 def names_in(function):
@@ -170,6 +176,43 @@ def test_the_coordinator_asks_the_subscription_for_its_listener_each_time():
     """A listener that is put in after `subscribe` is called at the next rebalance."""
     assert "listener" in names_in(GroupCoordinator._on_join_prepare)
     assert "listener" in names_in(GroupCoordinator._on_join_complete)
+
+
+async def test_a_producer_can_be_made_with_what_the_consumers_of_the_broker_are_made_with():
+    """`_outer_config.builder` is a partial of the consumer; all of its options but two are a producer's as well."""
+    broker = KafkaBroker("somewhere:9092", client_id="ours", request_timeout_ms=2345)
+    subscriber = broker.subscriber("topic", group_id="group")
+    assert isinstance(subscriber._outer_config.builder, functools.partial)
+    assert subscriber._outer_config.builder.func is AIOKafkaConsumer
+    producer = make_producer(subscriber)
+    try:
+        assert producer.client._bootstrap_servers in ("somewhere:9092", ["somewhere:9092"])
+        assert producer.client._client_id == "ours"
+        assert producer.client._request_timeout_ms == 2345
+    finally:
+        await producer.stop()
+
+
+async def test_the_context_of_a_pass_has_a_log_context_that_can_be_added_to():
+    """`attempt` gets into FastStream's logs by it, and into handlers by `set_local`."""
+    seen = []
+
+    class Adds(BaseMiddleware):
+        @override
+        async def consume_scope(self, call_next, msg):
+            self.context.get_local("log_context")["attempt"] = 3
+            self.context.set_local("kafka_attempt", 3)
+            return await call_next(msg)
+
+    broker = KafkaBroker(logger=None, middlewares=[Adds])
+
+    async def handle(attempt: Attempt, logged: Annotated[int, Context("log_context.attempt")]) -> None:
+        seen.append((attempt, logged))
+
+    broker.subscriber("topic")(handle)
+    async with TestKafkaBroker(broker) as test_broker:
+        await test_broker.publish(b"x", "topic")
+    assert seen == [(3, 3)]
 
 
 def test_records_are_dataclasses_that_can_be_copied():

@@ -7,7 +7,6 @@ import logging
 from collections import Counter
 
 import pytest
-from aiokafka import TopicPartition
 from faststream.exceptions import (
     AckMessage,
     NackMessage,
@@ -17,85 +16,10 @@ from faststream.exceptions import (
     StopConsume,
 )
 
-from faststream_concurrent_kafka import KafkaCommitTask, KafkaConcurrentHandler, SetupError
+from faststream_concurrent_kafka import KafkaConcurrentHandler, SetupError
 from faststream_concurrent_kafka.records import Record
 from faststream_concurrent_kafka.testing import run_virtual
-from tests.unit.scripted import ScriptedConsumer
-
-
-T0 = TopicPartition("orders", 0)
-
-
-class Source:
-    """A subscriber that only counts what is asked of it."""
-
-    name = "source"
-    commits = True
-
-    def __init__(self, settings):
-        self.settings = settings
-        self.in_flight = 0
-        self.halts: list[str] = []
-        self.dead_letters: list[object] = []
-        self.trouble: list[str] = []
-        self.stops = 0
-        self.application_stops = 0
-
-    async def process(self, raw):
-        raise AssertionError(raw)
-
-    def problems(self):
-        return self.trouble
-
-    async def stop(self):
-        self.stops += 1
-
-    def detach(self):
-        pass
-
-    def stop_application(self):
-        self.application_stops += 1
-
-    def halt(self, record, reason):
-        self.halts.append(f"{record!r}: {reason}")
-
-    async def dead_letter(self, record, error):
-        self.dead_letters.append((record.raw, error))
-
-
-class World:
-    """A started handler, one source and one partition."""
-
-    def __init__(self, **options):
-        self.handler = KafkaConcurrentHandler(**options)
-        self.handler.start()
-        self.consumer = ScriptedConsumer(T0)
-        self.source = Source(self.handler.settings)
-        self.handler.sources.append(self.source)
-        self.offset = 0
-
-    def handle(self, process):
-        commit = KafkaCommitTask(self.consumer, T0, self.offset)
-        self.offset += 1
-        self.handler.committer.send_task(commit)
-        record = Record(self.offset, process, source=self.source, commits=[commit])
-        self.handler.handle_task(record)
-        return record
-
-    async def committed(self):
-        await self.handler.committer.commit_all()
-        return self.consumer.committed.get(T0, 0)
-
-
-def play(scenario, **options):
-    async def main() -> None:
-        world = World(**options)
-        try:
-            await scenario(world)
-        finally:
-            await world.handler.stop()
-
-    run_virtual(main())
+from tests.unit.world import play
 
 
 @pytest.fixture(autouse=True)

@@ -4,10 +4,20 @@ import math
 from typing import Any
 
 import pytest
+from faststream import AckPolicy
+from faststream.kafka import KafkaBroker
 from hypothesis import given
 from hypothesis import strategies as st
 
-from faststream_concurrent_kafka import ConcurrentKafkaError, KafkaConcurrentHandler, SettingsError
+from faststream_concurrent_kafka import (
+    ConcurrentKafkaError,
+    DeadLetter,
+    FailurePolicy,
+    KafkaConcurrentHandler,
+    KafkaConcurrentProcessingMiddleware,
+    SettingsError,
+    discovery,
+)
 from faststream_concurrent_kafka.settings import Settings
 
 
@@ -21,7 +31,9 @@ SECONDS = (
     "shutdown_timeout_sec",
     "rebalance_flush_timeout_sec",
     "commit_failure_timeout_sec",
+    "handler_timeout_sec",
 )
+ZERO_ALLOWED = {"rebalance_flush_timeout_sec", "handler_timeout_sec"}
 BAD_NUMBERS = st.one_of(
     st.integers(max_value=-1),
     st.floats(max_value=-0.001),
@@ -50,10 +62,10 @@ def test_integers_start_at_their_least_value_and_take_no_fraction(name, least):
 
 
 @pytest.mark.parametrize("name", SECONDS)
-def test_zero_seconds_are_refused_except_for_the_rebalance(name):
-    """A rebalance that waits for nobody is a choice; a commit or stop that never waits is a mistake."""
-    if name == "rebalance_flush_timeout_sec":
-        assert build(**{name: 0}).rebalance_flush_timeout_sec == 0
+def test_zero_seconds_are_refused_except_for_the_rebalance_and_the_time_limit(name):
+    """A rebalance that waits for nobody and no limit are choices; a commit or stop that never waits is a mistake."""
+    if name in ZERO_ALLOWED:
+        assert getattr(build(**{name: 0}), name) == 0
     else:
         with pytest.raises(SettingsError, match="greater than 0"):
             build(**{name: 0})
@@ -64,6 +76,80 @@ def test_enable_batch_commit_is_a_bool(value):
     """A truthy value is not taken for True."""
     with pytest.raises(SettingsError, match="enable_batch_commit must be True or False"):
         build(enable_batch_commit=value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        *(
+            ("ordering", value, "one of unordered, key, partition")
+            for value in ("", "Key", "keys", None, 1, b"key", [])
+        ),
+        *(
+            ("on_failure", value, "a FailurePolicy(...)")
+            for value in ("commit", "halt", None, DeadLetter("dead"), FailurePolicy, {"max_attempts": 3})
+        ),
+    ],
+    ids=repr,
+)
+def test_what_is_no_ordering_or_policy_is_refused(name, value, allowed):
+    """The error says which setting, what it got and what it takes."""
+    with pytest.raises(SettingsError) as raised:
+        build(**{name: value})
+    assert str(raised.value) == f"{name} must be {allowed}, got {value!r}"
+
+
+def test_a_halt_needs_the_library_to_commit():
+    """Elsewhere the subscriber's own policy would commit past the record."""
+    with pytest.raises(SettingsError, match=r"halt.*needs enable_batch_commit=True"):
+        build(on_failure=FailurePolicy(then="halt"), enable_batch_commit=False)
+    assert build(on_failure=FailurePolicy(then=DeadLetter("dead")), enable_batch_commit=False)
+
+
+def test_a_halt_needs_a_consumer_group():
+    """Without one nothing is committed: there is no offset to stand still at, and nothing that health could name."""
+    broker = KafkaBroker(logger=None)
+    subscriber = broker.subscriber("orders", ack_policy=AckPolicy.MANUAL)
+    handler = KafkaConcurrentHandler(on_failure=FailurePolicy(then="halt"))
+    try:
+        with pytest.raises(ConcurrentKafkaError, match=r"halt.*group_id"):
+            discovery.why_not(subscriber, handler, KafkaConcurrentProcessingMiddleware)
+    finally:
+        handler.discard()
+
+
+def test_overrides_are_checked_with_the_settings_they_go_with():
+    """What is not overridden stays, and nothing is overridden in place."""
+    settings = build(ordering="key", enable_batch_commit=False, concurrency_limit=7)
+    assert settings.overridden({}) is settings
+    changed = settings.overridden({"handler_timeout_sec": 3})
+    assert (changed.handler_timeout_sec, changed.ordering, changed.concurrency_limit) == (3, "key", 7)
+    assert settings.handler_timeout_sec == 0
+    with pytest.raises(SettingsError, match="needs enable_batch_commit=True"):
+        settings.overridden({"on_failure": FailurePolicy(then="halt")})
+    with pytest.raises(SettingsError, match="ordering must be one of"):
+        settings.overridden({"ordering": "keys"})
+
+
+def test_the_middleware_checks_its_overrides_when_it_is_configured():
+    """At import time of the application, by name; what is configured twice is added up."""
+    with pytest.raises(SettingsError, match="handler_timeout_sec must be a finite number"):
+        KafkaConcurrentProcessingMiddleware.configured(handler_timeout_sec=-1)
+    first = KafkaConcurrentProcessingMiddleware.configured(ordering="key")
+    second = first.configured(handler_timeout_sec=3)
+    assert issubclass(second, first)
+    assert dict(second.overrides) == {"ordering": "key", "handler_timeout_sec": 3}
+    assert dict(first.overrides) == {"ordering": "key"}
+    assert dict(KafkaConcurrentProcessingMiddleware.overrides) == {}
+    assert dict(second.configured(handler_timeout_sec=0).overrides) == {"ordering": "key", "handler_timeout_sec": 0}
+
+
+def test_differences_name_the_new_settings():
+    """Both values, so that the mistake is seen."""
+    text = build(ordering="key").differences(build(on_failure=FailurePolicy(max_attempts=3)))
+    assert "ordering='key' (now 'unordered')" in text
+    assert "on_failure=FailurePolicy(max_attempts=1" in text
+    assert "handler_timeout_sec" not in text
 
 
 def test_settings_errors_are_value_errors_of_the_librarys_root():

@@ -1,0 +1,287 @@
+"""The failure policy: what it refuses, how long it waits, and against an oracle which attempts are made."""
+
+import asyncio
+import json
+import math
+from typing import Any
+
+import pydantic
+import pytest
+from fast_depends.exceptions import ValidationError
+from faststream.exceptions import NackMessage, SubscriberNotFound
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from faststream_concurrent_kafka import DeadLetter, FailurePolicy, SettingsError
+from faststream_concurrent_kafka.failures import NACK_DELAY_SEC, Failures
+from faststream_concurrent_kafka.records import Outcome, Record
+from faststream_concurrent_kafka.retries import check_topic_name, is_retriable
+from faststream_concurrent_kafka.settings import Settings
+from faststream_concurrent_kafka.slots import Slots
+from faststream_concurrent_kafka.testing import run_virtual
+from tests.unit.world import Source
+
+
+MALFORMED = [
+    SubscriberNotFound(),
+    UnicodeDecodeError("utf-8", b"\xff", 0, 1, "why"),
+    json.JSONDecodeError("why", "{", 0),
+    pydantic.ValidationError.from_exception_data("order", []),
+    ValidationError(incoming_options={}, locations=[], expected={}, original_error=ValueError()),
+]
+
+
+def refuse(**options: Any) -> None:
+    FailurePolicy(**options)
+
+
+class Odd:
+    """Callable, but as a class: neither an exception type nor a function."""
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("max_attempts", value) for value in (-1, 1.0, True, None, "3", math.inf)),
+        *(
+            (name, value)
+            for name in ("first_backoff_sec", "max_backoff_sec")
+            for value in (-0.1, -1, math.nan, math.inf, -math.inf, True, None, "1", b"1", [])
+        ),
+        *(
+            ("retry_on", value)
+            for value in (None, "ValueError", 3, Odd, int, ValueError(), [ValueError], (ValueError, 3))
+        ),
+        ("retry_on", (ValueError, (KeyError,))),
+        *(
+            ("never_retry", value)
+            for value in (None, "ValueError", Odd, ValueError(), [ValueError], (3,), is_retriable)
+        ),
+        *(("then", value) for value in (None, "dead letter", "Commit", DeadLetter, is_retriable, 1, [])),
+    ],
+    ids=repr,
+)
+def test_a_bad_value_names_itself(name, value):
+    """The error says which field, what it got and what it takes."""
+    with pytest.raises(SettingsError) as raised:
+        refuse(**{name: value})
+    text = str(raised.value)
+    assert text.startswith(f"{name} must be ")
+    assert text.endswith(f"got {value!r}")
+
+
+@pytest.mark.parametrize("name", ["first_backoff_sec", "max_backoff_sec"])
+def test_seconds_that_are_larger_than_any_float_are_refused_by_name(name: str):
+    """An integer has no bounds of its own."""
+    with pytest.raises(SettingsError, match=f"{name} must be a finite number"):
+        refuse(**{name: 10**400})
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a b", "a/b", "ä", "a\n", "a" * 250, None, 3, b"dead", "orders:dead"])
+def test_what_can_not_be_a_topic_is_refused(name):
+    """Before it is needed, and by its name."""
+    with pytest.raises(SettingsError, match="a dead letter topic must have a name"):
+        DeadLetter(name)
+    with pytest.raises(SettingsError, match="a dead letter topic must have a name"):
+        check_topic_name(name)
+
+
+def test_coroutine_functions_are_refused():
+    """Their coroutine would be taken for a yes, or for a name."""
+
+    async def ask(*_args):
+        return True
+
+    with pytest.raises(SettingsError, match=r"retry_on must be .* ordinary function"):
+        refuse(retry_on=ask)
+    with pytest.raises(SettingsError, match="no coroutine function"):
+        DeadLetter(ask)  # ty: ignore[invalid-argument-type]
+
+
+@pytest.mark.parametrize("name", ["a", "orders.dead", "Orders_dead-2", "...", "a" * 249])
+def test_what_can_be_a_topic_is_taken(name):
+    """As it is."""
+    assert DeadLetter(name).topic == check_topic_name(name) == name
+
+
+def test_a_topic_may_be_a_callable():
+    """Its answers are checked when they come."""
+    assert DeadLetter(lambda raw: raw.topic + ".dead").topic
+
+
+def test_policies_are_values():
+    """Frozen, equal when their fields are, with defaults that try once and go on."""
+    policy = FailurePolicy(max_attempts=3, then=DeadLetter("dead"))
+    assert policy == FailurePolicy(max_attempts=3, then=DeadLetter("dead"))
+    assert policy != FailurePolicy(max_attempts=3)
+    with pytest.raises(AttributeError):
+        policy.max_attempts = 4  # ty: ignore[invalid-assignment]
+    default = FailurePolicy()
+    assert (default.max_attempts, default.then, default.retries) == (1, "commit", False)
+    assert not default.wants_again(ValueError(), 1)
+
+
+SECONDS = st.one_of(st.just(0), st.floats(1e-6, 1e6), st.integers(1, 1000))
+
+
+@given(first=SECONDS, most=SECONDS, attempt=st.integers(1, 1000), jitter=st.floats(0, 1))
+def test_the_wait_is_drawn_between_nothing_and_a_ceiling_that_doubles_up_to_the_cap(first, most, attempt, jitter):
+    """Full jitter, in proportion to what was drawn."""
+    policy = FailurePolicy(max_attempts=0, first_backoff_sec=first, max_backoff_sec=most)
+    ceiling = min(most, first * 2 ** (attempt - 1))
+    assert policy.backoff_sec(attempt, 1) == pytest.approx(ceiling)
+    assert policy.backoff_sec(attempt, 0) == 0
+    assert policy.backoff_sec(attempt, jitter) == pytest.approx(jitter * ceiling)
+    assert policy.backoff_sec(attempt, jitter) <= policy.backoff_sec(attempt + 1, jitter) <= most
+
+
+@pytest.mark.parametrize("first", [0, 1e-3, 0.5, 1e300, 10**300])
+def test_a_record_may_be_tried_a_million_times(first):
+    """The wait does not overflow."""
+    policy = FailurePolicy(max_attempts=0, first_backoff_sec=first, max_backoff_sec=30)
+    assert policy.backoff_sec(10**6, 1) == (30 if first else 0)
+    assert policy.has_attempts_left(10**6)
+
+
+@pytest.mark.parametrize(
+    ("most", "attempt", "left"), [(0, 10**9, True), (1, 1, False), (3, 2, True), (3, 3, False), (3, 4, False)]
+)
+def test_attempts_are_counted_from_one(most, attempt, left):
+    """`max_attempts` includes the first; 0 has no end."""
+    policy = FailurePolicy(max_attempts=most)
+    assert policy.has_attempts_left(attempt) == left
+    assert policy.wants_again(ValueError(), attempt) == left
+    assert policy.retries == (most != 1)
+
+
+@pytest.mark.parametrize("error", MALFORMED, ids=lambda error: type(error).__name__)
+def test_malformed_records_are_not_tried_again_by_default(error):
+    """Unless one asks for it."""
+    assert not FailurePolicy(max_attempts=3).wants_again(error, 1)
+    assert FailurePolicy(max_attempts=3, retry_on=Exception).wants_again(error, 1)
+
+
+@pytest.mark.parametrize(
+    ("retry_on", "never_retry", "error", "again"),
+    [
+        (OSError, (), ConnectionError(), True),
+        (OSError, (), ValueError(), False),
+        ((OSError, KeyError), (), KeyError(), True),
+        ((OSError, KeyError), (), LookupError(), False),
+        ((), (), ValueError(), False),
+        (Exception, asyncio.CancelledError, asyncio.CancelledError(), False),
+        (Exception, (), asyncio.CancelledError(), False),
+        (is_retriable, (), asyncio.CancelledError(), True),
+        (Exception, PermissionError, PermissionError(), False),
+        (Exception, (PermissionError, KeyError), KeyError(), False),
+        (Exception, PermissionError, OSError(), True),
+        (lambda _error, _attempt: True, PermissionError, PermissionError(), False),
+        (lambda error, _attempt: "again" in str(error), (), ValueError("again"), True),
+        (lambda error, _attempt: "again" in str(error), (), ValueError("no"), False),
+        (lambda _error, attempt: attempt > 1, (), ValueError(), False),
+        (lambda _error, _attempt: "yes", (), ValueError(), True),
+    ],
+)
+def test_what_is_tried_again(retry_on, never_retry, error, again):
+    """Types, tuples of them or a callable; `never_retry` has the last word."""
+    policy = FailurePolicy(max_attempts=9, retry_on=retry_on, never_retry=never_retry)
+    assert policy.wants_again(error, 1) is again
+
+
+def test_the_callable_gets_the_exception_and_its_attempt_and_its_error_passes():
+    """It is not asked when no attempt is left, nor for what is never retried."""
+    asked: list[tuple[BaseException, int]] = []
+
+    def retry_on(error, attempt):
+        asked.append((error, attempt))
+        raise LookupError("a mistake in it")
+
+    policy = FailurePolicy(max_attempts=3, retry_on=retry_on, never_retry=PermissionError)
+    error = ValueError()
+    with pytest.raises(LookupError, match="a mistake in it"):
+        policy.wants_again(error, 2)
+    assert not policy.wants_again(error, 3)
+    assert not policy.wants_again(PermissionError(), 1)
+    assert asked == [(error, 2)]
+
+
+# -- against an oracle --------------------------------------------------------------------------------------------
+
+STEPS = st.one_of(
+    st.sampled_from(["success", "retriable", "never", "malformed", "nack"]),
+    st.tuples(st.just("nack after"), st.sampled_from([0, 0.25, 7])),
+)
+POLICIES = st.builds(
+    FailurePolicy,
+    max_attempts=st.integers(0, 4),
+    first_backoff_sec=st.sampled_from([0, 0.5, 20]),
+    never_retry=st.just(PermissionError),
+    then=st.sampled_from(["commit", "halt", DeadLetter("dead")]),
+)
+ERRORS = {"retriable": ConnectionError, "never": PermissionError, "malformed": SubscriberNotFound, "nack": NackMessage}
+JITTER = 0.75
+
+
+def oracle(policy, script):
+    """Return what happens after each attempt: how long the record waits, or how it ends. A script ends well."""
+    for attempt, step in enumerate([*script, "success"], 1):
+        is_last = policy.max_attempts != 0 and attempt >= policy.max_attempts
+        match step:
+            case "success":
+                yield "done"
+                return
+            case "nack" if policy.max_attempts == 1 or not is_last:
+                yield 0.5
+            case "nack after", seconds if policy.max_attempts == 1 or not is_last:
+                yield seconds
+            case "retriable" if not is_last:
+                yield JITTER * min(30, policy.first_backoff_sec * 2 ** (attempt - 1))
+            case _:
+                yield {"commit": "done", "halt": "halted"}.get(policy.then, "dead letter")
+                return
+
+
+async def follow(policy, script):
+    """Have `Failures` deal with a record whose attempts end as the script says; return what happened."""
+    options = Settings(on_failure=policy)
+    slots, source = Slots(1, 1), Source(options)
+    failures = Failures(Settings(), slots, lambda: JITTER)
+    record = Record("raw", source.process, source=source)
+    happened = []
+    slots.claim()
+    for step in [*script, "success"]:
+        record.begin()
+        if step == "success":
+            return [*happened, "done"]
+        error = NackMessage(delay=step[1]) if isinstance(step, tuple) else ERRORS[step]()
+        began = asyncio.get_running_loop().time()
+        outcome = Outcome.NACKED if isinstance(error, NackMessage) else Outcome.FAILED
+        outcome = await failures.deal_with(record, outcome, error)
+        assert slots.claims == 1
+        assert record.wakes_at is None
+        if outcome is Outcome.AGAIN:
+            assert not source.halts
+            assert not source.dead_letters
+            happened.append(asyncio.get_running_loop().time() - began)
+            continue
+        if source.halts:
+            assert outcome is Outcome.NOT_DONE
+            return [*happened, "halted"]
+        assert outcome is Outcome.DONE
+        if source.dead_letters:
+            assert source.dead_letters == [("raw", error)]
+            return [*happened, "dead letter"]
+        return [*happened, "done"]
+    raise AssertionError(happened)
+
+
+def rounded(what):
+    return round(what, 6) if isinstance(what, int | float) else what
+
+
+@settings(max_examples=400, deadline=None)
+@given(policy=POLICIES, script=st.lists(STEPS, max_size=6))
+def test_attempts_waits_and_ends_are_those_of_the_oracle(policy, script):
+    """A nack counts where there are retries, and has no limit where there are none."""
+    assert NACK_DELAY_SEC == 0.5
+    assert [rounded(each) for each in run_virtual(follow(policy, script))] == [*map(rounded, oracle(policy, script))]

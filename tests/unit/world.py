@@ -1,0 +1,115 @@
+"""A started handler in virtual time, with a source and a consumer that only remember what is asked of them."""
+
+import asyncio
+from collections import defaultdict
+
+from aiokafka import ConsumerRecord, TopicPartition
+
+from faststream_concurrent_kafka import KafkaCommitTask, KafkaConcurrentHandler
+from faststream_concurrent_kafka.lanes import lanes_of
+from faststream_concurrent_kafka.records import Record
+from faststream_concurrent_kafka.testing import run_virtual
+from tests.unit.scripted import ScriptedConsumer
+
+
+TOPIC = "orders"
+T0 = TopicPartition(TOPIC, 0)
+
+
+def raw_record(*, partition=0, offset=0, key=None, value=b"", topic=TOPIC):
+    return ConsumerRecord(topic, partition, offset, 1, 0, key, value, None, 0, len(value), ())
+
+
+class Source:
+    """A subscriber that only counts what is asked of it."""
+
+    name = "source"
+    commits = True
+
+    def __init__(self, settings):
+        self.settings = settings
+        self.in_flight = 0
+        self.halts: list[str] = []
+        self.dead_letters: list[object] = []
+        self.trouble: list[str] = []
+        self.stops = 0
+        self.application_stops = 0
+        self.publishing_sec = 0.0
+
+    async def process(self, raw):
+        raise AssertionError(raw)
+
+    def problems(self):
+        return self.trouble
+
+    async def stop(self):
+        self.stops += 1
+
+    def detach(self):
+        pass
+
+    def stop_application(self):
+        self.application_stops += 1
+
+    def halt(self, record, reason):
+        self.halts.append(f"{record!r}: {reason}")
+
+    async def dead_letter(self, record, error):
+        if self.publishing_sec:
+            await asyncio.sleep(self.publishing_sec)
+        self.dead_letters.append((record.raw, error))
+
+
+class World:
+    """A started handler, one source and a few partitions."""
+
+    def __init__(self, **options):
+        self.handler = KafkaConcurrentHandler(**options)
+        self.handler.start()
+        self.consumer = ScriptedConsumer(*(TopicPartition(TOPIC, number) for number in range(3)))
+        self.source = Source(self.handler.settings)
+        self.handler.sources.append(self.source)
+        self.offset = 0
+        self.offsets: defaultdict[int, int] = defaultdict(int)
+
+    def handle(self, process):
+        """Have an unordered record of partition 0 handled; its raw record is a number, from 1 on."""
+        commit = KafkaCommitTask(self.consumer, T0, self.offset)
+        self.offset += 1
+        self.handler.committer.send_task(commit)
+        record = Record(self.offset, process, source=self.source, commits=[commit])
+        self.handler.handle_task(record)
+        return record
+
+    def deliver(self, process, *, partition=0, key=None):
+        """Have the next record of a partition handled, in the order that the settings ask for."""
+        raw = raw_record(partition=partition, offset=self.offsets[partition], key=key)
+        self.offsets[partition] += 1
+        commit = KafkaCommitTask(self.consumer, (TOPIC, partition), raw.offset)
+        self.handler.committer.send_task(commit)
+        lanes = lanes_of(self.source.settings.ordering, id(self.source), raw)
+        record = Record(raw, process, source=self.source, commits=[commit], lanes=lanes)
+        self.handler.handle_task(record)
+        return record
+
+    async def committed(self, partition=0):
+        await self.handler.committer.commit_all()
+        return self.consumer.committed.get(TopicPartition(TOPIC, partition), 0)
+
+    async def until(self, condition, *, within_sec=600.0):
+        """Wait until something holds."""
+        deadline = self.handler.now() + within_sec
+        while not condition():
+            assert self.handler.now() < deadline, "it never came"
+            await asyncio.sleep(0.05)
+
+
+def play(scenario, **options):
+    async def main() -> None:
+        world = World(**options)
+        try:
+            await scenario(world)
+        finally:
+            await world.handler.stop()
+
+    run_virtual(main())
