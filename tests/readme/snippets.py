@@ -173,7 +173,8 @@ async def _run_app(
         assert await program.stop() == status, program.story()
     tracebacks = program.output.count("Traceback (most recent call last)")
     expected = len(re.findall(rf"^{options['raises']}: ", program.output, re.MULTILINE)) if "raises" in options else 0
-    assert tracebacks == expected and bool(tracebacks) == ("raises" in options), program.story()
+    assert tracebacks == expected, program.story()
+    assert bool(tracebacks) == ("raises" in options), program.story()
 
 
 async def _nothing_more() -> bool:
