@@ -73,6 +73,8 @@ class SubscriberAttachment:
         self._window = settings.max_uncommitted_tasks
         self.consumer: Any = None
         self._paused: set[tuple[str, int]] = set()
+        # What was still running when its partition was revoked.
+        self._straddling: dict[KafkaCommitTask, Record] = {}
         # Why a partition stands still, by the record that it stopped at; over when the ledger is.
         self._halted: dict[KafkaCommitTask, str] = {}
         self._dead_letters = DeadLetterPublisher(lambda: private_parts.make_producer(subscriber))
@@ -112,7 +114,9 @@ class SubscriberAttachment:
         private_parts.set_listener(subscriber, self._users_listener)
 
     def _listener(self, around: Any) -> ConcurrentRebalanceListener:
-        return ConcurrentRebalanceListener(self.handler, lambda: self.subscriber.consumer, self._owns, users=around)
+        return ConcurrentRebalanceListener(
+            self.handler, lambda: self.subscriber.consumer, self._owns, self._straddling, users=around
+        )
 
     def _owns(self, record: Record) -> bool:
         return record.source is self
@@ -122,6 +126,7 @@ class SubscriberAttachment:
         self.consumer = consumer
         self._stopping = None
         self._paused.clear()
+        self._straddling.clear()
         self._poll_pause_sec = min(_LONGEST_POLL_PAUSE_SEC, private_parts.max_poll_interval_sec(consumer) / 3)
         if self.commits:
             private_parts.set_consumer_of_messages(self.subscriber, MessageConsumer(consumer))
@@ -164,7 +169,12 @@ class SubscriberAttachment:
         if isinstance(raw, tuple):
             self._consume_batch(raw)
             return
-        commits = (self._admit(raw),) if self.commits else ()
+        commits: Sequence[KafkaCommitTask] = ()
+        if self.commits:
+            task = self._admit(raw)
+            if task is None:
+                return
+            commits = (task,)
         wanted = for_group(raw, self.subscriber.group_id)
         if wanted is None:
             self.complete(commits)
@@ -174,7 +184,10 @@ class SubscriberAttachment:
     def _consume_batch(self, batch: tuple[ConsumerRecord[Any, Any], ...]) -> None:
         wanted, commits, delivered = [], [], []
         for raw in batch:
-            admitted = (self._admit(raw),) if self.commits else ()
+            task = self._admit(raw) if self.commits else None
+            if self.commits and task is None:
+                continue
+            admitted = () if task is None else (task,)
             readable = for_group(raw, self.subscriber.group_id)
             if readable is None:
                 self.complete(admitted)
@@ -191,14 +204,27 @@ class SubscriberAttachment:
             Record(raw, self.process, source=self, commits=commits, lanes=lanes, delivered=delivered)
         )
 
-    def _admit(self, raw: ConsumerRecord[Any, Any]) -> KafkaCommitTask:
+    def _admit(self, raw: ConsumerRecord[Any, Any]) -> KafkaCommitTask | None:
+        """Admit a record; None if it is taken care of: it has finished, or still runs, since before a rebalance."""
         key = (raw.topic, raw.partition)
-        task = KafkaCommitTask(self.consumer, key, raw.offset)
-        self._committer.send_task(task)
+        task = KafkaCommitTask(self.consumer, key, raw.offset, identity=hash((raw.timestamp, raw.key)))
+        earlier = self._committer.send_task(task)
         if task.ledger.window >= self._window:
             self._paused.add(key)
             self.consumer.pause(TopicPartition(*key))
-        return task
+        return None if earlier is not None and self._adopts(task, earlier.entry) else task
+
+    def _adopts(self, task: KafkaCommitTask, earlier: KafkaCommitTask | None) -> bool:
+        """Let a record of an epoch that is over count for this one; False if it was left undone."""
+        if earlier is None or earlier.is_finished:
+            self._committer.complete(task)
+            return True
+        record = self._straddling.pop(earlier, None)
+        if record is None or record not in self.handler.records:
+            return False
+        record.commits = [task if commit is earlier else commit for commit in record.commits]
+        record.is_last_pass = False
+        return True
 
     def _resume(self, key: tuple[str, int], ledger: PartitionLedger[KafkaCommitTask]) -> None:
         if key in self._paused and ledger.window <= self._window // 2 and ledger.stopped_at is None:
@@ -242,7 +268,8 @@ class SubscriberAttachment:
         self._adopt(self.subscriber.consumer)
         if not self.commits:
             return ()
-        return [self._admit(record) for record in (raw if isinstance(raw, tuple) else (raw,))]
+        admitted = [self._admit(record) for record in (raw if isinstance(raw, tuple) else (raw,))]
+        return [task for task in admitted if task is not None]
 
     async def keep_polling(self, until: asyncio.Future[Any]) -> None:
         """Poll in place of FastStream's loop while that handles a record, or the consumer would be evicted."""

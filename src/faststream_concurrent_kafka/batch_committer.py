@@ -8,6 +8,7 @@ from typing import Any
 from aiokafka import TopicPartition
 from typing_extensions import override
 
+from faststream_concurrent_kafka.adoption import Earlier
 from faststream_concurrent_kafka.consumer_offsets import CommitFailure, Consumer, ConsumerOffsets, classify
 from faststream_concurrent_kafka.errors import CommitterIsDeadError
 from faststream_concurrent_kafka.offsets import PartitionLedger
@@ -27,7 +28,16 @@ class KafkaCommitTask:
     future leaves the record unfinished).
     """
 
-    __slots__ = ("admitted_at", "consumer", "future", "ledger", "offset", "topic_partition")
+    __slots__ = (
+        "admitted_at",
+        "consumer",
+        "future",
+        "identity",
+        "is_finished",
+        "ledger",
+        "offset",
+        "topic_partition",
+    )
 
     def __init__(
         self,
@@ -35,11 +45,16 @@ class KafkaCommitTask:
         topic_partition: tuple[str, int],
         offset: int,
         future: asyncio.Future[Any] | None = None,
+        *,
+        identity: int = 0,
     ) -> None:
         self.consumer = consumer
         self.topic_partition = topic_partition
         self.offset = offset
         self.future = future
+        # Tells the record from another one at the same offset.
+        self.identity = identity
+        self.is_finished = False
         self.ledger: PartitionLedger[KafkaCommitTask]
         self.admitted_at: float
 
@@ -129,8 +144,10 @@ class KafkaBatchCommitter:
 
     # -- records -------------------------------------------------------------------------------------------------
 
-    def send_task(self, task: KafkaCommitTask) -> None:
+    def send_task(self, task: KafkaCommitTask) -> Earlier[KafkaCommitTask] | None:
         """Admit a record, in delivery order: from now on the commit of its partition waits for it.
+
+        Returns what is known of it if it was delivered before a rebalance, and had begun or finished by then.
 
         Raises:
             CommitterIsDeadError: the main task has died or was never spawned.
@@ -145,16 +162,25 @@ class KafkaBatchCommitter:
             # the old epoch says nothing about these records.
             if ledger is not None:
                 ledger.closed = True
+                offsets.left.pop(task.topic_partition, None)
             ledger = PartitionLedger(task.offset)
             offsets.ledgers[TopicPartition(*task.topic_partition)] = ledger
         task.ledger = ledger
         task.admitted_at = self._loop.time()
-        ledger.admit(task.offset, task)
+        ledger.admit(task.offset, task, task.identity)
         if task.future is not None:
             task.future.add_done_callback(lambda future: None if future.cancelled() else self.complete(task))
+        left = offsets.left.get(task.topic_partition)
+        if left is None:
+            return None
+        earlier: Earlier[KafkaCommitTask] | None = left.claim(task.offset, task.identity)  # ty: ignore[unsound-assignment]
+        if not left:
+            del offsets.left[task.topic_partition]
+        return earlier
 
     def complete(self, task: KafkaCommitTask) -> None:
         """Note that a record needs no more work."""
+        task.is_finished = True
         task.ledger.complete(task.offset)
         self._finished += 1
         if self._finished >= self._commit_batch_size:
@@ -201,7 +227,7 @@ class KafkaBatchCommitter:
             self._request(offsets)
 
     def end_epoch(self, consumer: Consumer) -> None:
-        """Forget the ledgers of a consumer: what still runs of its records commits nothing."""
+        """End the ledgers of a consumer: what still runs of its records commits nothing, unless it comes back."""
         self.watch(consumer).end_epoch()
 
     async def flush(self, consumer: Consumer, *, timeout_sec: float) -> bool:

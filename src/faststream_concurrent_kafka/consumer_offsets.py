@@ -16,6 +16,7 @@ from aiokafka.errors import (
     UnknownMemberIdError,
 )
 
+from faststream_concurrent_kafka.adoption import Adoptable
 from faststream_concurrent_kafka.offsets import PartitionLedger
 
 
@@ -74,6 +75,7 @@ class ConsumerOffsets:
         "held",
         "last_error",
         "ledgers",
+        "left",
         "on_ack",
         "rejoins",
         "request",
@@ -84,6 +86,8 @@ class ConsumerOffsets:
     def __init__(self, consumer: Consumer) -> None:
         self.consumer = consumer
         self.ledgers: dict[tuple[str, int], PartitionLedger[Any]] = {}
+        # What may come back of partitions that were revoked.
+        self.left: dict[tuple[str, int], Adoptable[Any]] = {}
         self.on_ack: Callable[[tuple[str, int], PartitionLedger[Any]], None] | None = None
         # Whether a rebalance listener will `release` commits again: not so with manually assigned partitions.
         self.rejoins = False
@@ -118,9 +122,10 @@ class ConsumerOffsets:
             self.retry = None
 
     def end_epoch(self) -> None:
-        """Forget the ledgers: what still runs of their records commits nothing."""
-        for ledger in self.ledgers.values():
+        """End the ledgers: what still runs of their records commits nothing, unless it comes back."""
+        for key, ledger in self.ledgers.items():
             ledger.closed = True
+            self.left.setdefault(key, Adoptable()).absorb(ledger)
         self.ledgers.clear()
 
     def next_backoff_sec(self) -> float:

@@ -38,6 +38,10 @@ class InFlight:
         """Return how many there are."""
         return len(self._records)
 
+    def __contains__(self, record: Record) -> bool:
+        """Whether a record is one of them."""
+        return record in self._records
+
     def __iter__(self) -> Iterator[Record]:
         """Go over all of them."""
         return iter(self._records)

@@ -12,6 +12,7 @@ epoch gets a new ledger; the old one may still be completed by its running recor
 """
 
 from collections import OrderedDict, deque
+from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 
@@ -25,7 +26,7 @@ class PartitionLedger(Generic[T]):
     so gaps (transactions, compaction) are nothing special; only an offset at or below the last one is refused.
     """
 
-    __slots__ = ("_unacked", "_unfinished", "acked", "admitted", "closed", "stopped_at")
+    __slots__ = ("_identities", "_unacked", "_unfinished", "acked", "admitted", "closed", "stopped_at")
 
     def __init__(self, first_offset: int) -> None:
         # The first record that is delivered says where the epoch begins: everything below belongs to others.
@@ -34,14 +35,18 @@ class PartitionLedger(Generic[T]):
         self.closed = False
         # The first record that was left undone, if any.
         self.stopped_at: int | None = None
-        # Offsets in delivery order, from the last acknowledged one on: 40 bytes each, which is all that is kept of
-        # a finished record while an older one is stuck. A plain dict would do for `_unfinished`, but finding its
-        # first key again and again while keys are removed from its front is quadratic.
+        # Offsets in delivery order, from the last acknowledged one on, and beside each what tells its record from
+        # another one at the same offset: 80 bytes, which is all that is kept of a finished record while an older one
+        # is stuck. A plain dict would do for `_unfinished`, but finding its first key again and again while keys are
+        # removed from its front is quadratic.
         self._unacked: deque[int] = deque()
+        self._identities: deque[int] = deque()
         self._unfinished: OrderedDict[int, T] = OrderedDict()
 
-    def admit(self, offset: int, entry: T) -> None:
+    def admit(self, offset: int, entry: T, identity: int = 0) -> None:
         """Note a delivered record that pins the frontier until it is completed.
+
+        `identity` tells it from another record at the same offset, of a topic that was truncated or made anew.
 
         Raises:
             ValueError: the offset was passed already in this epoch.
@@ -51,6 +56,7 @@ class PartitionLedger(Generic[T]):
             raise ValueError(f"offset {offset} comes after {self.admitted - 1} was admitted: a new epoch begins here")
         self.admitted = offset + 1
         self._unacked.append(offset)
+        self._identities.append(identity)
         self._unfinished[offset] = entry
 
     def complete(self, offset: int) -> None:
@@ -70,6 +76,7 @@ class PartitionLedger(Generic[T]):
         unacked = self._unacked
         while unacked and unacked[0] < offset:
             unacked.popleft()
+            self._identities.popleft()
 
     def stop_at(self, offset: int) -> None:
         """Note that the record at `offset` will not be finished: the frontier of this epoch stays at or below it."""
@@ -101,6 +108,11 @@ class PartitionLedger(Generic[T]):
     def unfinished(self) -> int:
         """How many admitted records still need work."""
         return len(self._unfinished)
+
+    def unacked(self) -> Iterator[tuple[int, int, T | None]]:
+        """Yield offset, identity and, where it is unfinished, entry of what the broker has not confirmed."""
+        for offset, identity in zip(self._unacked, self._identities, strict=True):
+            yield offset, identity, self._unfinished.get(offset)
 
     def first_unfinished(self) -> T | None:
         """Return the entry that pins the frontier, if any."""

@@ -8,6 +8,7 @@ from typing import Any
 from aiokafka import ConsumerRebalanceListener, TopicPartition
 from typing_extensions import override
 
+from faststream_concurrent_kafka.batch_committer import KafkaCommitTask
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
 from faststream_concurrent_kafka.records import Record
 
@@ -29,11 +30,13 @@ class ConcurrentRebalanceListener(ConsumerRebalanceListener):
         handler: KafkaConcurrentHandler,
         get_consumer: Callable[[], Any],
         belongs: Callable[[Record], bool],
+        straddling: dict[KafkaCommitTask, Record],
         users: Any = None,
     ) -> None:
         self._handler = handler
         self._get_consumer = get_consumer
         self._belongs = belongs
+        self._straddling = straddling
         self._users = users
 
     @override
@@ -69,6 +72,11 @@ class ConcurrentRebalanceListener(ConsumerRebalanceListener):
                 record.is_last_pass, record.begin_by = True, None
         # They have not begun, so whoever gets the partition begins them.
         await handler.records.cancel(lambda record: self._belongs(record) and not record.is_running)
+        # What goes on is not started again if it comes back to this consumer.
+        self._straddling.clear()
+        self._straddling.update(
+            (commit, record) for record in handler.records.matching(self._belongs) for commit in record.commits
+        )
 
     @override
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
