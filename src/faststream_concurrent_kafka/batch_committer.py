@@ -3,13 +3,12 @@
 import asyncio
 import logging
 from collections.abc import Mapping
-from typing import Any
 
 from aiokafka import TopicPartition
-from typing_extensions import override
 
 from faststream_concurrent_kafka.adoption import Earlier
-from faststream_concurrent_kafka.consumer_offsets import CommitFailure, Consumer, ConsumerOffsets, classify
+from faststream_concurrent_kafka.commit_task import Consumer, KafkaCommitTask
+from faststream_concurrent_kafka.consumer_offsets import CommitFailure, ConsumerOffsets, classify
 from faststream_concurrent_kafka.errors import CommitterIsDeadError
 from faststream_concurrent_kafka.offsets import PartitionLedger
 
@@ -18,50 +17,6 @@ logger = logging.getLogger(__package__)
 
 # aiokafka retries a commit for ever inside; this bounds one attempt.
 COMMIT_REQUEST_TIMEOUT_SEC = 5.0
-
-
-class KafkaCommitTask:
-    """One record on its way to being committed: what the committer is sent when the record's handling begins.
-
-    The offset of its partition is never committed past this record before `KafkaBatchCommitter.complete` was called
-    with it, or, where a `future` is given, before that has resolved (with a result or an exception; a cancelled
-    future leaves the record unfinished).
-    """
-
-    __slots__ = (
-        "admitted_at",
-        "consumer",
-        "future",
-        "identity",
-        "is_finished",
-        "ledger",
-        "offset",
-        "topic_partition",
-    )
-
-    def __init__(
-        self,
-        consumer: Consumer,
-        topic_partition: tuple[str, int],
-        offset: int,
-        future: asyncio.Future[Any] | None = None,
-        *,
-        identity: int = 0,
-    ) -> None:
-        self.consumer = consumer
-        self.topic_partition = topic_partition
-        self.offset = offset
-        self.future = future
-        # Tells the record from another one at the same offset.
-        self.identity = identity
-        self.is_finished = False
-        self.ledger: PartitionLedger[KafkaCommitTask]
-        self.admitted_at: float
-
-    @override
-    def __repr__(self) -> str:
-        topic, partition = self.topic_partition
-        return f"{topic}[{partition}]@{self.offset}"
 
 
 class KafkaBatchCommitter:
@@ -156,27 +111,10 @@ class KafkaBatchCommitter:
         if not self.is_alive:
             raise CommitterIsDeadError("the committer's main task is not running") from self._fatal
         offsets = self._consumers.get(task.consumer) or self.watch(task.consumer)
-        ledger = offsets.ledgers.get(task.topic_partition)
-        if ledger is None or task.offset < ledger.admitted:
-            # A new assignment, or the position went back (a seek, a reset, a truncated topic): what was finished in
-            # the old epoch says nothing about these records.
-            if ledger is not None:
-                ledger.closed = True
-                offsets.left.pop(task.topic_partition, None)
-            ledger = PartitionLedger(task.offset)
-            offsets.ledgers[TopicPartition(*task.topic_partition)] = ledger
-        task.ledger = ledger
         task.admitted_at = self._loop.time()
-        ledger.admit(task.offset, task, task.identity)
         if task.future is not None:
             task.future.add_done_callback(lambda future: None if future.cancelled() else self.complete(task))
-        left = offsets.left.get(task.topic_partition)
-        if left is None:
-            return None
-        earlier: Earlier[KafkaCommitTask] | None = left.claim(task.offset, task.identity)  # ty: ignore[unsound-assignment]
-        if not left:
-            del offsets.left[task.topic_partition]
-        return earlier
+        return offsets.admit(task)
 
     def complete(self, task: KafkaCommitTask) -> None:
         """Note that a record needs no more work."""

@@ -2,8 +2,7 @@
 
 import asyncio
 import enum
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable
 
 from aiokafka import TopicPartition
 from aiokafka.errors import (
@@ -16,24 +15,13 @@ from aiokafka.errors import (
     UnknownMemberIdError,
 )
 
-from faststream_concurrent_kafka.adoption import Adoptable
+from faststream_concurrent_kafka.adoption import Adoptable, Earlier
+from faststream_concurrent_kafka.commit_task import Consumer, KafkaCommitTask
 from faststream_concurrent_kafka.offsets import PartitionLedger
 
 
 FIRST_BACKOFF_SEC = 0.1
 LONGEST_BACKOFF_SEC = 5.0
-
-
-class Consumer(Protocol):
-    """What the committer needs of an `AIOKafkaConsumer`."""
-
-    def assignment(self) -> Collection[TopicPartition]:
-        """Return the partitions that the consumer owns now."""
-        ...
-
-    async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """Commit "next to read" offsets."""
-        ...
 
 
 class CommitFailure(enum.Enum):
@@ -85,10 +73,10 @@ class ConsumerOffsets:
 
     def __init__(self, consumer: Consumer) -> None:
         self.consumer = consumer
-        self.ledgers: dict[tuple[str, int], PartitionLedger[Any]] = {}
+        self.ledgers: dict[tuple[str, int], PartitionLedger[KafkaCommitTask]] = {}
         # What may come back of partitions that were revoked.
-        self.left: dict[tuple[str, int], Adoptable[Any]] = {}
-        self.on_ack: Callable[[tuple[str, int], PartitionLedger[Any]], None] | None = None
+        self.left: dict[tuple[str, int], Adoptable[KafkaCommitTask]] = {}
+        self.on_ack: Callable[[tuple[str, int], PartitionLedger[KafkaCommitTask]], None] | None = None
         # Whether a rebalance listener will `release` commits again: not so with manually assigned partitions.
         self.rejoins = False
         self.held = False
@@ -108,6 +96,28 @@ class ConsumerOffsets:
             for key, ledger in self.ledgers.items()
             if ledger.is_dirty and key in assigned
         }
+
+    def admit(self, task: KafkaCommitTask) -> Earlier[KafkaCommitTask] | None:
+        """Admit a record; return what is known of it if it was delivered before its partition was revoked."""
+        key = task.topic_partition
+        ledger = self.ledgers.get(key)
+        if ledger is None or task.offset < ledger.admitted:
+            # A new assignment, or the position went back (a seek, a reset, a truncated topic): what was finished in
+            # the old epoch says nothing about these records.
+            if ledger is not None:
+                ledger.closed = True
+                self.left.pop(key, None)
+            ledger = PartitionLedger[KafkaCommitTask](task.offset)
+            self.ledgers[TopicPartition(*key)] = ledger
+        task.ledger = ledger
+        ledger.admit(task.offset, task, task.identity)
+        left = self.left.get(key)
+        if left is None:
+            return None
+        earlier = left.claim(task.offset, task.identity)
+        if not left:
+            del self.left[key]
+        return earlier
 
     def succeeded(self) -> None:
         """Forget earlier failures."""

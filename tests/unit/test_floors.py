@@ -19,6 +19,7 @@ FLOORS = {
     "suspension": 3,
     "topic_groups": 3,
     "adoption": 4,
+    "commit_task": 4,
     "consumer_offsets": 5,
     "batch_committer": 6,
     "records": 7,
