@@ -6,6 +6,12 @@ from typing import Any
 from faststream_concurrent_kafka.errors import SettingsError
 
 
+def check_flag(name: str, value: Any) -> None:
+    """Refuse what is neither True nor False."""
+    if not isinstance(value, bool):
+        raise SettingsError(f"{name} must be True or False, got {value!r}")
+
+
 def check_integer(name: str, value: Any, *, at_least: int, meaning: str = "") -> None:
     """Refuse what is no integer of at least `at_least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:

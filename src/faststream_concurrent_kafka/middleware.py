@@ -212,6 +212,7 @@ async def initialize_concurrent_processing(  # noqa: PLR0913 - each is one setti
     shutdown_timeout_sec: float = _DEFAULTS.shutdown_timeout_sec,
     max_uncommitted_tasks: int = _DEFAULTS.max_uncommitted_tasks,
     rebalance_flush_timeout_sec: float = _DEFAULTS.rebalance_flush_timeout_sec,
+    cancel_lost_handlers: bool = _DEFAULTS.cancel_lost_handlers,
     commit_failure_timeout_sec: float = _DEFAULTS.commit_failure_timeout_sec,
     ordering: Ordering = _DEFAULTS.ordering,
     on_failure: FailurePolicy = _DEFAULTS.on_failure,
@@ -229,6 +230,7 @@ async def initialize_concurrent_processing(  # noqa: PLR0913 - each is one setti
         shutdown_timeout_sec: seconds that a stop waits for running handlers before it cancels them.
         max_uncommitted_tasks: records of one partition that may be fetched and not yet committed.
         rebalance_flush_timeout_sec: seconds that a rebalance waits for running handlers; 0 = not at all.
+        cancel_lost_handlers: whether handlers are cancelled whose partition went to another member.
         commit_failure_timeout_sec: seconds for which commits may fail before the health check turns red.
         ordering: "unordered"; "key": records of a partition with the same key are handled one at a time, in the order
             of their offsets; "partition": all records of a partition are.
@@ -262,6 +264,7 @@ async def initialize_concurrent_processing(  # noqa: PLR0913 - each is one setti
         shutdown_timeout_sec=shutdown_timeout_sec,
         max_uncommitted_tasks=max_uncommitted_tasks,
         rebalance_flush_timeout_sec=rebalance_flush_timeout_sec,
+        cancel_lost_handlers=cancel_lost_handlers,
         commit_failure_timeout_sec=commit_failure_timeout_sec,
         ordering=ordering,
         on_failure=on_failure,

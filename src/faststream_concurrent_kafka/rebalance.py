@@ -59,7 +59,7 @@ class ConcurrentRebalanceListener(ConsumerRebalanceListener):
             if not await handler.records.drain(self._belongs, timeout_sec=timeout_sec):
                 running = handler.records.matching(self._belongs)
                 logger.warning(
-                    "Rebalance: %d records are still being handled after %g s and will be delivered again, first %r",
+                    "Rebalance: %d records are still being handled after %g s, and may be run by others too, first %r",
                     len(running),
                     timeout_sec,
                     min(running, key=repr),
@@ -83,7 +83,17 @@ class ConcurrentRebalanceListener(ConsumerRebalanceListener):
         """Let commits start again, then call the user's listener. Records may be flowing already."""
         if self._handler.is_running:
             self._handler.committer.release(self._get_consumer())
+            if self._handler.settings.cancel_lost_handlers:
+                self._handler.start_helper(self._cancel_lost(frozenset(assigned)))
         await self._call_users("on_partitions_assigned", assigned)
+
+    async def _cancel_lost(self, assigned: Collection[TopicPartition]) -> None:
+        def is_lost(record: Record) -> bool:
+            places = {TopicPartition(*commit.topic_partition) for commit in record.commits}
+            return self._belongs(record) and record.is_of_the_past and places.isdisjoint(assigned)
+
+        for record in await self._handler.records.cancel(is_lost):
+            logger.warning("Cancelled, because its partition went to another member: %r", record)
 
     async def _call_users(self, callback: str, partitions: Collection[TopicPartition]) -> None:
         if self._users is not None:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from faststream_concurrent_kafka.checks import check_integer, check_seconds
+from faststream_concurrent_kafka.checks import check_flag, check_integer, check_seconds
 from faststream_concurrent_kafka.errors import SettingsError
 from faststream_concurrent_kafka.retries import FailurePolicy
 
@@ -43,6 +43,9 @@ class Settings:
     rebalance_flush_timeout_sec: float = 3.0
     """Seconds that a rebalance waits for running handlers before the partitions are given away; 0 = not at all."""
 
+    cancel_lost_handlers: bool = False
+    """Whether handlers are cancelled whose partition went to another member; else they finish, and commit nothing."""
+
     commit_failure_timeout_sec: float = 15.0
     """Seconds for which commits may keep failing before the health check turns red."""
 
@@ -63,8 +66,8 @@ class Settings:
         check_seconds("shutdown_timeout_sec", self.shutdown_timeout_sec)
         check_seconds("commit_failure_timeout_sec", self.commit_failure_timeout_sec)
         check_seconds("rebalance_flush_timeout_sec", self.rebalance_flush_timeout_sec, zero_allowed=True)
-        if not isinstance(self.enable_batch_commit, bool):
-            raise SettingsError(f"enable_batch_commit must be True or False, got {self.enable_batch_commit!r}")
+        check_flag("enable_batch_commit", self.enable_batch_commit)
+        check_flag("cancel_lost_handlers", self.cancel_lost_handlers)
         if self.ordering not in get_args(Ordering):
             raise SettingsError(f"ordering must be one of {', '.join(get_args(Ordering))}, got {self.ordering!r}")
         if not isinstance(self.on_failure, FailurePolicy):
