@@ -40,6 +40,12 @@ class Failures:
             begin_by = record.begin_by if outcome is Outcome.FAILED else None
             if record.is_last_pass and (begin_by is None or now + delay_sec >= begin_by):
                 return Outcome.NOT_DONE
+            if outcome is Outcome.FAILED:
+                most = policy.max_attempts or "any number"
+                logger.warning(
+                    "%r failed at attempt %d of %s, again in %.2f s: %s",
+                    *(record, record.attempt, most, delay_sec, brief(error)),
+                )
             await self._wait(record, delay_sec)
             return Outcome.AGAIN
         if record.is_last_pass and record.is_of_the_past:
@@ -60,12 +66,7 @@ class Failures:
             again = policy.has_attempts_left(attempt)
         if not again:
             return None
-        delay_sec = policy.backoff_sec(attempt, self._jitter())
-        most = policy.max_attempts or "any number"
-        logger.warning(
-            "%r failed at attempt %d of %s, again in %.2f s: %s", record, attempt, most, delay_sec, brief(error)
-        )
-        return delay_sec
+        return policy.backoff_sec(attempt, self._jitter())
 
     async def _give_up(self, record: Record, then: str | DeadLetter, error: BaseException) -> Outcome:
         source = record.source
