@@ -1,0 +1,42 @@
+"""Handlers that take five times `max_poll_interval_ms`, before and after a rebalance, in any order."""
+
+import asyncio
+
+import pytest
+
+from tests.brokers import wait_until
+from tests.integration.helpers import Rebalances, Seen, consuming, serving
+from tests.integration.test_rebalance import another_member
+
+
+POLL_SEC = 1.0
+
+
+@pytest.mark.parametrize("ordering", ["unordered", "key"])
+async def test_slow_handlers_are_not_evicted_also_after_a_rebalance(cluster, new_broker, new_topic, ordering):
+    """The limit is full of them twice: no rebalance but those of a member that joins and leaves, each handled once."""
+    topic, broker, seen, told, elsewhere = await new_topic(4), new_broker(), Seen(), Rebalances(), []
+    poll = {"max_poll_interval_ms": int(POLL_SEC * 1000), "heartbeat_interval_ms": 300}
+
+    @consuming(broker, topic, listener=told, **poll)
+    async def handle(number: int):
+        with seen.handling(number):
+            await asyncio.sleep(5 * POLL_SEC)  # handler
+
+    async with serving(
+        broker, concurrency_limit=4, ordering=ordering, commit_batch_timeout_sec=0.1, rebalance_flush_timeout_sec=0.2
+    ):
+        for partition in range(4):
+            await cluster.send(topic, [partition], partition=partition)
+        await seen.until(4)
+        await cluster.until_committed(topic, dict.fromkeys(range(4), 1))
+        async with another_member(cluster, topic, elsewhere):
+            await wait_until(lambda: [len(each) for each in told.assigned] == [4, 2], 20, lambda: f"{told.assigned}")
+        await wait_until(lambda: [len(each) for each in told.assigned] == [4, 2, 4], 20, lambda: f"{told.assigned}")
+        for partition in range(4):
+            await cluster.send(topic, [4 + partition, 8 + partition], partition=partition)
+        await seen.until(12)
+        await cluster.until_committed(topic, dict.fromkeys(range(4), 3))
+    assert len(told.assigned) == 3
+    assert elsewhere == []
+    assert set(seen.counts.values()) == {1}
