@@ -263,7 +263,7 @@ def test_what_fails_after_its_partition_has_gone_is_left_to_the_next_owner(error
         raise error
 
     async def scenario(world):
-        listener = ConcurrentRebalanceListener(world.handler, lambda: world.consumer, lambda _: True)
+        listener = ConcurrentRebalanceListener(world.handler, lambda: world.consumer, lambda _: True, {})
         world.deliver(outlast, key=b"a")
         world.deliver(outlast, key=b"a")
         await asyncio.sleep(1)
@@ -295,7 +295,7 @@ def test_a_rebalance_ends_the_waits_for_attempts_and_dead_letters():
 
     async def scenario(world):
         world.source.publishing_sec = 600
-        listener = ConcurrentRebalanceListener(world.handler, lambda: world.consumer, lambda _: True)
+        listener = ConcurrentRebalanceListener(world.handler, lambda: world.consumer, lambda _: True, {})
         world.deliver(ask_again)
         world.deliver(deny, partition=1)
         await asyncio.sleep(1)
@@ -317,7 +317,7 @@ def test_what_is_delivered_while_a_rebalance_commits_is_not_tried_again_here():
         raise ConnectionError
 
     async def scenario(world):
-        listener = ConcurrentRebalanceListener(world.handler, lambda: world.consumer, lambda _: True)
+        listener = ConcurrentRebalanceListener(world.handler, lambda: world.consumer, lambda _: True, {})
         await asyncio.wait({world.deliver(quick).task})
         world.consumer.hold = asyncio.Event()
         rebalance = asyncio.create_task(listener.on_partitions_revoked(world.consumer.assigned))
