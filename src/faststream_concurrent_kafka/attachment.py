@@ -7,7 +7,8 @@ broker calls its `stop`.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable, Sequence
+import weakref
+from collections.abc import Iterable, MutableMapping, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
@@ -20,6 +21,7 @@ from faststream_concurrent_kafka.batch_committer import KafkaCommitTask
 from faststream_concurrent_kafka.dead_letter import DeadLetterPublisher, describe
 from faststream_concurrent_kafka.errors import brief
 from faststream_concurrent_kafka.lanes import lanes_of
+from faststream_concurrent_kafka.message_consumer import MessageConsumer
 from faststream_concurrent_kafka.offsets import PartitionLedger
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
 from faststream_concurrent_kafka.rebalance import ConcurrentRebalanceListener
@@ -39,26 +41,6 @@ _RECORDS_PER_TURN = 32
 _LEAST_STOP_SEC = 1.0
 
 
-class MessageConsumer:
-    """What `message.consumer` is while records are handled concurrently.
-
-    A bare `commit` would commit the current position, past records that are still being handled, and a `seek` would
-    make other records run twice. The outcome of `ack`, `nack` and `reject` is read off the message instead.
-    """
-
-    def __init__(self, consumer: AIOKafkaConsumer) -> None:
-        self._consumer = consumer
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._consumer, name)
-
-    async def commit(self, *_args: Any, **_kwargs: Any) -> None:
-        """Do nothing: the library commits."""
-
-    def seek(self, *_args: Any, **_kwargs: Any) -> None:
-        """Do nothing: a record that was not acknowledged is handled again by itself."""
-
-
 class SubscriberAttachment:
     """One subscriber whose records are handled concurrently."""
 
@@ -73,8 +55,8 @@ class SubscriberAttachment:
         self._window = settings.max_uncommitted_tasks
         self.consumer: Any = None
         self._paused: set[tuple[str, int]] = set()
-        # What was still running when its partition was revoked.
-        self._straddling: dict[KafkaCommitTask, Record] = {}
+        # What was still running when its partition was revoked, until it ends.
+        self._straddling: MutableMapping[KafkaCommitTask, Record] = weakref.WeakValueDictionary()
         # Why a partition stands still, by the record that it stopped at; over when the ledger is.
         self._halted: dict[KafkaCommitTask, str] = {}
         self._dead_letters = DeadLetterPublisher(lambda: private_parts.make_producer(subscriber))
@@ -133,6 +115,7 @@ class SubscriberAttachment:
             offsets = self._committer.watch(consumer)
             offsets.rejoins = not self.subscriber.partitions
             offsets.on_ack = self._resume
+            offsets.heed_seeks()
 
     # -- what FastStream's loop calls ----------------------------------------------------------------------------
 
@@ -222,6 +205,7 @@ class SubscriberAttachment:
         record = self._straddling.pop(earlier, None)
         if record is None or record not in self.handler.records:
             return False
+        task.admitted_at = earlier.admitted_at
         record.commits = [task if commit is earlier else commit for commit in record.commits]
         record.is_last_pass = False
         return True

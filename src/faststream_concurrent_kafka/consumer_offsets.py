@@ -2,7 +2,9 @@
 
 import asyncio
 import enum
+import functools
 from collections.abc import Callable
+from typing import Any
 
 from aiokafka import TopicPartition
 from aiokafka.errors import (
@@ -119,6 +121,18 @@ class ConsumerOffsets:
             del self.left[key]
         return earlier
 
+    def heed_seeks(self) -> None:
+        """Have the consumer's seeks forget what was handled: whoever moves the position wants the records."""
+        for name in ("seek", "seek_to_beginning", "seek_to_end", "seek_to_committed"):
+            if (seek := getattr(self.consumer, name, None)) is not None:
+                setattr(self.consumer, name, functools.partial(self._seek, seek))
+
+    def _seek(self, seek: Callable[..., Any], *places: Any, **options: Any) -> Any:
+        for key in places or tuple(self.left):
+            if isinstance(key, tuple):
+                self.left.pop(key, None)
+        return seek(*places, **options)
+
     def succeeded(self) -> None:
         """Forget earlier failures."""
         self.trying_since = None
@@ -135,7 +149,10 @@ class ConsumerOffsets:
         """End the ledgers: what still runs of their records commits nothing, unless it comes back."""
         for key, ledger in self.ledgers.items():
             ledger.closed = True
-            self.left.setdefault(key, Adoptable()).absorb(ledger)
+            left = self.left.setdefault(key, Adoptable())
+            left.absorb(ledger)
+            if not left:
+                del self.left[key]
         self.ledgers.clear()
 
     def next_backoff_sec(self) -> float:

@@ -48,8 +48,9 @@ class Failures:
                 )
             await self._wait(record, delay_sec)
             return Outcome.AGAIN
-        if record.is_last_pass and record.is_of_the_past:
-            # Whoever has the partition now gets it as well, and decides.
+        if record.is_last_pass and record.is_of_the_past and policy.then != "commit":
+            # Whoever has the partition now gets it as well, and decides. Given up it commits nothing, and is not run
+            # again if it comes back.
             return Outcome.NOT_DONE
         return await self._give_up(record, policy.then, error)
 

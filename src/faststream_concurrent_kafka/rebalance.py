@@ -2,7 +2,7 @@
 
 import inspect
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, MutableMapping
 from typing import Any
 
 from aiokafka import ConsumerRebalanceListener, TopicPartition
@@ -30,7 +30,7 @@ class ConcurrentRebalanceListener(ConsumerRebalanceListener):
         handler: KafkaConcurrentHandler,
         get_consumer: Callable[[], Any],
         belongs: Callable[[Record], bool],
-        straddling: dict[KafkaCommitTask, Record],
+        straddling: MutableMapping[KafkaCommitTask, Record],
         users: Any = None,
     ) -> None:
         self._handler = handler

@@ -80,6 +80,7 @@ class Record:
     """A record (or a batch) in flight: what its task works on."""
 
     __slots__ = (
+        "__weakref__",
         "attempt",
         "begin_by",
         "commits",

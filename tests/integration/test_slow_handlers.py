@@ -1,6 +1,7 @@
 """Handlers that take five times `max_poll_interval_ms`, before and after a rebalance, in any order."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ POLL_SEC = 1.0
 async def test_slow_handlers_are_not_evicted_also_after_a_rebalance(cluster, new_broker, new_topic, ordering):
     """The limit is full of them twice: no rebalance but those of a member that joins and leaves, each handled once."""
     topic, broker, seen, told, elsewhere = await new_topic(4), new_broker(), Seen(), Rebalances(), []
-    poll = {"max_poll_interval_ms": int(POLL_SEC * 1000), "heartbeat_interval_ms": 300}
+    poll: dict[str, Any] = {"max_poll_interval_ms": int(POLL_SEC * 1000), "heartbeat_interval_ms": 300}
 
     @consuming(broker, topic, listener=told, **poll)
     async def handle(number: int):

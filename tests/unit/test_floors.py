@@ -15,6 +15,7 @@ FLOORS = {
     "retries": 2,
     "settings": 3,
     "lanes": 3,
+    "message_consumer": 3,
     "offsets": 3,
     "suspension": 3,
     "topic_groups": 3,

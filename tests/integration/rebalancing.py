@@ -1,0 +1,162 @@
+"""What the tests of adoption share: a member that comes and goes, and a handler whose records end on demand."""
+
+import asyncio
+from collections import Counter
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+
+from faststream_concurrent_kafka import KafkaConcurrentHandler, get_kafka_handler_report
+from tests.brokers import wait_until
+from tests.integration.helpers import PATIENCE_SEC, Rebalances, consuming, manual
+from tests.integration.test_rebalance import QUICK
+
+
+# Partitions are given away by the order of the members' names, which begin with their client ids: with one partition,
+# the first takes it away from us, and the last leaves it to us.
+TAKES_IT = "0"
+LEAVES_IT = "zzz"
+
+
+class Held:
+    """A handler that holds some records until they are let go; what started and what ended, in order."""
+
+    def __init__(self, *held):
+        self.held = {number: asyncio.Event() for number in held}
+        self.started = []
+        self.ended = []
+        self.told = Rebalances()
+        self.subscriber: Any = None
+
+    def subscribe(self, broker, topic, **more):
+        """Subscribe the handler, with a listener that keeps the rebalances."""
+        keywords: dict[str, Any] = {"listener": self.told} | QUICK | more
+        self.subscriber = broker.subscriber(topic, **manual(topic, **keywords))
+        self.subscriber(self.handle)
+        return self
+
+    def subscribe_batches(self, broker, topic, **more):
+        """Subscribe to batches of up to four records."""
+        keywords: dict[str, Any] = {"batch": True, "max_records": 4, "listener": self.told} | QUICK | more
+        consuming(broker, topic, **keywords)(self.handle_batch)
+        return self
+
+    async def handle(self, number: int):
+        """Handle a record."""
+        self.started.append(number)
+        if number in self.held:
+            await self.held[number].wait()
+        self.ended.append(number)
+
+    async def handle_batch(self, numbers: list[int]):
+        """Handle a batch; it is held when its first record is."""
+        self.started += numbers
+        if numbers[0] in self.held:
+            await self.held[numbers[0]].wait()
+        self.ended += numbers
+
+    def let_go(self):
+        """Let all that is held end."""
+        for event in self.held.values():
+            event.set()
+
+    @property
+    def runs(self):
+        """How often each record was started."""
+        return Counter(self.started)
+
+    async def until_ended(self, *numbers):
+        """Wait until these have been handled."""
+        await wait_until(lambda: set(numbers) <= set(self.ended), PATIENCE_SEC, lambda: f"{numbers}: {self.ended}")
+
+    async def until_started(self, *numbers):
+        """Wait until these are, or were, being handled."""
+        await wait_until(lambda: set(numbers) <= set(self.started), PATIENCE_SEC, lambda: f"{numbers}: {self.started}")
+
+
+class Told(Protocol):
+    """A listener that keeps what it was told."""
+
+    assigned: list[list[TopicPartition]]
+
+
+async def until_rebalances(told: Told, count):
+    """Wait until the partitions have been assigned so often."""
+    await wait_until(lambda: len(told.assigned) >= count, PATIENCE_SEC, lambda: f"{count} rebalances: {told.assigned}")
+
+
+@asynccontextmanager
+async def visit(cluster, topic, told: Told | None, client_id):
+    """Join the group, and leave it again; returns both times when the others have their partitions, if `told`."""
+    before = len(told.assigned) if told is not None else 0
+    consumer = AIOKafkaConsumer(
+        topic,
+        bootstrap_servers=cluster.bootstrap_servers,
+        group_id=f"{topic}-group",
+        client_id=client_id,
+        enable_auto_commit=False,
+        **QUICK,
+    )
+    await consumer.start()
+    try:
+        if told is not None:
+            await until_rebalances(told, before + 1)
+            assert bool(told.assigned[-1]) == (client_id == LEAVES_IT)
+        yield consumer
+    finally:
+        await consumer.stop()
+        if told is not None:
+            await until_rebalances(told, before + 2)
+
+
+async def until_delivered(app, uncommitted, unfinished):
+    """Wait until so many records are admitted and not committed, in all partitions, and so many of them unfinished."""
+
+    def found():
+        partitions = get_kafka_handler_report(app.context).partitions
+        return sum(each.uncommitted for each in partitions), sum(each.unfinished for each in partitions)
+
+    await wait_until(lambda: found() == (uncommitted, unfinished), PATIENCE_SEC, lambda: f"not delivered: {found()}")
+
+
+def may_come_back(held):
+    """Count the records that are remembered from before a rebalance."""
+    handler = KafkaConcurrentHandler.running()
+    assert handler is not None
+    return [len(left) for left in handler.committer.watch(held.subscriber.consumer).left.values()]
+
+
+async def delete_topic(cluster, topic):
+    """Delete a topic with its records and committed offsets."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=cluster.bootstrap_servers)
+    await admin.start()
+    try:
+        await admin.delete_topics([topic])
+    finally:
+        await admin.close()
+
+
+@asynccontextmanager
+async def watching_offsets(cluster, topic):
+    """Look at the committed offset of partition 0 again and again; yields the list of what was found."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=cluster.bootstrap_servers)
+    found, partition = [], TopicPartition(topic, 0)
+
+    async def watch():
+        while True:
+            offsets = await admin.list_consumer_group_offsets(f"{topic}-group", partitions=[partition])
+            found.append(max(0, offsets[partition].offset))
+            await asyncio.sleep(0.005)  # the pace of the looks
+
+    await admin.start()
+    watch_task = asyncio.create_task(watch())
+    try:
+        yield found
+    finally:
+        watch_task.cancel()
+        await asyncio.wait({watch_task})
+        await admin.close()
+        if not watch_task.cancelled():
+            watch_task.result()
