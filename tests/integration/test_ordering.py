@@ -233,7 +233,7 @@ async def test_what_a_stop_cuts_off_begins_where_it_was_after_the_restart(cluste
 
 
 async def test_a_partition_that_is_kept_over_a_rebalance_keeps_its_order(cluster, new_broker, new_topic):
-    """A record still in its handler when its partition comes back is delivered again, and waits for itself."""
+    """A record still in its handler when its partition comes back is not started again; the rest of its key waits."""
     topic, broker, gate, elsewhere = await new_topic(2), new_broker(), asyncio.Event(), []
     seen = Ordered(lambda number: number // 100)
 
@@ -250,8 +250,8 @@ async def test_a_partition_that_is_kept_over_a_rebalance_keeps_its_order(cluster
         await wait_until(lambda: get_kafka_handler_report(app.context).in_flight == 20, 20, "all are fetched")
         async with another_member(cluster, topic, elsewhere):
             await wait_until(lambda: len(elsewhere) == 10, 20, lambda: f"one partition's records: {elsewhere}")
-            # Two that have outlasted the drain, and the ten that were delivered again.
-            await wait_until(lambda: get_kafka_handler_report(app.context).in_flight == 12, 20, "delivered again")
+            # Two that have outlasted the drain, and the nine that were delivered again behind one of them.
+            await wait_until(lambda: get_kafka_handler_report(app.context).in_flight == 11, 20, "delivered again")
             assert sorted(seen.started) == [0, 100]
             gate.set()
             await cluster.until_committed(topic, {0: 10, 1: 10})
@@ -261,7 +261,7 @@ async def test_a_partition_that_is_kept_over_a_rebalance_keeps_its_order(cluster
     assert {*seen.values, *elsewhere} == {*numbers, 50, 150}
     first = 100 - 100 * (elsewhere[0] // 100)
     kept = [number for number in seen.started if first <= number < first + 100]
-    assert kept == [first, *range(first, first + 10), first + 50]
+    assert kept == [*range(first, first + 10), first + 50]
 
 
 @pytest.mark.asyncio(**both_loops)
