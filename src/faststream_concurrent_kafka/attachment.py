@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import weakref
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import Hashable, Iterable, MutableMapping, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
@@ -182,10 +182,14 @@ class SubscriberAttachment:
             self._handle(tuple(wanted), commits, tuple(delivered))
 
     def _handle(self, raw: Any, commits: Sequence[KafkaCommitTask], delivered: Any) -> None:
-        lanes = lanes_of(self.settings.ordering, id(self), raw)
+        lanes = self.lanes_of(raw)
         self.handler.handle_task(
             Record(raw, self.process, source=self, commits=commits, lanes=lanes, delivered=delivered)
         )
+
+    def lanes_of(self, raw: Any) -> Sequence[Hashable]:
+        """Return the lanes of a record or batch of this subscriber."""
+        return lanes_of(self.settings.ordering, id(self), raw)
 
     def _admit(self, raw: ConsumerRecord[Any, Any]) -> KafkaCommitTask | None:
         """Admit a record; None if it is taken care of: it has finished, or still runs, since before a rebalance."""

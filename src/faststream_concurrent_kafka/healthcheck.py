@@ -64,13 +64,14 @@ def is_kafka_handler_healthy(context: ContextRepo) -> bool:
     commits have been failing for `commit_failure_timeout_sec`, while a partition is halted, while a dead letter can't
     be published, and while a handler goes on that was cancelled at its time limit.
     """
-    return get_kafka_handler_report(context).is_healthy
+    handler = _running(context)
+    return handler is not None and not handler.problems()
 
 
 def get_kafka_handler_report(context: ContextRepo) -> HealthReport:
     """Return what `is_kafka_handler_healthy` decides by."""
-    handler = context.get(CONTEXT_KEY) or KafkaConcurrentHandler.running()
-    if handler is None or not handler.is_running:
+    handler = _running(context)
+    if handler is None:
         problems = ("concurrent processing is not initialised",)
         return HealthReport(is_healthy=False, problems=problems, in_flight=0, waiting=0, retrying=0, partitions=())
     problems = tuple(handler.problems())
@@ -86,6 +87,11 @@ def get_kafka_handler_report(context: ContextRepo) -> HealthReport:
             for topic, partition, ledger in handler.committer.partitions()
         ),
     )
+
+
+def _running(context: ContextRepo) -> KafkaConcurrentHandler | None:
+    handler = context.get(CONTEXT_KEY) or KafkaConcurrentHandler.running()
+    return handler if isinstance(handler, KafkaConcurrentHandler) and handler.is_running else None
 
 
 def _report(

@@ -16,7 +16,6 @@ from faststream_concurrent_kafka import discovery
 from faststream_concurrent_kafka.batch_committer import KafkaCommitTask
 from faststream_concurrent_kafka.errors import SettingsError, SetupError
 from faststream_concurrent_kafka.inline_call import InlineCall
-from faststream_concurrent_kafka.lanes import lanes_of
 from faststream_concurrent_kafka.private_parts import around_innermost, is_real
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
 from faststream_concurrent_kafka.records import Record, current_record
@@ -50,7 +49,7 @@ class KafkaConcurrentProcessingMiddleware(BaseMiddleware):
     """Settings that its subscribers have of their own: see `configured`."""
 
     # Set on the few instances that need them: FastStream makes one for every record.
-    _call: "InlineCall | None" = None
+    _call: InlineCall | None = None
     _is_skipped = False
 
     @classmethod
@@ -137,7 +136,7 @@ class KafkaConcurrentProcessingMiddleware(BaseMiddleware):
         self._call = call = InlineCall(msg)
         if is_first:
             handler.start_helper(attachment.keep_polling(call.settled))
-        lanes = lanes_of(attachment.settings.ordering, id(attachment), self.msg) if is_first else ()
+        lanes = attachment.lanes_of(self.msg) if is_first else ()
         record = Record(self.msg, call.process, source=attachment, commits=commits, lanes=lanes)
         # To whom drives it by hand, its failure is an answer: it is not tried again behind their back.
         record.is_last_pass = not is_first
