@@ -3,11 +3,9 @@
 import asyncio
 import dataclasses
 import json
-import os
 import random
 import signal
 import sys
-import threading
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -24,6 +22,7 @@ from faststream_concurrent_kafka import (
     initialize_concurrent_processing,
     stop_concurrent_processing,
 )
+from tests.lines import Appender, Follower, die_with_the_starter
 
 
 _ROOT = Path(__file__).parents[2]
@@ -53,21 +52,14 @@ class Life:
     """What one process has done."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         self.runs: list[Run] = []
         self.revoked_at: list[float] = []
-        self._read = 0
+        self._lines = Follower(path)
 
     def read(self) -> "Life":
         """Take in what is new in its journal."""
-        if self.path.exists():
-            with self.path.open("rb") as file:
-                file.seek(self._read)
-                text = file.read()
-            text = text[: text.rfind(b"\n") + 1]
-            self._read += len(text)
-            for line in text.splitlines():
-                self._take(*json.loads(line))
+        for line in self._lines.new_lines():
+            self._take(*json.loads(line))
         return self
 
     def _take(self, event: str, at: float, *numbers: int) -> None:
@@ -88,12 +80,11 @@ class Writer(ConsumerRebalanceListener):
     """The handler and the listener of a worker, which write into its journal."""
 
     def __init__(self, path: str) -> None:
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        self._lines = Appender(path)
         self._runs = 0
 
     def _write(self, event: str, *numbers: int) -> None:
-        # One write, so that no line is torn.
-        os.write(self._file, f"{json.dumps([event, time.monotonic(), *numbers])}\n".encode())
+        self._lines.write(json.dumps([event, time.monotonic(), *numbers]))
 
     async def handle(self, number: int, message: KafkaMessage) -> None:
         """Take 0.3 to 2 seconds over a record."""
@@ -167,12 +158,6 @@ class Process:
             await self._process.wait()
 
 
-def _die_with_the_test() -> None:
-    while os.read(0, 1):
-        pass
-    os._exit(99)
-
-
 if __name__ == "__main__":
-    threading.Thread(target=_die_with_the_test, daemon=True).start()
+    die_with_the_starter()
     asyncio.run(new_app(Plan(**json.loads(sys.argv[1]))).run())

@@ -6,12 +6,14 @@ import time
 from pathlib import Path
 from typing import Self
 
+from tests.lines import Appender, Follower
+
 
 class Writer:
-    """Appends to a journal; each line is one write, so that a kill loses none but the one that was not written yet."""
+    """Appends to a journal; a kill loses no line but the one that was not written yet."""
 
     def __init__(self, path: str) -> None:
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        self._lines = Appender(path)
         self._pid = os.getpid()
         self._runs = 0
 
@@ -30,7 +32,7 @@ class Writer:
         self._write("revoked")
 
     def _write(self, line: str) -> None:
-        os.write(self._file, f"{time.monotonic_ns()} {self._pid} {line}\n".encode())
+        self._lines.write(f"{time.monotonic_ns()} {self._pid} {line}")
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -59,7 +61,7 @@ class Life:
         self.committed: dict[int, int] = {}
         """For a process that was killed: what was committed by then, per partition."""
         self._by_name: dict[str, Run] = {}
-        self._read = 0
+        self._lines = Follower(path)
 
     @property
     def name(self) -> str:
@@ -73,15 +75,8 @@ class Life:
 
     def read(self) -> Self:
         """Take in what is new."""
-        if self.path.exists():
-            with self.path.open("rb") as file:
-                file.seek(self._read)
-                text = file.read()
-            # A read may come in the middle of a write: the rest of that line is for the next time.
-            text = text[: text.rfind(b"\n") + 1]
-            self._read += len(text)
-            for line in text.decode().splitlines():
-                self.take(line)
+        for line in self._lines.new_lines():
+            self.take(line)
         return self
 
     def take(self, line: str) -> None:

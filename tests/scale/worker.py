@@ -4,7 +4,6 @@ import asyncio
 import dataclasses
 import json
 import os
-import threading
 from collections.abc import AsyncGenerator, Collection
 from contextlib import asynccontextmanager
 from typing import Any, Self
@@ -23,6 +22,7 @@ from faststream_concurrent_kafka import (
     initialize_concurrent_processing,
     stop_concurrent_processing,
 )
+from tests.lines import die_with_the_starter
 from tests.scale.journal import Writer
 from tests.scale.script import HANDLER_TIMEOUT_SEC, MAX_ATTEMPTS, Script
 
@@ -149,12 +149,6 @@ def _new_app(plan: Plan) -> FastStream:
     return FastStream(broker, lifespan=lifespan, logger=None)
 
 
-def _die_with_the_test() -> None:
-    while os.read(0, 1):
-        pass
-    os._exit(99)
-
-
 if __name__ == "__main__":
-    threading.Thread(target=_die_with_the_test, daemon=True).start()
+    die_with_the_starter()
     asyncio.run(_new_app(Plan.given()).run())

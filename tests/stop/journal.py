@@ -1,10 +1,11 @@
 """A file of lines that a process appends to, whatever becomes of it, and that the test reads meanwhile."""
 
-import os
 import time
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple, Self
+
+from tests.lines import Appender, Follower
 
 
 class Place(NamedTuple):
@@ -16,10 +17,10 @@ class Place(NamedTuple):
 
 
 class Writer:
-    """Appends to a journal; each line is one write, so that none is torn or lost when the process is killed."""
+    """Appends to a journal, whatever becomes of the process."""
 
     def __init__(self, path: str) -> None:
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        self._lines = Appender(path)
 
     def record(self, event: str, place: Place) -> None:
         """Write down what happens to a record: it starts, it ends, it is cancelled."""
@@ -30,8 +31,7 @@ class Writer:
         self._write("note", text)
 
     def _write(self, event: str, *parts: object) -> None:
-        line = "\t".join(map(str, (event, f"{time.monotonic():.3f}", *parts)))
-        os.write(self._file, f"{line}\n".encode())
+        self._lines.write("\t".join(map(str, (event, f"{time.monotonic():.3f}", *parts))))
 
 
 class Journal:
@@ -42,19 +42,12 @@ class Journal:
         self.records: dict[str, Counter[Place]] = {"start": Counter(), "end": Counter(), "cancelled": Counter()}
         self.notes: list[str] = []
         self.last_at = 0.0
-        self._read = 0
+        self._lines = Follower(path)
 
     def read(self) -> Self:
         """Take in what is new."""
-        if self.path.exists():
-            with self.path.open("rb") as file:
-                file.seek(self._read)
-                text = file.read()
-            # A read may come in the middle of a write: the rest of that line is for the next time.
-            text = text[: text.rfind(b"\n") + 1]
-            self._read += len(text)
-            for line in text.decode().splitlines():
-                self._take(*line.split("\t"))
+        for line in self._lines.new_lines():
+            self._take(*line.split("\t"))
         return self
 
     def _take(self, event: str, at: str, *parts: str) -> None:

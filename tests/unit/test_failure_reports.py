@@ -12,7 +12,6 @@ from faststream.kafka import KafkaBroker
 from faststream_concurrent_kafka import (
     DeadLetter,
     FailurePolicy,
-    KafkaConcurrentHandler,
     get_kafka_handler_report,
 )
 from faststream_concurrent_kafka.errors import HandlerTimeoutError
@@ -21,13 +20,6 @@ from tests.unit.world import play
 
 
 DEAD = DeadLetter("dead")
-
-
-@pytest.fixture(autouse=True)
-def fresh_singleton():
-    KafkaConcurrentHandler._instance = None
-    yield
-    assert KafkaConcurrentHandler._instance is None
 
 
 async def quick(_raw):

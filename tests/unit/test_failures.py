@@ -9,7 +9,6 @@ from faststream.exceptions import NackMessage
 from faststream_concurrent_kafka import (
     DeadLetter,
     FailurePolicy,
-    KafkaConcurrentHandler,
 )
 from faststream_concurrent_kafka.rebalance import ConcurrentRebalanceListener
 from tests.unit.world import T0, play
@@ -18,13 +17,6 @@ from tests.unit.world import T0, play
 DEAD = DeadLetter("dead")
 # No jitter that could be short: the wait is what the handler asks for.
 AGAIN_IN_A_MINUTE = NackMessage(delay=60)
-
-
-@pytest.fixture(autouse=True)
-def fresh_singleton():
-    KafkaConcurrentHandler._instance = None
-    yield
-    assert KafkaConcurrentHandler._instance is None
 
 
 async def quick(_raw):

@@ -3,13 +3,12 @@
 import asyncio
 import dataclasses
 
-import pytest
 from faststream.exceptions import AckMessage, NackMessage, RejectMessage, SubscriberNotFound
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typing_extensions import override
 
-from faststream_concurrent_kafka import DeadLetter, FailurePolicy, KafkaConcurrentHandler
+from faststream_concurrent_kafka import DeadLetter, FailurePolicy
 from faststream_concurrent_kafka.testing import run_virtual
 from tests.unit.world import Source, World
 
@@ -252,13 +251,6 @@ class Model:
                 self.deliver(Script(0, partition, key, []))
                 await asyncio.sleep(0.01)
                 assert len(self.world.handler.records) == 0
-
-
-@pytest.fixture(autouse=True)
-def fresh_singleton():
-    KafkaConcurrentHandler._instance = None
-    yield
-    assert KafkaConcurrentHandler._instance is None
 
 
 OPTIONS = st.fixed_dictionaries(

@@ -3,13 +3,12 @@
 import asyncio
 import dataclasses
 
-import pytest
 from aiokafka import TopicPartition
 from faststream.exceptions import NackMessage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from faststream_concurrent_kafka import FailurePolicy, KafkaConcurrentHandler
+from faststream_concurrent_kafka import FailurePolicy
 from faststream_concurrent_kafka.rebalance import ConcurrentRebalanceListener
 from faststream_concurrent_kafka.testing import run_virtual
 from tests.unit.world import TOPIC, World
@@ -130,13 +129,6 @@ def play(options, scripts, scenario):
         assert not group.wrong
 
     run_virtual(main())
-
-
-@pytest.fixture(autouse=True)
-def fresh_singleton():
-    KafkaConcurrentHandler._instance = None
-    yield
-    assert KafkaConcurrentHandler._instance is None
 
 
 @settings(max_examples=150, deadline=None)

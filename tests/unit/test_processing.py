@@ -22,13 +22,6 @@ from faststream_concurrent_kafka.testing import run_virtual
 from tests.unit.world import play
 
 
-@pytest.fixture(autouse=True)
-def fresh_singleton():
-    KafkaConcurrentHandler._instance = None
-    yield
-    assert KafkaConcurrentHandler._instance is None
-
-
 def test_the_limit_is_exact_and_reached():
     """Never more than three at once, and three whenever there is work."""
     running, peaks = 0, []

@@ -20,6 +20,7 @@ from faststream_concurrent_kafka import (
     initialize_concurrent_processing,
     stop_concurrent_processing,
 )
+from tests.lines import die_with_the_starter
 from tests.stop.apps.requests import REQUESTS
 from tests.stop.journal import Place, Writer
 from tests.stop.plan import Plan
@@ -34,15 +35,14 @@ leave = asyncio.Event()
 def die_with_the_test() -> None:
     """Have the process end when the test run is killed, and leave no core behind when it is stopped by SIGQUIT."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    threading.Thread(target=_wait_for_its_end, daemon=True).start()
-
-
-def _wait_for_its_end() -> None:
-    if (parent := multiprocessing.parent_process()) is not None:
-        multiprocessing.connection.wait([parent.sentinel])
+    if (parent := multiprocessing.parent_process()) is None:
+        die_with_the_starter()
     else:
-        while os.read(0, 1):
-            pass
+        threading.Thread(target=_die_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _die_with(sentinel: int) -> None:
+    multiprocessing.connection.wait([sentinel])
     os._exit(99)
 
 
