@@ -217,12 +217,7 @@ def _key_order(records: int) -> Scenario:
         name="key-order",
         title=f"Order by key; {KEY_COUNT:,} keys, each as frequent as the others",
         columns=("handler", "order"),
-        rows=(
-            Row(("no-op", "none"), noop),
-            Row(("no-op", "key"), noop_ordered, noop),
-            Row((_TEN_MS, "none"), ten),
-            Row((_TEN_MS, "key"), ten_ordered, ten),
-        ),
+        rows=_side_by_side("key", noop, noop_ordered, ten, ten_ordered),
         targets=(
             Target.ratio("no-op, order by key to none, uniform keys", ORDER_COST, noop_ordered, noop),
             Target.ratio("10 ms x 1,000, order by key to none, uniform keys", ORDER_COST, ten_ordered, ten),
@@ -244,13 +239,17 @@ def _zipf(records: int) -> Scenario:
             f"whoever handles them and however many at once: no more than {most:,.0f} records/s."
         ),
         columns=("handler", "order"),
-        rows=(
-            Row(("no-op", "none"), noop),
-            Row(("no-op", "key"), noop_ordered, noop),
-            Row((_TEN_MS, "none"), ten),
-            Row((_TEN_MS, "key"), ten_ordered, ten),
-        ),
+        rows=_side_by_side("key", noop, noop_ordered, ten, ten_ordered),
         targets=(),
+    )
+
+
+def _side_by_side(what: str, noop: Trial, noop_with: Trial, ten: Trial, ten_with: Trial) -> tuple[Row, ...]:
+    return (
+        Row(("no-op", "none"), noop),
+        Row(("no-op", what), noop_with, noop),
+        Row((_TEN_MS, "none"), ten),
+        Row((_TEN_MS, what), ten_with, ten),
     )
 
 
@@ -285,12 +284,7 @@ def _retries(records: int) -> Scenario:
         name="retries",
         title=f"1 % of the records fail once and are retried after {RETRY_BACKOFF_SEC * 1000:g} ms at most, logger off",
         columns=("handler", "failing"),
-        rows=(
-            Row(("no-op", "none"), none),
-            Row(("no-op", "1 %"), some, none),
-            Row((_TEN_MS, "none"), ten_none),
-            Row((_TEN_MS, "1 %"), ten_some, ten_none),
-        ),
+        rows=_side_by_side("1 %", none, some, ten_none, ten_some),
         targets=(
             Target.ratio("no-op, 1 % failing once to none", RETRY_COST, some, none),
             Target.ratio("10 ms x 1,000, 1 % failing once to none", RETRY_COST, ten_some, ten_none),
