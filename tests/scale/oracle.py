@@ -3,7 +3,7 @@
 Every record is handled again where the promises allow it, and nowhere else: its offset was not committed when its
 process ended or its partitions were taken away. After a stop and a rebalance all is committed up to the first record
 that was left undone; after kill -9 it is what the broker has. An attempt that outlasts a rebalance is undone, and
-may overlap with what its next owner does.
+may overlap with what its next owner does. What comes back to the process that has handled it is not handled again.
 """
 
 from bisect import bisect_left
@@ -184,15 +184,33 @@ class Oracle:
     def _offsets(self) -> Iterator[str]:
         """Each owner of a partition begins where the one before it had to commit: there, and nowhere else."""
         for partition, seen in self._seen.items():
-            expected: int | None = seen[0]
+            place = 0
             for stay in self._stays[partition]:
                 begin = min(stay)
+                place = self._past_the_adopted(seen, place, stay[begin])
+                expected = seen[place] if place < len(seen) else None
                 if begin != expected:
                     yield (
                         f"offsets of partition {partition}: {stay[begin]} is the first of its epoch, "
                         f"it should have been {expected}"
                     )
-                expected = self._next_to_read(partition, stay)
+                place = self._next_to_read(partition, bisect_left(seen, begin), stay)
+
+    def _past_the_adopted(self, seen: Sequence[int], place: int, first: Delivery) -> int:
+        """Go past what is delivered again to the process that has handled it before: it is not run again."""
+        while place < len(seen) and seen[place] != first.number and self._adopted(first, seen[place]):
+            place += 1
+        if place < len(seen) and seen[place] == first.number and (before := self._adopted(first, first.number)):
+            # What failed for the last time between a rebalance and its delivery is not a dead letter yet.
+            place += not (before.is_late and self._script.is_dead(first.number))
+        return place
+
+    def _adopted(self, of: Delivery, number: int) -> Delivery | None:
+        """Return when the process, in an epoch before that of a delivery, has come to the end of a record."""
+        for delivery in self.deliveries.get(number, ()):
+            if delivery.life is of.life and delivery.epoch < of.epoch and delivery.is_final:
+                return delivery
+        return None
 
     def _stays_in(self, numbers: Sequence[int]) -> list[dict[int, Delivery]]:
         """Return what each owner of a partition did with its records in one epoch, in the order of time."""
@@ -202,22 +220,26 @@ class Oracle:
                 stays[delivery.life.name, delivery.epoch][number] = delivery
         return sorted(stays.values(), key=lambda stay: min(delivery.start_ns for delivery in stay.values()))
 
-    def _next_to_read(self, partition: int, stay: dict[int, Delivery]) -> int | None:
-        """Return the first record for whoever comes next; None if there is none left."""
-        seen, begin = self._seen[partition], min(stay)
-        place = bisect_left(seen, begin)
-        while place < len(seen) and (it := stay.get(seen[place])) is not None and it.is_final and not it.is_late:
+    def _next_to_read(self, partition: int, place: int, stay: dict[int, Delivery]) -> int:
+        """Return the place of the first record for whoever comes next."""
+        seen, first = self._seen[partition], stay[min(stay)]
+        while place < len(seen) and self._ended_in(stay.get(seen[place]) or self._adopted(first, seen[place]), first):
             place += 1
-        last = stay[begin]
-        if last.was_killed:
-            offset = last.life.committed.get(partition, 0)
+        if first.was_killed:
+            offset = first.life.committed.get(partition, 0)
             of_partition = self._partitions[partition]
             committed = bisect_left(seen, of_partition[offset]) if offset < len(of_partition) else len(seen)
-            if committed > place:
-                # The next owner is then told that it should have begun at the unfinished one.
-                return seen[place]
-            place = committed
-        return seen[place] if place < len(seen) else None
+            # If more was committed, the next owner is told that it should have begun at the unfinished one.
+            return min(place, committed)
+        return place
+
+    @staticmethod
+    def _ended_in(delivery: Delivery | None, first: Delivery) -> bool:
+        """Whether a record had come to its end by the end of the epoch of `first`."""
+        if delivery is None or not delivery.is_final or delivery.end_ns is None:
+            return False
+        end_ns = first.life.end_of(first.epoch)
+        return end_ns is None or delivery.end_ns <= end_ns
 
     # -- dead letters ----------------------------------------------------------------------------------------------
 

@@ -311,3 +311,44 @@ def test_after_a_rebalance_what_was_finished_is_not_run_again():
     story.say("revoked")
     story.handle(*range(29, 60))
     assert story.kinds == {"offsets"}
+
+
+@pytest.mark.parametrize(
+    ("begins_at", "kinds"), [(35, set()), (30, {"offsets"}), (34, {"offsets"}), (36, {"offsets", "lost"})]
+)
+def test_what_outlasts_a_rebalance_and_what_has_finished_behind_it_is_adopted(begins_at, kinds):
+    """The partition comes back to the process that has them: neither is run again, and nothing else is left out."""
+    story = Story(short(ordering="partition"))
+    story.handle(*range(30))
+    story.start(30)
+    story.say("revoked")
+    story.lives[0].take(f"{story.now_ns + MS // 2} 1 end 30/1 ok")
+    story.handle(*range(31, 35))
+    story.say("revoked")
+    story.handle(*range(begins_at, 60))
+    assert story.kinds - {"inversion", "overlap"} == kinds
+
+
+def test_who_adopts_commits_past_what_was_adopted():
+    """The next process begins behind it."""
+    story = Story(short())
+    story.handle(*range(30))
+    story.start(30)
+    story.say("revoked")
+    story.end(30)
+    story.handle(*range(31, 50))
+    story.restart()
+    story.handle(*range(50, 60))
+    assert not story.kinds
+
+
+def test_another_process_adopts_nothing():
+    """It begins at what had not ended in time."""
+    story = Story(short())
+    story.handle(*range(30))
+    story.start(30)
+    story.say("revoked")
+    story.end(30)
+    story.restart()
+    story.handle(*range(31, 60))
+    assert "offsets" in story.kinds
