@@ -36,7 +36,7 @@ class FakeKafka:
         self.commits: list[tuple[str, Offsets]] = []
         self.on_commit: Callable[[str, Offsets], None] | None = None
         self._failures: Iterator[Exception] = iter(())
-        self._hold: tuple[asyncio.Event, asyncio.Event] | None = None
+        self._hold: _Hold | None = None
         self._waiters: list[asyncio.Future[None]] = []
 
     def append(  # noqa: PLR0913 - what a record has
@@ -74,22 +74,22 @@ class FakeKafka:
 
         A held commit carries the generation that it was sent under, so a rebalance meanwhile fences it.
         """
-        self._hold = held, released = asyncio.Event(), asyncio.Event()
+        self._hold = hold = _Hold(asyncio.Event())
         try:
-            yield held
+            yield hold.has_one
         finally:
-            self._hold = None
-            released.set()
+            self._hold, hold.is_over = None, True
+            self.wake()
 
     async def answer_commit(self, group_id: str, member_id: str, generation: int, offsets: Offsets) -> None:
         """Accept a commit, or raise what it is answered with: the broker's side of `FakeKafkaConsumer.commit`."""
         await asyncio.sleep(0)  # the network
         if self.on_commit is not None:
             self.on_commit(group_id, offsets)
-        if self._hold is not None:
-            held, released = self._hold
-            held.set()
-            await released.wait()
+        if (hold := self._hold) is not None:
+            hold.has_one.set()
+            while not hold.is_over:
+                await self.next_change()
         if (error := next(self._failures, None)) is not None:
             raise error
         group = self.groups[group_id]
@@ -112,6 +112,14 @@ class FakeKafka:
         waiter = asyncio.Future[None]()
         self._waiters.append(waiter)
         return waiter
+
+
+@dataclass(eq=False)
+class _Hold:
+    """Commits that are not answered; no event, because the consumers may run in several event loops."""
+
+    has_one: asyncio.Event
+    is_over: bool = False
 
 
 @dataclass(eq=False)

@@ -54,6 +54,7 @@ class FakeKafkaConsumer:
         self._reassigning = True
         self._closed = False
         self._coordination: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop
         self._commit_lock = asyncio.Lock()
         self._connection = asyncio.Lock()  # requests are answered in the order in which they were sent
 
@@ -74,6 +75,7 @@ class FakeKafkaConsumer:
 
     async def start(self) -> None:
         """Join the group; return once partitions are assigned, which may be before the listener is through."""
+        self._loop = asyncio.get_running_loop()
         if self._group_id is None and self._member.topics:
             self._set_assignment(sorted(tp for tp in self._kafka.logs if tp.topic in self._member.topics))
         elif self._member.topics:
@@ -94,7 +96,7 @@ class FakeKafkaConsumer:
     def lose_membership(self) -> None:
         """Have the broker drop this member, as after a session timeout; a commit or a heartbeat will tell it."""
         self._group.drop(self._member.id)
-        asyncio.get_running_loop().call_later(self._heartbeat_sec, self._heartbeat)
+        self._loop.call_later(self._heartbeat_sec, self._heartbeat)
 
     def assignment(self) -> frozenset[TopicPartition]:
         """Return what is assigned; during a rebalance, what was."""
@@ -145,7 +147,9 @@ class FakeKafkaConsumer:
         while wanted:
             try:
                 async with self._commit_lock:
-                    await asyncio.shield(self._send_commit(self._group_id, wanted))
+                    request = asyncio.ensure_future(self._send_commit(self._group_id, wanted))
+                    request.add_done_callback(_retrieve)
+                    await asyncio.shield(request)
             except (errors.UnknownMemberIdError, errors.IllegalGenerationError, errors.RebalanceInProgressError) as err:
                 raise errors.CommitFailedError("the group has already rebalanced") from err
             except errors.KafkaError as err:
@@ -231,7 +235,8 @@ class FakeKafkaConsumer:
     def _request_rejoin(self) -> None:
         self._member.rejoin_needed = True
         if not self._closed and (self._coordination is None or self._coordination.done()):
-            self._coordination = asyncio.create_task(self._coordinate())
+            # Another member may have asked for it, from the event loop of another process.
+            self._coordination = self._loop.create_task(self._coordinate())
 
     async def _coordinate(self) -> None:
         while self._member.rejoin_needed and not self._closed:
@@ -266,6 +271,12 @@ class FakeKafkaConsumer:
         except errors.RebalanceInProgressError:
             self._request_rejoin()
             raise
+
+
+def _retrieve(request: asyncio.Future[None]) -> None:
+    """Have nobody told of an error that nobody waits for any more."""
+    if not request.cancelled():
+        request.exception()
 
 
 async def _tell(callback: Callable[[Any], Any], partitions: Any) -> None:
