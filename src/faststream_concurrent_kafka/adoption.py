@@ -9,6 +9,7 @@ somebody has moved the position back (a seek, a reset, a truncation), and everyt
 the one that was at its offset.
 """
 
+from collections.abc import Iterator
 from typing import Generic, NamedTuple, TypeVar
 
 from faststream_concurrent_kafka.offsets import PartitionLedger
@@ -50,6 +51,10 @@ class Adoptable(Generic[T]):
         self._left |= {offset: _Left(identity, entry) for offset, identity, entry in ledger.unacked()}
         self._acked = ledger.acked
         self._begun = False
+
+    def remaining(self, offset: int) -> Iterator[tuple[int, T | None]]:
+        """Yield offset and entry, as in `Earlier`, of what may still come back from `offset` on."""
+        return ((left, record.entry) for left, record in self._left.items() if left >= offset)
 
     def claim(self, offset: int, identity: int) -> Earlier[T] | None:
         """Return what is known of a record that is delivered now, in delivery order; each at most once."""

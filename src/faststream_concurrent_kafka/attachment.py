@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import weakref
-from collections.abc import Hashable, Iterable, MutableMapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, MutableMapping, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
@@ -26,6 +26,7 @@ from faststream_concurrent_kafka.offsets import PartitionLedger
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
 from faststream_concurrent_kafka.rebalance import ConcurrentRebalanceListener
 from faststream_concurrent_kafka.records import Record, current_record
+from faststream_concurrent_kafka.restoring import Restorer
 from faststream_concurrent_kafka.retries import DeadLetter
 from faststream_concurrent_kafka.settings import Settings
 from faststream_concurrent_kafka.topic_groups import for_group
@@ -68,6 +69,7 @@ class SubscriberAttachment:
         self._original_get_msg = subscriber.get_msg
         self._original_stop = subscriber.stop
         self._users_listener = private_parts.listener_of(subscriber)
+        self._restorer = Restorer(self.name)
 
     # -- attaching -----------------------------------------------------------------------------------------------
 
@@ -97,8 +99,15 @@ class SubscriberAttachment:
 
     def _listener(self, around: Any) -> ConcurrentRebalanceListener:
         return ConcurrentRebalanceListener(
-            self.handler, lambda: self.subscriber.consumer, self._owns, self._straddling, users=around
+            *(self.handler, lambda: self.subscriber.consumer, self._owns, self._straddling),
+            users=around,
+            restore=self._restore,
         )
+
+    async def _restore(self, assigned: Collection[TopicPartition]) -> None:
+        consumer = self.subscriber.consumer
+        if self.handler.settings.commit_metadata and consumer is not None:
+            await self._restorer.restore(self._committer.watch(consumer), consumer, assigned)
 
     def _owns(self, record: Record) -> bool:
         return record.source is self
@@ -123,6 +132,9 @@ class SubscriberAttachment:
         """Wait for a free slot, keep polling meanwhile, and only then fetch: nothing is in hand while waiting."""
         if consumer is not self.consumer:
             self._adopt(consumer)
+            if self.commits and self.subscriber.partitions:
+                # Without a group's assignment no listener is called.
+                await self._restore(consumer.assignment())
         self._turns += 1
         if self._turns % _RECORDS_PER_TURN == 0:
             await asyncio.sleep(0)
@@ -194,7 +206,9 @@ class SubscriberAttachment:
     def _admit(self, raw: ConsumerRecord[Any, Any]) -> KafkaCommitTask | None:
         """Admit a record; None if it is taken care of: it has finished, or still runs, since before a rebalance."""
         key = (raw.topic, raw.partition)
-        task = KafkaCommitTask(self.consumer, key, raw.offset, identity=hash((raw.timestamp, raw.key)))
+        task = KafkaCommitTask(
+            self.consumer, key, raw.offset, identity=hash((raw.timestamp, raw.key)), timestamp=raw.timestamp
+        )
         earlier = self._committer.send_task(task)
         if task.ledger.window >= self._window:
             self._paused.add(key)

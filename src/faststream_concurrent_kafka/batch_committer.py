@@ -2,11 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
-
-from aiokafka import TopicPartition
 
 from faststream_concurrent_kafka.adoption import Earlier
+from faststream_concurrent_kafka.commit_request import commit, describe
 from faststream_concurrent_kafka.commit_task import Consumer, KafkaCommitTask
 from faststream_concurrent_kafka.consumer_offsets import CommitFailure, ConsumerOffsets, classify
 from faststream_concurrent_kafka.errors import CommitterIsDeadError
@@ -33,10 +31,12 @@ class KafkaBatchCommitter:
         commit_batch_size: int = 1000,
         commit_batch_timeout_sec: float = 1.0,
         commit_failure_timeout_sec: float = 15.0,
+        commit_metadata: bool = False,
     ) -> None:
         self._commit_batch_size = commit_batch_size
         self._commit_batch_timeout_sec = commit_batch_timeout_sec
         self._commit_failure_timeout_sec = commit_failure_timeout_sec
+        self._commit_metadata = commit_metadata
         self._consumers: dict[Consumer, ConsumerOffsets] = {}
         self._finished = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -86,12 +86,18 @@ class KafkaBatchCommitter:
             return ["the committer is not running"]
         if not self.is_alive:
             return [f"the committer has died: {self._fatal!r}"]
-        now = self._loop.time()
-        return [
+        now, limit_sec = self._loop.time(), self._commit_failure_timeout_sec
+        problems = [
             f"no commit has succeeded for {now - offsets.trying_since:.0f} s: {offsets.last_error or 'no answer'}"
             for offsets in self._consumers.values()
-            if offsets.trying_since is not None and now - offsets.trying_since >= self._commit_failure_timeout_sec
+            if offsets.trying_since is not None and now - offsets.trying_since >= limit_sec
         ]
+        problems += [
+            f"commits of {key.topic}[{key.partition}] have been refused for {age_sec:.0f} s: {error}"
+            for offsets in self._consumers.values()
+            for key, age_sec, error in offsets.refusals.older_than(limit_sec, now)
+        ]
+        return problems
 
     def partitions(self) -> list[tuple[str, int, PartitionLedger[KafkaCommitTask]]]:
         """Return topic, partition and ledger of everything that is consumed now."""
@@ -132,7 +138,8 @@ class KafkaBatchCommitter:
         """Return the ledgers of a consumer, new ones for a new consumer."""
         offsets = self._consumers.get(consumer)
         if offsets is None:
-            offsets = self._consumers[consumer] = ConsumerOffsets(consumer)
+            offsets = ConsumerOffsets(consumer, writes_metadata=self._commit_metadata)
+            self._consumers[consumer] = offsets
         return offsets
 
     def forget(self, consumer: Consumer) -> None:
@@ -175,15 +182,22 @@ class KafkaBatchCommitter:
         may or may not have reached the broker.
         """
         offsets = self.watch(consumer)
+        deadline = self._loop.time() + timeout_sec
         await self._cancel_request(offsets)
-        if self.is_alive and offsets.dirty():
-            request = self._start_request(offsets, timeout_sec)
+        await self._send_now(offsets, timeout_sec)
+        if offsets.refusals and (left_sec := deadline - self._loop.time()) > 0:
+            offsets.refusals.hurry()
+            await self._send_now(offsets, left_sec)
+        return not offsets.dirty()
+
+    async def _send_now(self, offsets: ConsumerOffsets, timeout_sec: float) -> None:
+        if self.is_alive and offsets.to_send(self._loop.time()):
+            request = self._start_request(offsets, timeout_sec, asks=False)
             try:
                 await asyncio.wait({request})
             except asyncio.CancelledError:
                 request.cancel()
                 raise
-        return not offsets.dirty()
 
     async def commit_all(self) -> None:
         """Commit what is finished, for every consumer, within the time limit of one request.
@@ -221,12 +235,12 @@ class KafkaBatchCommitter:
             return
         if offsets.request is not None:
             offsets.again = True
-        elif offsets.dirty():
-            self._start_request(offsets, COMMIT_REQUEST_TIMEOUT_SEC)
+        elif offsets.to_send(self._loop.time()):
+            self._start_request(offsets, COMMIT_REQUEST_TIMEOUT_SEC, asks=True)
 
-    def _start_request(self, offsets: ConsumerOffsets, timeout_sec: float) -> asyncio.Task[None]:
+    def _start_request(self, offsets: ConsumerOffsets, timeout_sec: float, *, asks: bool) -> asyncio.Task[None]:
         request = offsets.request = self._loop.create_task(
-            self._make_request(offsets, timeout_sec), name="kafka-commit"
+            self._make_request(offsets, timeout_sec, asks=asks), name="kafka-commit"
         )
         return request
 
@@ -242,10 +256,11 @@ class KafkaBatchCommitter:
                 # Cancelled before its first step.
                 offsets.request = None
 
-    async def _make_request(self, offsets: ConsumerOffsets, timeout_sec: float) -> None:
+    async def _make_request(self, offsets: ConsumerOffsets, timeout_sec: float, *, asks: bool) -> None:
         failure: CommitFailure | None = CommitFailure.RETRIABLE
         try:
-            failure = await self._commit(offsets, timeout_sec)
+            error = await commit(offsets, timeout_sec=timeout_sec, asks=asks)
+            failure = None if error is None else self._failed(offsets, error)
         finally:
             offsets.request = None
             again, offsets.again = offsets.again, False
@@ -253,54 +268,30 @@ class KafkaBatchCommitter:
                 # A rejoin follows, and the listener releases the commits when it is over. Another attempt before
                 # that would only force one more rejoin.
                 offsets.held = True
-            elif failure is None:
+            elif failure is not None:
+                if not offsets.held and offsets.retry is None:
+                    offsets.retry = self._loop.call_later(offsets.next_backoff_sec(), self._try_again, offsets)
+            else:
                 if again:
                     self._request(offsets)
-            elif not offsets.held and offsets.retry is None:
-                offsets.retry = self._loop.call_later(offsets.next_backoff_sec(), self._try_again, offsets)
+                if (refused_until := offsets.refusals.next_at()) is not None and offsets.retry_refused is None:
+                    offsets.retry_refused = self._loop.call_at(refused_until, self._try_refused_again, offsets)
 
     def _try_again(self, offsets: ConsumerOffsets) -> None:
         offsets.retry = None
         self._request(offsets)
 
-    async def _commit(self, offsets: ConsumerOffsets, timeout_sec: float) -> CommitFailure | None:
-        """Send one request with the frontiers of this moment; raises only when it is itself cancelled."""
-        dirty = offsets.dirty()
-        if not dirty:
-            return None
-        ledgers = {key: offsets.ledgers[key] for key in dirty}
-        if offsets.trying_since is None:
-            offsets.trying_since = self._loop.time()
-        try:
-            async with asyncio.timeout(timeout_sec):
-                await offsets.consumer.commit(dirty)
-        except BaseException as error:
-            task = asyncio.current_task()
-            if not isinstance(error, Exception | asyncio.CancelledError) or (task is not None and task.cancelling()):
-                raise
-            return self._failed(offsets, error, dirty)
-        if offsets.last_error:
-            logger.warning("Commits succeed again: %s", _describe(dirty))
-        offsets.succeeded()
-        for key, ledger in ledgers.items():
-            ledger.ack(dirty[key])
-            if offsets.on_ack is not None and not ledger.closed:
-                offsets.on_ack(key, ledger)
-        return None
+    def _try_refused_again(self, offsets: ConsumerOffsets) -> None:
+        offsets.retry_refused = None
+        self._request(offsets)
 
-    def _failed(
-        self, offsets: ConsumerOffsets, error: BaseException, dirty: Mapping[TopicPartition, int]
-    ) -> CommitFailure:
+    def _failed(self, offsets: ConsumerOffsets, error: BaseException) -> CommitFailure:
         failure = classify(error)
         if failure is CommitFailure.FATAL:
             self._fatal = error
             self._wakeup.set()
         elif not offsets.last_error:
             # Once for a row of failures, not at every attempt.
-            logger.warning("Commit failed, %s is kept and tried again: %r", _describe(dirty), error)
+            logger.warning("Commit failed, %s is kept and tried again: %r", describe(offsets.dirty()), error)
         offsets.last_error = repr(error)
         return failure
-
-
-def _describe(offsets: Mapping[TopicPartition, int]) -> str:
-    return ", ".join(f"{key.topic}[{key.partition}]@{offset}" for key, offset in offsets.items())

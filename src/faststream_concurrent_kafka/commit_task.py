@@ -17,8 +17,12 @@ class Consumer(Protocol):
         """Return the partitions that the consumer owns now."""
         ...
 
-    async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """Commit "next to read" offsets."""
+    async def commit(self, offsets: Mapping[TopicPartition, int | tuple[int, str]]) -> None:
+        """Commit "next to read" offsets, with metadata or without."""
+        ...
+
+    async def committed(self, partition: TopicPartition) -> int | None:
+        """Return the committed offset."""
         ...
 
 
@@ -38,10 +42,11 @@ class KafkaCommitTask:
         "is_finished",
         "ledger",
         "offset",
+        "timestamp",
         "topic_partition",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a record is known by
         self,
         consumer: Consumer,
         topic_partition: tuple[str, int],
@@ -49,6 +54,7 @@ class KafkaCommitTask:
         future: asyncio.Future[Any] | None = None,
         *,
         identity: int = 0,
+        timestamp: int | None = None,
     ) -> None:
         self.consumer = consumer
         self.topic_partition = topic_partition
@@ -56,6 +62,8 @@ class KafkaCommitTask:
         self.future = future
         # Tells the record from another one at the same offset.
         self.identity = identity
+        # The record's, in milliseconds; without it nothing is noted of what has finished behind this record.
+        self.timestamp = timestamp
         self.is_finished = False
         self.ledger: PartitionLedger[KafkaCommitTask]
         self.admitted_at: float

@@ -3,7 +3,7 @@
 import asyncio
 import enum
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from aiokafka import TopicPartition
@@ -19,7 +19,9 @@ from aiokafka.errors import (
 
 from faststream_concurrent_kafka.adoption import Adoptable, Earlier
 from faststream_concurrent_kafka.commit_task import Consumer, KafkaCommitTask
+from faststream_concurrent_kafka.offset_map import OffsetMap
 from faststream_concurrent_kafka.offsets import PartitionLedger
+from faststream_concurrent_kafka.refusals import Refusals
 
 
 FIRST_BACKOFF_SEC = 0.1
@@ -67,17 +69,25 @@ class ConsumerOffsets:
         "ledgers",
         "left",
         "on_ack",
+        "refusals",
         "rejoins",
         "request",
+        "restored",
         "retry",
+        "retry_refused",
         "trying_since",
+        "writes_metadata",
     )
 
-    def __init__(self, consumer: Consumer) -> None:
+    def __init__(self, consumer: Consumer, *, writes_metadata: bool = False) -> None:
         self.consumer = consumer
+        # Whether commits tell what has finished above their offsets.
+        self.writes_metadata = writes_metadata
         self.ledgers: dict[tuple[str, int], PartitionLedger[KafkaCommitTask]] = {}
         # What may come back of partitions that were revoked.
         self.left: dict[tuple[str, int], Adoptable[KafkaCommitTask]] = {}
+        # What had finished above the committed offset when the partition was assigned, whoever had it before.
+        self.restored: dict[tuple[str, int], OffsetMap] = {}
         self.on_ack: Callable[[tuple[str, int], PartitionLedger[KafkaCommitTask]], None] | None = None
         # Whether a rebalance listener will `release` commits again: not so with manually assigned partitions.
         self.rejoins = False
@@ -85,6 +95,8 @@ class ConsumerOffsets:
         self.request: asyncio.Task[None] | None = None
         self.again = False
         self.retry: asyncio.TimerHandle | None = None
+        self.refusals: Refusals[TopicPartition] = Refusals()
+        self.retry_refused: asyncio.TimerHandle | None = None
         self.backoff_sec = FIRST_BACKOFF_SEC
         # When the first attempt since the last success was made.
         self.trying_since: float | None = None
@@ -96,8 +108,42 @@ class ConsumerOffsets:
         return {
             TopicPartition(*key): ledger.frontier
             for key, ledger in self.ledgers.items()
-            if ledger.is_dirty and key in assigned
+            if (ledger.is_dirty or (self.writes_metadata and ledger.is_dirty_above)) and key in assigned
         }
+
+    def to_send(self, now: float) -> dict[TopicPartition, int]:
+        """Return what the next request commits."""
+        return self.refusals.choose(self.dirty(), now)
+
+    def with_metadata(self, dirty: Mapping[TopicPartition, int]) -> Mapping[TopicPartition, int | tuple[int, str]]:
+        """Return these frontiers with what has finished above each, where something has."""
+        if not self.writes_metadata:
+            return dirty
+        return {
+            key: (frontier, metadata) if (metadata := self._finished_above(key)) else frontier
+            for key, frontier in dirty.items()
+        }
+
+    def _finished_above(self, key: tuple[str, int]) -> str:
+        ledger = self.ledgers[key]
+        first = ledger.first_unfinished()
+        if first is None or first.timestamp is None:
+            # Nothing has finished above it, or nothing could tell its record from another one.
+            return ""
+        beyond: set[int] = set()
+        if (left := self.left.get(key)) is not None:
+            beyond.update(
+                offset for offset, entry in left.remaining(ledger.admitted) if entry is None or entry.is_finished
+            )
+        if (restored := self.restored.get(key)) is not None:
+            beyond.update(restored.finished_from(ledger.admitted))
+        return OffsetMap.of(
+            first.offset,
+            first.timestamp,
+            admitted=ledger.admitted,
+            unfinished=ledger.unfinished_offsets(),
+            beyond=beyond,
+        ).dump()
 
     def admit(self, task: KafkaCommitTask) -> Earlier[KafkaCommitTask] | None:
         """Admit a record; return what is known of it if it was delivered before its partition was revoked."""
@@ -108,18 +154,38 @@ class ConsumerOffsets:
             # the old epoch says nothing about these records.
             if ledger is not None:
                 ledger.closed = True
-                self.left.pop(key, None)
+                self.forget(key)
             ledger = PartitionLedger[KafkaCommitTask](task.offset)
             self.ledgers[TopicPartition(*key)] = ledger
         task.ledger = ledger
         ledger.admit(task.offset, task, task.identity)
-        left = self.left.get(key)
+        earlier = self._claim_left(task) if self.left else None
+        if self.restored and self._claim_restored(task) and earlier is None:
+            return Earlier(None)
+        return earlier
+
+    def _claim_left(self, task: KafkaCommitTask) -> Earlier[KafkaCommitTask] | None:
+        left = self.left.get(task.topic_partition)
         if left is None:
             return None
         earlier = left.claim(task.offset, task.identity)
         if not left:
-            del self.left[key]
+            del self.left[task.topic_partition]
         return earlier
+
+    def _claim_restored(self, task: KafkaCommitTask) -> bool:
+        restored = self.restored.get(task.topic_partition)
+        if restored is None:
+            return False
+        had_finished = restored.claim(task.offset, task.timestamp)
+        if restored.ends_before(task.offset + 1):
+            del self.restored[task.topic_partition]
+        return had_finished
+
+    def forget(self, key: tuple[str, int]) -> None:
+        """Forget what was handled of a partition: it is delivered because somebody wants it handled again."""
+        self.left.pop(key, None)
+        self.restored.pop(key, None)
 
     def heed_seeks(self) -> None:
         """Have the consumer's seeks forget what was handled: whoever moves the position wants the records."""
@@ -128,9 +194,9 @@ class ConsumerOffsets:
                 setattr(self.consumer, name, functools.partial(self._seek, seek))
 
     def _seek(self, seek: Callable[..., Any], *places: Any, **options: Any) -> Any:
-        for key in places or tuple(self.left):
+        for key in places or (*self.left, *self.restored):
             if isinstance(key, tuple):
-                self.left.pop(key, None)
+                self.forget(key)
         return seek(*places, **options)
 
     def succeeded(self) -> None:
@@ -140,10 +206,13 @@ class ConsumerOffsets:
         self.backoff_sec = FIRST_BACKOFF_SEC
 
     def cancel_retry(self) -> None:
-        """Forget the attempt that is due."""
+        """Forget the attempts that are due."""
         if self.retry is not None:
             self.retry.cancel()
             self.retry = None
+        if self.retry_refused is not None:
+            self.retry_refused.cancel()
+            self.retry_refused = None
 
     def end_epoch(self) -> None:
         """End the ledgers: what still runs of their records commits nothing, unless it comes back."""
@@ -154,6 +223,8 @@ class ConsumerOffsets:
             if not left:
                 del self.left[key]
         self.ledgers.clear()
+        self.restored.clear()
+        self.refusals.clear()
 
     def next_backoff_sec(self) -> float:
         """Return how long to wait before the next attempt, longer each time."""

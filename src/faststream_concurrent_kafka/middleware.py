@@ -210,6 +210,7 @@ async def initialize_concurrent_processing(  # noqa: PLR0913 - each is one setti
     commit_batch_timeout_sec: float = _DEFAULTS.commit_batch_timeout_sec,
     shutdown_timeout_sec: float = _DEFAULTS.shutdown_timeout_sec,
     max_uncommitted_tasks: int = _DEFAULTS.max_uncommitted_tasks,
+    commit_metadata: bool = _DEFAULTS.commit_metadata,
     rebalance_flush_timeout_sec: float = _DEFAULTS.rebalance_flush_timeout_sec,
     cancel_lost_handlers: bool = _DEFAULTS.cancel_lost_handlers,
     commit_failure_timeout_sec: float = _DEFAULTS.commit_failure_timeout_sec,
@@ -228,6 +229,8 @@ async def initialize_concurrent_processing(  # noqa: PLR0913 - each is one setti
         commit_batch_timeout_sec: ... or so many seconds after the first of them.
         shutdown_timeout_sec: seconds that a stop waits for running handlers before it cancels them.
         max_uncommitted_tasks: records of one partition that may be fetched and not yet committed.
+        commit_metadata: whether commits tell what has finished behind an unfinished record, so that it is not handled
+            again after a crash.
         rebalance_flush_timeout_sec: seconds that a rebalance waits for running handlers; 0 = not at all.
         cancel_lost_handlers: whether handlers are cancelled whose partition went to another member.
         commit_failure_timeout_sec: seconds for which commits may fail before the health check turns red.
@@ -262,6 +265,7 @@ async def initialize_concurrent_processing(  # noqa: PLR0913 - each is one setti
         commit_batch_timeout_sec=commit_batch_timeout_sec,
         shutdown_timeout_sec=shutdown_timeout_sec,
         max_uncommitted_tasks=max_uncommitted_tasks,
+        commit_metadata=commit_metadata,
         rebalance_flush_timeout_sec=rebalance_flush_timeout_sec,
         cancel_lost_handlers=cancel_lost_handlers,
         commit_failure_timeout_sec=commit_failure_timeout_sec,

@@ -26,13 +26,26 @@ class PartitionLedger(Generic[T]):
     so gaps (transactions, compaction) are nothing special; only an offset at or below the last one is refused.
     """
 
-    __slots__ = ("_identities", "_unacked", "_unfinished", "acked", "admitted", "closed", "stopped_at")
+    __slots__ = (
+        "_identities",
+        "_unacked",
+        "_unfinished",
+        "acked",
+        "admitted",
+        "closed",
+        "finished",
+        "finished_acked",
+        "stopped_at",
+    )
 
     def __init__(self, first_offset: int) -> None:
         # The first record that is delivered says where the epoch begins: everything below belongs to others.
         self.acked = first_offset
         self.admitted = first_offset
         self.closed = False
+        # How many records have finished, and how many had when what the broker has confirmed was sent.
+        self.finished = 0
+        self.finished_acked = 0
         # The first record that was left undone, if any.
         self.stopped_at: int | None = None
         # Offsets in delivery order, from the last acknowledged one on, and beside each what tells its record from
@@ -67,9 +80,14 @@ class PartitionLedger(Generic[T]):
 
         """
         del self._unfinished[offset]
+        self.finished += 1
 
-    def ack(self, offset: int) -> None:
-        """Note that the broker has confirmed `offset` as committed; what lies below is forgotten."""
+    def ack(self, offset: int, finished: int = 0) -> None:
+        """Note that the broker has confirmed `offset` as committed; what lies below is forgotten.
+
+        `finished` is how many records had finished when that was sent.
+        """
+        self.finished_acked = max(self.finished_acked, finished)
         if offset <= self.acked:
             return
         self.acked = offset
@@ -100,6 +118,11 @@ class PartitionLedger(Generic[T]):
         return self.frontier > self.acked
 
     @property
+    def is_dirty_above(self) -> bool:
+        """Whether a record above the frontier has finished that the broker has not been told of."""
+        return self.finished > self.finished_acked and self.frontier < self.admitted
+
+    @property
     def window(self) -> int:
         """How many records were admitted and are not below an acknowledged offset."""
         return len(self._unacked)
@@ -108,6 +131,10 @@ class PartitionLedger(Generic[T]):
     def unfinished(self) -> int:
         """How many admitted records still need work."""
         return len(self._unfinished)
+
+    def unfinished_offsets(self) -> Iterator[int]:
+        """Yield the offsets that need more work, in delivery order."""
+        yield from self._unfinished
 
     def unacked(self) -> Iterator[tuple[int, int, T | None]]:
         """Yield offset, identity and, where it is unfinished, entry of what the broker has not confirmed."""

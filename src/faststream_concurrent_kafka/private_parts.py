@@ -5,10 +5,10 @@
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer, TopicPartition
 from faststream.kafka.subscriber.usecase import LogicSubscriber
 
 from faststream_concurrent_kafka.suspension import frames_of
@@ -86,6 +86,15 @@ def group_coordination_has_died(consumer: Any) -> bool:
     coordinator = getattr(consumer, "_coordinator", None)
     task = getattr(coordinator, "_coordination_task", None)
     return task is not None and bool(task.done())
+
+
+async def committed_offsets(consumer: Any, partitions: Iterable[TopicPartition]) -> Any:
+    """Return, by partition, the `OffsetAndMetadata` that is committed; `consumer.committed` leaves the metadata out.
+
+    Retries for ever what can be retried.
+    """
+    coordinator = getattr(consumer, "_coordinator", None)
+    return {} if coordinator is None else await coordinator.fetch_committed_offsets(list(partitions))
 
 
 def make_producer(subscriber: LogicSubscriber[Any]) -> Any:

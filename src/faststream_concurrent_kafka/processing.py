@@ -69,6 +69,7 @@ class KafkaConcurrentHandler:
             commit_batch_size=min(settings.commit_batch_size, max(1, settings.max_uncommitted_tasks // 2)),
             commit_batch_timeout_sec=settings.commit_batch_timeout_sec,
             commit_failure_timeout_sec=settings.commit_failure_timeout_sec,
+            commit_metadata=settings.commit_metadata,
         )
         self.sources: list[RecordSource] = []
         self._discoveries: list[Callable[[], None]] = []

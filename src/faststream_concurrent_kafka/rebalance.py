@@ -2,7 +2,7 @@
 
 import inspect
 import logging
-from collections.abc import Callable, Collection, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
 
 from aiokafka import ConsumerRebalanceListener, TopicPartition
@@ -25,19 +25,22 @@ class ConcurrentRebalanceListener(ConsumerRebalanceListener):
     aiokafka rebalances eagerly: every rebalance revokes all partitions, and the group waits meanwhile.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it lies between
         self,
         handler: KafkaConcurrentHandler,
         get_consumer: Callable[[], Any],
         belongs: Callable[[Record], bool],
         straddling: MutableMapping[KafkaCommitTask, Record],
+        *,
         users: Any = None,
+        restore: Callable[[Collection[TopicPartition]], Awaitable[None]] | None = None,
     ) -> None:
         self._handler = handler
         self._get_consumer = get_consumer
         self._belongs = belongs
         self._straddling = straddling
         self._users = users
+        self._restore = restore
 
     @override
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
@@ -80,8 +83,10 @@ class ConcurrentRebalanceListener(ConsumerRebalanceListener):
 
     @override
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
-        """Let commits start again, then call the user's listener. Records may be flowing already."""
+        """Learn what had finished, let commits start again, then call the user's listener."""
         if self._handler.is_running:
+            if self._restore is not None:
+                await self._restore(assigned)
             self._handler.committer.release(self._get_consumer())
             if self._handler.settings.cancel_lost_handlers:
                 self._handler.start_helper(self._cancel_lost(frozenset(assigned)))

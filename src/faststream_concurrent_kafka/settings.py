@@ -34,6 +34,10 @@ class Settings:
     commit_batch_timeout_sec: float = 1.0
     """... or so many seconds after the first of them finished, whichever comes first."""
 
+    commit_metadata: bool = False
+    """Whether a commit tells, in its metadata, which records behind an unfinished one have finished: they are not
+    handled again after a crash, nor by the next owner of the partition."""
+
     shutdown_timeout_sec: float = 15.0
     """Seconds that a stop waits for running handlers before it cancels them."""
 
@@ -67,6 +71,7 @@ class Settings:
         check_seconds("commit_failure_timeout_sec", self.commit_failure_timeout_sec)
         check_seconds("rebalance_flush_timeout_sec", self.rebalance_flush_timeout_sec, zero_allowed=True)
         check_flag("enable_batch_commit", self.enable_batch_commit)
+        check_flag("commit_metadata", self.commit_metadata)
         check_flag("cancel_lost_handlers", self.cancel_lost_handlers)
         if self.ordering not in get_args(Ordering):
             raise SettingsError(f"ordering must be one of {', '.join(get_args(Ordering))}, got {self.ordering!r}")
