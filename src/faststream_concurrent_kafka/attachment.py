@@ -29,6 +29,7 @@ from faststream_concurrent_kafka.records import Record, current_record
 from faststream_concurrent_kafka.restoring import Restorer
 from faststream_concurrent_kafka.retries import DeadLetter
 from faststream_concurrent_kafka.settings import Settings
+from faststream_concurrent_kafka.subscriber_health import SubscriberHealth
 from faststream_concurrent_kafka.topic_groups import for_group
 
 
@@ -58,8 +59,6 @@ class SubscriberAttachment:
         self._paused: set[tuple[str, int]] = set()
         # What was still running when its partition was revoked, until it ends.
         self._straddling: MutableMapping[KafkaCommitTask, Record] = weakref.WeakValueDictionary()
-        # Why a partition stands still, by the record that it stopped at; over when the ledger is.
-        self._halted: dict[KafkaCommitTask, str] = {}
         self._dead_letters = DeadLetterPublisher(lambda: private_parts.make_producer(subscriber))
         self._stopping: asyncio.Task[None] | None = None
         self._turns = 0
@@ -70,6 +69,7 @@ class SubscriberAttachment:
         self._original_stop = subscriber.stop
         self._users_listener = private_parts.listener_of(subscriber)
         self._restorer = Restorer(self.name)
+        self._health = SubscriberHealth(subscriber, self.name, stall_timeout_sec=handler.settings.stall_timeout_sec)
 
     # -- attaching -----------------------------------------------------------------------------------------------
 
@@ -247,8 +247,7 @@ class SubscriberAttachment:
         for commit in record.commits:
             if commit.ledger.closed:
                 continue
-            self._halted[commit] = f"{commit!r} has halted its partition: {reason}. A restart tries it again."
-            logger.error("%s", self._halted[commit])
+            self._health.note_halt(commit, reason)
             partition = TopicPartition(*commit.topic_partition)
             if self.consumer is not None and partition in self.consumer.assignment():
                 self.consumer.pause(partition)
@@ -347,14 +346,12 @@ class SubscriberAttachment:
         """The subscriber's topics and group."""
         return f"subscriber {','.join(self.subscriber.topic_names)} (group {self.subscriber.group_id})"
 
+    def look_for_stalls(self) -> None:
+        """Note how far the consumer has come, for `problems`."""
+        self._health.look_for_stalls(self.handler.now(), is_busy=self._stopping is not None or self._must_wait())
+
     def problems(self) -> list[str]:
         """Say why its records may not be arriving, or not be finished."""
-        subscriber = self.subscriber
-        if not subscriber.running or self._stopping is not None or not private_parts.is_real(subscriber):
+        if not self.subscriber.running or self._stopping is not None or not private_parts.is_real(self.subscriber):
             return []
-        if subscriber.calls and all(task.done() for task in subscriber.tasks):
-            return [f"the consume loop of {self.name} has ended"]
-        if private_parts.group_coordination_has_died(self.consumer):
-            return [f"the group coordination of {self.name} has died"]
-        self._halted = {commit: reason for commit, reason in self._halted.items() if not commit.ledger.closed}
-        return [*self._halted.values(), *self._dead_letters.problems()]
+        return self._health.problems(self.handler.now()) + self._dead_letters.problems()

@@ -192,7 +192,7 @@ class KafkaBatchCommitter:
 
     async def _send_now(self, offsets: ConsumerOffsets, timeout_sec: float) -> None:
         if self.is_alive and offsets.to_send(self._loop.time()):
-            request = self._start_request(offsets, timeout_sec, asks=False)
+            request = self._start_request(offsets, timeout_sec, is_last=True)
             try:
                 await asyncio.wait({request})
             except asyncio.CancelledError:
@@ -236,11 +236,13 @@ class KafkaBatchCommitter:
         if offsets.request is not None:
             offsets.again = True
         elif offsets.to_send(self._loop.time()):
-            self._start_request(offsets, COMMIT_REQUEST_TIMEOUT_SEC, asks=True)
+            self._start_request(offsets, COMMIT_REQUEST_TIMEOUT_SEC)
 
-    def _start_request(self, offsets: ConsumerOffsets, timeout_sec: float, *, asks: bool) -> asyncio.Task[None]:
+    def _start_request(
+        self, offsets: ConsumerOffsets, timeout_sec: float, *, is_last: bool = False
+    ) -> asyncio.Task[None]:
         request = offsets.request = self._loop.create_task(
-            self._make_request(offsets, timeout_sec, asks=asks), name="kafka-commit"
+            self._make_request(offsets, timeout_sec, is_last=is_last), name="kafka-commit"
         )
         return request
 
@@ -256,10 +258,10 @@ class KafkaBatchCommitter:
                 # Cancelled before its first step.
                 offsets.request = None
 
-    async def _make_request(self, offsets: ConsumerOffsets, timeout_sec: float, *, asks: bool) -> None:
+    async def _make_request(self, offsets: ConsumerOffsets, timeout_sec: float, *, is_last: bool) -> None:
         failure: CommitFailure | None = CommitFailure.RETRIABLE
         try:
-            error = await commit(offsets, timeout_sec=timeout_sec, asks=asks)
+            error = await commit(offsets, timeout_sec=timeout_sec, is_last=is_last)
             failure = None if error is None else self._failed(offsets, error)
         finally:
             offsets.request = None

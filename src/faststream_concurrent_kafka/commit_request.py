@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from aiokafka import TopicPartition
 from aiokafka.errors import InvalidCommitOffsetSizeError, OffsetMetadataTooLargeError
 
+from faststream_concurrent_kafka import private_parts
 from faststream_concurrent_kafka.consumer_offsets import CommitFailure, ConsumerOffsets, classify
 
 
@@ -17,14 +18,14 @@ REFUSED_TIMEOUT_SEC = 2.0
 _ASK_TIMEOUT_SEC = 2.0
 
 
-async def commit(offsets: ConsumerOffsets, *, timeout_sec: float, asks: bool) -> BaseException | None:
+async def commit(offsets: ConsumerOffsets, *, timeout_sec: float, is_last: bool) -> BaseException | None:
     """Send one request with the frontiers of this moment; return why it has failed as a whole, if it has.
 
-    With `asks`, a failed request is followed by the question what of it the broker has taken: a refused partition does
-    not hold up the others. Raises only when it is itself cancelled.
+    Unless it `is_last`, before the partitions go, a failed request is followed by the question what of it the broker
+    has taken: a refused partition does not hold up the others. Raises only when it is itself cancelled.
     """
     began = asyncio.get_running_loop().time()
-    frontiers = offsets.to_send(began)
+    frontiers = _without_deleted(offsets, began) if is_last else offsets.to_send(began)
     if not frontiers:
         return None
     sent = {key: (offsets.ledgers[key], offsets.ledgers[key].finished) for key in frontiers}
@@ -36,10 +37,9 @@ async def commit(offsets: ConsumerOffsets, *, timeout_sec: float, asks: bool) ->
     error = await _send(offsets, frontiers, timeout_sec)
     taken: Collection[TopicPartition] = frontiers
     if error is not None:
-        if classify(error) is not CommitFailure.RETRIABLE:
+        if classify(error) is not CommitFailure.RETRIABLE or _gives_up_metadata(offsets, error):
             return error
-        _give_up_metadata(offsets, error)
-        taken = await _taken(offsets, frontiers) if asks and (len(frontiers) > 1 or was_refused) else ()
+        taken = () if is_last or not (len(frontiers) > 1 or was_refused) else await _taken(offsets, frontiers)
         if not taken and not was_refused:
             return error
         _note_refused(offsets, frontiers, taken, error, began)
@@ -53,6 +53,15 @@ async def commit(offsets: ConsumerOffsets, *, timeout_sec: float, asks: bool) ->
     return None
 
 
+def _without_deleted(offsets: ConsumerOffsets, now: float) -> Mapping[TopicPartition, int]:
+    """Leave out what was deleted: aiokafka would try until there is another topic of that name, and commit there."""
+    frontiers = offsets.to_send(now)
+    existing = {key: offset for key, offset in frontiers.items() if private_parts.exists(offsets.consumer, key)}
+    if deleted := frontiers.keys() - existing.keys():
+        logger.warning("Not committed, because the partition does not exist any more: %s", describe(frontiers, deleted))
+    return existing
+
+
 async def _send(
     offsets: ConsumerOffsets, frontiers: Mapping[TopicPartition, int], timeout_sec: float
 ) -> BaseException | None:
@@ -60,6 +69,7 @@ async def _send(
         async with asyncio.timeout(timeout_sec):
             await offsets.consumer.commit(offsets.with_metadata(frontiers))
     except BaseException as error:
+        private_parts.retrieve_abandoned_commits()
         task = asyncio.current_task()
         if not isinstance(error, Exception | asyncio.CancelledError) or (task is not None and task.cancelling()):
             raise
@@ -108,14 +118,16 @@ async def _taken(offsets: ConsumerOffsets, frontiers: Mapping[TopicPartition, in
     return taken
 
 
-def _give_up_metadata(offsets: ConsumerOffsets, error: BaseException) -> None:
+def _gives_up_metadata(offsets: ConsumerOffsets, error: BaseException) -> bool:
     """Leave it out if it is too large for the broker: it must never keep an offset from being committed."""
-    if offsets.writes_metadata and isinstance(error, OffsetMetadataTooLargeError | InvalidCommitOffsetSizeError):
-        offsets.writes_metadata = False
-        logger.warning(
-            "The broker takes less metadata than usual (offset.metadata.max.bytes): commits go on without. "
-            "After a crash, what has finished behind an unfinished record is handled again."
-        )
+    if not offsets.writes_metadata or not isinstance(error, OffsetMetadataTooLargeError | InvalidCommitOffsetSizeError):
+        return False
+    offsets.writes_metadata = False
+    logger.warning(
+        "The broker takes less metadata than usual (offset.metadata.max.bytes): commits go on without. "
+        "After a crash, what has finished behind an unfinished record is handled again."
+    )
+    return True
 
 
 def describe(frontiers: Mapping[TopicPartition, int], keys: Iterable[TopicPartition] | None = None) -> str:

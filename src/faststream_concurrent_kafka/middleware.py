@@ -214,6 +214,7 @@ async def initialize_concurrent_processing(  # noqa: PLR0913 - each is one setti
     rebalance_flush_timeout_sec: float = _DEFAULTS.rebalance_flush_timeout_sec,
     cancel_lost_handlers: bool = _DEFAULTS.cancel_lost_handlers,
     commit_failure_timeout_sec: float = _DEFAULTS.commit_failure_timeout_sec,
+    stall_timeout_sec: float = _DEFAULTS.stall_timeout_sec,
     ordering: Ordering = _DEFAULTS.ordering,
     on_failure: FailurePolicy = _DEFAULTS.on_failure,
     handler_timeout_sec: float = _DEFAULTS.handler_timeout_sec,
@@ -234,6 +235,7 @@ async def initialize_concurrent_processing(  # noqa: PLR0913 - each is one setti
         rebalance_flush_timeout_sec: seconds that a rebalance waits for running handlers; 0 = not at all.
         cancel_lost_handlers: whether handlers are cancelled whose partition went to another member.
         commit_failure_timeout_sec: seconds for which commits may fail before the health check turns red.
+        stall_timeout_sec: seconds without a record, where there is one, after which it turns red; 0 = never.
         ordering: "unordered"; "key": records of a partition with the same key are handled one at a time, in the order
             of their offsets; "partition": all records of a partition are.
         on_failure: what becomes of a record whose handling fails: retries, then commit, dead letter or halt.
@@ -269,6 +271,7 @@ async def initialize_concurrent_processing(  # noqa: PLR0913 - each is one setti
         rebalance_flush_timeout_sec=rebalance_flush_timeout_sec,
         cancel_lost_handlers=cancel_lost_handlers,
         commit_failure_timeout_sec=commit_failure_timeout_sec,
+        stall_timeout_sec=stall_timeout_sec,
         ordering=ordering,
         on_failure=on_failure,
         handler_timeout_sec=handler_timeout_sec,

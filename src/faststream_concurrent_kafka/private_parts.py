@@ -8,14 +8,17 @@ import functools
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
-from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from faststream.kafka.subscriber.usecase import LogicSubscriber
 
+from faststream_concurrent_kafka.stalls import FetchState
 from faststream_concurrent_kafka.suspension import frames_of
 
 
 # anyio's, by which a synchronous handler or dependency is run.
 _THREADED = "run_sync_in_worker_thread"
+# What aiokafka's `commit` shields from its own cancellation.
+_COMMIT_REQUEST = "GroupCoordinator._do_commit_offsets"
 _DEFAULT_MAX_POLL_INTERVAL_MS = 300_000
 # One attempt to publish: long enough for a broker that is busy, short enough to say that something is wrong.
 _PUBLISH_TIMEOUT_MS = 10_000
@@ -86,6 +89,43 @@ def group_coordination_has_died(consumer: Any) -> bool:
     coordinator = getattr(consumer, "_coordinator", None)
     task = getattr(coordinator, "_coordination_task", None)
     return task is not None and bool(task.done())
+
+
+def fetch_states(consumer: Any) -> dict[TopicPartition, FetchState]:
+    """Return how far the consumer has come in each partition that is assigned and not paused."""
+    subscription = getattr(getattr(consumer, "_subscription", None), "subscription", None)
+    assignment = getattr(subscription, "assignment", None)
+    if assignment is None:
+        return {}
+    states = {key: assignment.state_value(key) for key in assignment.tps}
+    return {
+        key: FetchState(
+            state.position if state.has_valid_position else None,
+            # -1: not asked for, without isolation_level="read_committed".
+            state.lso if state.lso is not None and state.lso >= 0 else state.highwater,
+            state.timestamp,
+        )
+        for key, state in states.items()
+        if not state.paused
+    }
+
+
+def exists(consumer: Any, partition: TopicPartition) -> bool:
+    """Whether the cluster has the partition, by what the consumer was last told; what isn't aiokafka's has all."""
+    if not isinstance(consumer, AIOKafkaConsumer):
+        return True
+    return partition.partition in (consumer.partitions_for_topic(partition.topic) or ())
+
+
+def retrieve_abandoned_commits() -> None:
+    """Have nobody told of what becomes of commits that were cancelled.
+
+    A cancelled `commit` leaves the request that it has sent, in a task that nobody waits for: if that fails, asyncio
+    would log an exception that was never retrieved.
+    """
+    for task in asyncio.all_tasks():
+        if getattr(task.get_coro(), "__qualname__", "") == _COMMIT_REQUEST:
+            task.add_done_callback(lambda done: None if done.cancelled() else done.exception())
 
 
 async def committed_offsets(consumer: Any, partitions: Iterable[TopicPartition]) -> Any:

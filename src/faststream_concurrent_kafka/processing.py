@@ -264,6 +264,8 @@ class KafkaConcurrentHandler:
         for record in self.records.matching(lambda each: each.task is not None and each.task.done()):
             # Cancelled by somebody else before its first step: it never came to its own `finally`.
             self.records.leave(record, Outcome.NOT_DONE)
+        for source in self.sources:
+            source.look_for_stalls()
         problems = self.problems()
         for discover in self._discoveries:
             try:

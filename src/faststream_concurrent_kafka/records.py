@@ -36,6 +36,10 @@ class RecordSource(Protocol):
         """Say why records may not be arriving; empty when all is well."""
         ...
 
+    def look_for_stalls(self) -> None:
+        """Note how far its consumer has come; called about once a second."""
+        ...
+
     @property
     def process(self) -> Callable[[Any], Awaitable[Any]]:
         """What makes one whole FastStream pass over a record."""

@@ -34,7 +34,7 @@ class Settings:
     commit_batch_timeout_sec: float = 1.0
     """... or so many seconds after the first of them finished, whichever comes first."""
 
-    commit_metadata: bool = False
+    commit_metadata: bool = True
     """Whether a commit tells, in its metadata, which records behind an unfinished one have finished: they are not
     handled again after a crash, nor by the next owner of the partition."""
 
@@ -53,6 +53,9 @@ class Settings:
     commit_failure_timeout_sec: float = 15.0
     """Seconds for which commits may keep failing before the health check turns red."""
 
+    stall_timeout_sec: float = 60.0
+    """Seconds without a record, where there is one, after which the health check turns red; 0 = never."""
+
     ordering: Ordering = "unordered"
     """"key": records of a partition with the same key, one at a time; "partition": all of a partition."""
 
@@ -70,6 +73,7 @@ class Settings:
         check_seconds("shutdown_timeout_sec", self.shutdown_timeout_sec)
         check_seconds("commit_failure_timeout_sec", self.commit_failure_timeout_sec)
         check_seconds("rebalance_flush_timeout_sec", self.rebalance_flush_timeout_sec, zero_allowed=True)
+        check_seconds("stall_timeout_sec", self.stall_timeout_sec, zero_allowed=True)
         check_flag("enable_batch_commit", self.enable_batch_commit)
         check_flag("commit_metadata", self.commit_metadata)
         check_flag("cancel_lost_handlers", self.cancel_lost_handlers)

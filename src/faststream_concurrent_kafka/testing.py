@@ -16,7 +16,7 @@ from aiokafka import ConsumerRebalanceListener, TopicPartition, errors
 from aiokafka.structs import OffsetAndMetadata
 from aiokafka.util import commit_structure_validate
 
-from faststream_concurrent_kafka.fake_kafka import FakeKafka, Member, Offsets, Record
+from faststream_concurrent_kafka.fake_kafka import FakeKafka, Group, Member, Offsets, Record
 from faststream_concurrent_kafka.virtual_time import DeadlockError, LeftoverTasksError, VirtualTimeLoop, run_virtual
 
 
@@ -25,6 +25,18 @@ __all__ = ["DeadlockError", "FakeKafka", "FakeKafkaConsumer", "LeftoverTasksErro
 _RETRY_BACKOFF_SEC = 0.1  # aiokafka's default
 
 _logger = logging.getLogger(__name__)
+
+
+class _Coordinator:
+    """What the library asks of an aiokafka consumer's coordinator, which is where `committed` gets its answer from."""
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+
+    async def fetch_committed_offsets(self, partitions: Iterable[TopicPartition]) -> Offsets:
+        """Return what is committed, with its metadata."""
+        await asyncio.sleep(0)  # the network
+        return {key: self._group.committed[key] for key in partitions if key in self._group.committed}
 
 
 class FakeKafkaConsumer:
@@ -57,6 +69,7 @@ class FakeKafkaConsumer:
         self._loop: asyncio.AbstractEventLoop
         self._commit_lock = asyncio.Lock()
         self._connection = asyncio.Lock()  # requests are answered in the order in which they were sent
+        self._coordinator = _Coordinator(self._group)
 
     def subscribe(self, topics: Iterable[str], listener: ConsumerRebalanceListener | None = None) -> None:
         """Share these topics with the others of the group."""

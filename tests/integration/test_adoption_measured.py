@@ -35,10 +35,11 @@ class Story:
         """Records that more than one process has started."""
         return {place for place, count in Counter(place for runs in self.runs for place in runs).items() if count > 1}
 
-    def needlessly_across(self):
-        """Those of `across` that could have been committed when the partitions were given away.
+    def needlessly_across(self, *, with_metadata):
+        """Those of `across` of which the others could have been told when the partitions were given away.
 
-        A process commits what lies below its first unfinished record of the partition at the drain's deadline.
+        A process commits what lies below its first unfinished record of the partition at the drain's deadline, and
+        with `commit_metadata` tells what has finished above.
         """
         allowed = set()
         for life, runs in zip(self.lives, self.runs, strict=True):
@@ -46,6 +47,9 @@ class Story:
                 unfinished = [
                     run for run in life.runs if run.began < at and (run.ended is None or run.ended > at - COMMIT_SEC)
                 ]
+                if with_metadata:
+                    allowed |= {(run.partition, run.offset) for run in unfinished}
+                    continue
                 first: dict[int, int] = {}
                 for run in unfinished:
                     first[run.partition] = min(run.offset, first.get(run.partition, run.offset))
@@ -101,15 +105,19 @@ async def come_and_go(lives, plan, rounds):
 
 
 @pytest.mark.parametrize(
-    ("drain_sec", "ordering", "rounds"), [(0, "unordered", 3), (0.3, "key", 3), (3, "unordered", 1)]
+    ("drain_sec", "ordering", "rounds", "with_metadata"),
+    [(0, "unordered", 3, True), (0.3, "key", 3, True), (0.3, "unordered", 1, False), (3, "unordered", 1, True)],
 )
-async def test_a_second_worker_joins_and_leaves(cluster, new_topic, tmp_path: Path, *, drain_sec, ordering, rounds):
+async def test_a_second_worker_joins_and_leaves(
+    cluster, new_topic, tmp_path: Path, *, drain_sec, ordering, rounds, with_metadata
+):
     """0 lost, 0 run twice in one process; in two only what the drain could not get committed: with 3 s, nothing."""
     topic, keys, done = await new_topic(PARTITIONS), {}, asyncio.Event()
     settings: dict[str, Any] = {
         "concurrency_limit": 300,
         "rebalance_flush_timeout_sec": drain_sec,
         "ordering": ordering,
+        "commit_metadata": with_metadata,
         "shutdown_timeout_sec": 10,
     }
 
@@ -131,14 +139,16 @@ async def test_a_second_worker_joins_and_leaves(cluster, new_topic, tmp_path: Pa
         app.exit()
         await serving
     story = Story([life.read() for life in lives])
+    needlessly = story.needlessly_across(with_metadata=with_metadata)
     print(  # noqa: T201
-        f"drain {drain_sec} {ordering}: {len(keys)} records, {len(story.lives[0].revoked_at)} rebalances,"
+        f"drain {drain_sec} {ordering} metadata {with_metadata}: {len(keys)} records,"
+        f" {len(story.lives[0].revoked_at)} rebalances,"
         f" twice {len(story.twice_in_one_process)}, across {len(story.across)},"
-        f" needlessly {len(story.needlessly_across())}, others ran {sum(len(each.runs) for each in lives[1:])}"
+        f" needlessly {len(needlessly)}, others ran {sum(len(each.runs) for each in lives[1:])}"
     )
     assert story.ended() == set(keys)
     assert story.twice_in_one_process == []
-    assert story.needlessly_across() == set()
+    assert needlessly == set()
     assert ordering != "key" or story.disorder(keys) == []
     assert drain_sec < 3 or story.across == set()
     assert len(story.lives[0].revoked_at) == 2 * rounds

@@ -23,6 +23,7 @@ FLOORS = {
     "commit_task": 4,
     "offset_map": 3,
     "refusals": 3,
+    "stalls": 3,
     "consumer_offsets": 5,
     "commit_request": 6,
     "batch_committer": 7,
@@ -30,8 +31,9 @@ FLOORS = {
     "signals": 8,
     "slots": 8,
     "dead_letter": 8,
-    "private_parts": 7,
+    "private_parts": 4,
     "restoring": 8,
+    "subscriber_health": 8,
     "time_limits": 9,
     "failures": 9,
     "in_flight": 9,
@@ -47,7 +49,7 @@ FLOORS = {
     "testing": 16,
     "__init__": 17,
 }
-PURE = {"errors", "checks", "lanes", "offsets", "offset_map", "refusals", "adoption"}
+PURE = {"errors", "checks", "lanes", "offsets", "offset_map", "refusals", "stalls", "adoption"}
 MODULES = sorted(path.stem for path in SOURCE.glob("*.py"))
 
 

@@ -22,7 +22,8 @@ from faststream.middlewares import AckPolicy
 from typing_extensions import override
 
 from faststream_concurrent_kafka import Attempt
-from faststream_concurrent_kafka.private_parts import make_producer
+from faststream_concurrent_kafka.private_parts import committed_offsets, exists, fetch_states, make_producer
+from faststream_concurrent_kafka.stalls import FetchState
 
 
 def names_in(function):
@@ -170,6 +171,33 @@ async def test_a_consumer_has_the_private_parts_that_are_read():
         assert "_listener" in names_in(SubscriptionState.listener.fget)
     finally:
         await consumer.stop()
+
+
+async def test_an_assignment_has_the_private_parts_that_are_read():
+    """How far a consumer has come, and what is committed with its metadata."""
+    consumer = AIOKafkaConsumer()
+    partition = TopicPartition("topic", 0)
+    try:
+        assert fetch_states(consumer) == {}
+        consumer.assign([partition])
+        assert fetch_states(consumer) == {partition: FetchState(None, None, None)}
+        consumer._subscription.seek(partition, 7)
+        state = consumer._subscription.subscription.assignment.state_value(partition)
+        state.highwater, state.lso, state.timestamp = 9, -1, 123
+        assert fetch_states(consumer) == {partition: FetchState(7, 9, 123)}
+        state.lso = 8
+        assert fetch_states(consumer) == {partition: FetchState(7, 8, 123)}
+        state.pause()
+        assert fetch_states(consumer) == {}
+        assert not exists(consumer, partition)
+        assert GroupCoordinator._do_commit_offsets.__qualname__ == "GroupCoordinator._do_commit_offsets"
+        assert "asyncio.shield(self._do_commit_offsets(assignment, offsets))" in calls_in(
+            GroupCoordinator.commit_offsets
+        )
+        assert list(inspect.signature(GroupCoordinator.fetch_committed_offsets).parameters) == ["self", "partitions"]
+    finally:
+        await consumer.stop()
+    assert await committed_offsets(None, []) == {}
 
 
 def test_the_coordinator_asks_the_subscription_for_its_listener_each_time():

@@ -42,6 +42,9 @@ class Source:
     def problems(self):
         return self.trouble
 
+    def look_for_stalls(self):
+        pass
+
     async def stop(self):
         self.stops += 1
 

@@ -1,0 +1,279 @@
+"""What has finished behind an unfinished record is told by the commit, and not handled again by whoever comes next."""
+
+import asyncio
+import json
+import sys
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from faststream.kafka import TopicPartition as Partition
+from typing_extensions import override
+
+from faststream_concurrent_kafka import is_kafka_handler_healthy
+from faststream_concurrent_kafka.offset_map import OffsetMap
+from tests.brokers import wait_until
+from tests.integration.helpers import PATIENCE_SEC, Rebalances, manual, serving, warnings_of
+from tests.integration.rebalancing import TAKES_IT, Held, visit
+from tests.integration.test_rebalance import QUICK
+from tests.lines import Follower
+
+
+pytestmark = pytest.mark.apache
+ROOT = Path(__file__).parents[2]
+QUICKLY = {"commit_batch_timeout_sec": 0.05, "commit_metadata": True}
+# What is stuck is cancelled soon, and left to the next run.
+IMPATIENT = QUICKLY | {"shutdown_timeout_sec": 0.3}
+
+
+@asynccontextmanager
+async def admin(cluster):
+    """Ask the broker."""
+    client = AIOKafkaAdminClient(bootstrap_servers=cluster.bootstrap_servers)
+    await client.start()
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+async def stored(cluster, topic, partition=0):
+    """Return the committed offset and its metadata."""
+    async with admin(cluster) as client:
+        offsets = await client.list_consumer_group_offsets(f"{topic}-group")
+    return offsets.get(TopicPartition(topic, partition), (None, ""))
+
+
+async def until_told(cluster, topic, offset, *finished):
+    """Wait until an offset is committed and these are told to have finished above it."""
+
+    async def told():
+        committed, metadata = await stored(cluster, topic)
+        return (
+            committed == offset
+            and metadata
+            and set(finished) <= set(OffsetMap.parse(metadata, offset).finished_from(0))
+        )
+
+    await wait_until(told, PATIENCE_SEC, f"{offset} is committed, and {len(finished)} above it are told")
+
+
+async def commit_by_hand(cluster, topic, offset, metadata, partitions=1):
+    """Commit as something else than this library does."""
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=cluster.bootstrap_servers, group_id=f"{topic}-group", enable_auto_commit=False
+    )
+    await consumer.start()
+    try:
+        places = [TopicPartition(topic, number) for number in range(partitions)]
+        consumer.assign(places)
+        await consumer.commit(dict.fromkeys(places, (offset, metadata)))
+    finally:
+        await consumer.stop()
+
+
+async def leave_stuck(cluster, new_broker, topic, *, count=20, stuck=5, how=None, **settings):
+    """Handle all but one record, tell so, and stop."""
+    broker = new_broker()
+    held = getattr(Held(stuck), how or "subscribe")(broker, topic)
+    await cluster.send(topic, range(count))
+    async with serving(broker, **(IMPATIENT | settings)):
+        await held.until_ended(*(number for number in range(count) if number != stuck))
+        if settings.get("commit_metadata", True):
+            await until_told(cluster, topic, stuck, *range(stuck + 1, count))
+    return held
+
+
+async def test_after_kill_9_only_the_stuck_record_is_handled_again(cluster, new_topic, tmp_path):
+    """Not the 10,000 that had finished behind it; all of them fit into 100 bytes."""
+    topic, count, stuck = await new_topic(), 10_001, 7
+    await cluster.send(topic, range(count))
+    plan = {"servers": cluster.bootstrap_servers, "topic": topic, "group": f"{topic}-group", "settings": QUICKLY}
+
+    async def run(name, expected, stuck_at):
+        journal = Follower(tmp_path / name)
+        handled = []
+        mine = json.dumps(plan | {"journal": str(tmp_path / name), "stuck": stuck_at})
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tests.integration.stuck_worker", mine), cwd=ROOT, stdin=asyncio.subprocess.PIPE
+        )
+        try:
+            await wait_until(lambda: handled.extend(journal.new_lines()) or len(handled) >= expected, 30, name)
+            if stuck_at is None:
+                await cluster.until_committed(topic, {0: count})
+            else:
+                await until_told(cluster, topic, stuck, *range(stuck + 1, count))
+        finally:
+            process.kill()
+            await process.wait()
+        handled.extend(journal.new_lines())
+        return [int(each) for each in handled]
+
+    before = await run("first", count - 1, stuck)
+    assert sorted([*before, stuck]) == list(range(count))
+    _, metadata = await stored(cluster, topic)
+    assert len(metadata) < 100
+    assert await run("second", 1, None) == [stuck]
+
+
+@pytest.mark.parametrize("how", ["subscribe", "subscribe_batches"])
+async def test_a_restart_handles_what_was_unfinished(cluster, new_broker, new_topic, how):
+    """The stuck one, and what came later; then the metadata is gone."""
+    topic = await new_topic()
+    # In batches, the others of its batch are as unfinished as the stuck one, which is the first of it.
+    await leave_stuck(cluster, new_broker, topic, stuck=4, how=how) if how == "subscribe" else await leave_batch_stuck(
+        cluster, new_broker, topic
+    )
+    await cluster.send(topic, range(20, 25))
+    broker = new_broker()
+    after = getattr(Held(), how)(broker, topic)
+    unfinished = {4} if how == "subscribe" else {4, 5, 6, 7}
+    async with serving(broker, **QUICKLY):
+        await after.until_ended(*unfinished, *range(20, 25))
+        await cluster.until_committed(topic, {0: 25})
+    assert set(after.started) == unfinished | set(range(20, 25))
+    assert max(after.runs.values()) == 1
+    assert (await stored(cluster, topic))[1] == ""
+
+
+async def leave_batch_stuck(cluster, new_broker, topic):
+    """The same in batches of four, which are delivered as they were sent."""
+    broker = new_broker()
+    held = Held(4).subscribe_batches(broker, topic)
+    async with serving(broker, **IMPATIENT):
+        for first in range(0, 20, 4):
+            await cluster.send(topic, range(first, first + 4))
+            await (held.until_started if first == 4 else held.until_ended)(*range(first, first + 4))
+        await until_told(cluster, topic, 4, *range(8, 20))
+
+
+async def test_a_partition_that_moves_to_another_member_takes_its_map_along(cluster, new_broker, new_topic):
+    """Who gets it while handlers are running here is told what has finished here, and here what has finished there."""
+    topic = await new_topic()
+    broker = new_broker()
+    held = Held(5).subscribe(broker, topic)
+    await cluster.send(topic, range(20))
+    async with serving(broker, rebalance_flush_timeout_sec=0, **QUICKLY):
+        await held.until_ended(*(number for number in range(20) if number != 5))
+        async with visit(cluster, topic, held.told, TAKES_IT):
+            committed, metadata = await stored(cluster, topic)
+            assert committed == 5
+            assert set(OffsetMap.parse(metadata, 5).finished_from(0)) == set(range(6, 20))
+        held.let_go()
+        await cluster.until_committed(topic, {0: 20})
+    assert held.runs == dict.fromkeys(range(20), 1)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "says"),
+    [("checkpoint of another tool", "not of this library"), ("fsck1:5:1:AAAA", "damaged"), ("stale", "offset 4")],
+)
+async def test_foreign_damaged_and_stale_metadata_is_ignored_with_one_warning(
+    cluster, new_broker, new_topic, caplog, *, metadata, says
+):
+    """Everything from the committed offset on is handled, and the next commit goes through."""
+    topic = await new_topic(3)
+    for partition in range(3):
+        await cluster.send(topic, range(10 * partition, 10 * partition + 10), partition)
+    if metadata == "stale":
+        metadata = OffsetMap.of(4, 1, admitted=9, unfinished=[4]).dump()
+    await commit_by_hand(cluster, topic, 5, metadata, partitions=3)
+    broker = new_broker()
+    held = Held().subscribe(broker, topic)
+    async with serving(broker, **QUICKLY) as app:
+        await held.until_ended(*range(5, 10), *range(15, 20), *range(25, 30))
+        await cluster.until_committed(topic, dict.fromkeys(range(3), 10))
+        assert is_kafka_handler_healthy(app.context)
+    assert len(held.started) == 15
+    (warning,) = [each for each in warnings_of(caplog) if "metadata" in each]
+    assert says in warning
+
+
+async def test_a_map_of_another_topic_of_that_name_is_not_believed(cluster, new_broker, new_topic):
+    """The offset is the same, the record is not: all are handled."""
+    topic = await new_topic()
+    await cluster.send(topic, range(10))
+    await commit_by_hand(cluster, topic, 5, OffsetMap.of(5, 1, admitted=10, unfinished=[5]).dump())
+    broker = new_broker()
+    held = Held().subscribe(broker, topic)
+    async with serving(broker, **QUICKLY):
+        await held.until_ended(*range(5, 10))
+    assert sorted(held.started) == list(range(5, 10))
+
+
+@pytest.mark.parametrize("to", [0, 5, 8])
+async def test_a_seek_back_after_a_restart_gets_everything(cluster, new_broker, new_topic, to):
+    """Whoever moves the position wants the records, also those that have finished, and if it stays where it is."""
+    topic = await new_topic()
+    await leave_stuck(cluster, new_broker, topic)
+
+    class Seeks(Rebalances):
+        @override
+        def on_partitions_assigned(self, assigned):
+            super().on_partitions_assigned(assigned)
+            for partition in assigned:
+                subscriber.consumer.seek(partition, to)
+
+    broker = new_broker()
+    again = Held().subscribe(broker, topic, listener=Seeks())
+    subscriber = again.subscriber
+    async with serving(broker, **QUICKLY):
+        await again.until_ended(*range(to, 20))
+    assert again.runs == dict.fromkeys(range(to, 20), 1)
+
+
+async def test_manually_assigned_partitions_have_a_map_too(cluster, new_broker, new_topic):
+    """No listener is called for them."""
+    topic = await new_topic()
+    await cluster.send(topic, range(20))
+
+    def subscribed(held):
+        broker = new_broker()
+        held.subscriber = broker.subscriber(
+            partitions=[Partition(topic, 0)],
+            **manual(topic),
+        )
+        held.subscriber(held.handle)
+        return broker
+
+    first = Held(5)
+    async with serving(subscribed(first), **IMPATIENT):
+        await first.until_ended(*(number for number in range(20) if number != 5))
+        await until_told(cluster, topic, 5, *range(6, 20))
+    second = Held()
+    async with serving(subscribed(second), **QUICKLY):
+        await second.until_ended(5)
+        await cluster.until_committed(topic, {0: 20})
+    assert second.started == [5]
+
+
+async def test_what_is_told_outlives_a_run_that_has_not_got_so_far(cluster, new_broker, new_topic):
+    """The stuck record is stuck again, and a small window keeps most of the others from being delivered."""
+    topic = await new_topic()
+    await leave_stuck(cluster, new_broker, topic, count=200)
+    broker = new_broker()
+    held = Held(5).subscribe(broker, topic)
+    async with serving(broker, **IMPATIENT, max_uncommitted_tasks=20):
+        await held.until_started(5)
+        await until_told(cluster, topic, 5, *range(6, 200))
+    third = Held()
+    broker = new_broker()
+    third.subscribe(broker, topic)
+    async with serving(broker, **QUICKLY):
+        await third.until_ended(5)
+        await cluster.until_committed(topic, {0: 200})
+    assert third.started == [5]
+
+
+async def test_without_it_nothing_is_written_and_nothing_read(cluster, new_broker, new_topic):
+    """The option is off: what lies behind the stuck record is handled again."""
+    topic = await new_topic()
+    await leave_stuck(cluster, new_broker, topic, commit_metadata=False)
+    assert await stored(cluster, topic) == (5, "")
+    broker = new_broker()
+    again = Held().subscribe(broker, topic, **QUICK)
+    async with serving(broker, commit_metadata=False):
+        await again.until_ended(*range(5, 20))
+    assert sorted(again.started) == list(range(5, 20))
