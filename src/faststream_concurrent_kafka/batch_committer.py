@@ -1,6 +1,7 @@
 """`KafkaBatchCommitter`: the one background task that commits, and the only caller of `consumer.commit`."""
 
 import asyncio
+import contextlib
 import logging
 
 from faststream_concurrent_kafka.adoption import Earlier
@@ -155,11 +156,14 @@ class KafkaBatchCommitter:
     async def hold(self, consumer: Consumer) -> None:
         """Start no commit for this consumer until `release`; the one in flight is cancelled and awaited.
 
-        A commit that aiokafka retries across a rebalance is sent under the new generation, and moved the next
+        A flush in flight (of a stop, while a rebalance begins, or the other way round) is awaited first. A commit that aiokafka retries across a rebalance is sent under the new generation, and moved the next
         owner's offset back: none may be under way then.
         """
         offsets = self.watch(consumer)
         offsets.held = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(COMMIT_REQUEST_TIMEOUT_SEC), offsets.flushing:
+                pass
         await self._cancel_request(offsets)
 
     def release(self, consumer: Consumer) -> None:
@@ -176,18 +180,24 @@ class KafkaBatchCommitter:
         self.watch(consumer).end_epoch()
 
     async def flush(self, consumer: Consumer, *, timeout_sec: float) -> bool:
-        """Commit what is finished, now, in place of the request in flight.
+        """Commit what is finished, now, in place of the request in flight; another flush is awaited first.
 
         Returns whether nothing finished is left uncommitted. A held consumer stays held. On cancellation the commit
         may or may not have reached the broker.
         """
         offsets = self.watch(consumer)
         deadline = self._loop.time() + timeout_sec
-        await self._cancel_request(offsets)
-        await self._send_now(offsets, timeout_sec)
-        if offsets.refusals and (left_sec := deadline - self._loop.time()) > 0:
-            offsets.refusals.hurry()
-            await self._send_now(offsets, left_sec)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                await offsets.flushing.acquire()
+            try:
+                await self._cancel_request(offsets)
+                await self._send_now(offsets, deadline - self._loop.time())
+                if offsets.refusals and (left_sec := deadline - self._loop.time()) > 0:
+                    offsets.refusals.hurry()
+                    await self._send_now(offsets, left_sec)
+            finally:
+                offsets.flushing.release()
         return not offsets.dirty()
 
     async def _send_now(self, offsets: ConsumerOffsets, timeout_sec: float) -> None:

@@ -64,6 +64,7 @@ class ConsumerOffsets:
         "again",
         "backoff_sec",
         "consumer",
+        "flushing",
         "held",
         "last_error",
         "ledgers",
@@ -92,6 +93,8 @@ class ConsumerOffsets:
         # Whether a rebalance listener will `release` commits again: not so with manually assigned partitions.
         self.rejoins = False
         self.held = False
+        # One flush at a time: a stop and a rebalance may wait for the same last record, and then both commit.
+        self.flushing = asyncio.Lock()
         self.request: asyncio.Task[None] | None = None
         self.again = False
         self.retry: asyncio.TimerHandle | None = None
