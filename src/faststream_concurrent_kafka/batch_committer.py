@@ -156,7 +156,9 @@ class KafkaBatchCommitter:
     async def hold(self, consumer: Consumer) -> None:
         """Start no commit for this consumer until `release`; the one in flight is cancelled and awaited.
 
-        A flush in flight (of a stop, while a rebalance begins, or the other way round) is awaited first. A commit that aiokafka retries across a rebalance is sent under the new generation, and moved the next
+        A flush in flight (of a stop, while a rebalance begins, or the other way round) is awaited first.
+
+        A commit that aiokafka retries across a rebalance is sent under the new generation, and moved the next
         owner's offset back: none may be under way then.
         """
         offsets = self.watch(consumer)

@@ -61,8 +61,9 @@ def is_kafka_handler_healthy(context: ContextRepo) -> bool:
     """Whether records are being taken, handled and committed; never raises, and costs no request to the broker.
 
     False before initialising and after stopping, when the observer, the committer or a consumer's loop is dead, when
-    commits have been failing for `commit_failure_timeout_sec`, while a partition is halted, while a dead letter can't
-    be published, and while a handler goes on that was cancelled at its time limit.
+    commits have been failing for `commit_failure_timeout_sec`, when a partition has got nothing for `stall_timeout_sec`
+    although it has records, while a partition is halted, while a dead letter can't be published, and while a handler
+    goes on that was cancelled at its time limit.
     """
     handler = _running(context)
     return handler is not None and not handler.problems()
