@@ -144,7 +144,11 @@ class SubscriberAttachment:
                 await consumer.getmany(_NO_PARTITION, timeout_ms=0)
         if self._stopping is not None:
             return None
-        return await self._original_get_msg(consumer)
+        try:
+            return await self._original_get_msg(consumer)
+        except KafkaError as error:
+            self._health.note_fetch_error(error, self.handler.now())
+            raise
 
     def _must_wait(self) -> bool:
         if self._slots.are_spoken_for:
@@ -333,8 +337,7 @@ class SubscriberAttachment:
     def stop_application(self) -> None:
         """Ask the application to end, as FastStream does when a handler raises SystemExit."""
         app = private_parts.context_of(self.subscriber).get("app")
-        leave = getattr(app, "exit", None)
-        if callable(leave):
+        if callable(leave := getattr(app, "exit", None)):
             leave()
         elif app is not None:
             logger.warning("%s can't be ended by a handler: only %s is stopped", type(app).__name__, self.name)
@@ -346,9 +349,9 @@ class SubscriberAttachment:
         """The subscriber's topics and group."""
         return f"subscriber {','.join(self.subscriber.topic_names)} (group {self.subscriber.group_id})"
 
-    def look_for_stalls(self) -> None:
+    def look(self) -> None:
         """Note how far the consumer has come, for `problems`."""
-        self._health.look_for_stalls(self.handler.now(), is_busy=self._stopping is not None or self._must_wait())
+        self._health.look(self.handler.now(), is_busy=self._stopping is not None or self._must_wait())
 
     def problems(self) -> list[str]:
         """Say why its records may not be arriving, or not be finished."""

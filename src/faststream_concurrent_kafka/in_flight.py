@@ -118,7 +118,8 @@ class InFlight:
         try:
             while records := self.matching(belongs):
                 for record in records:
-                    record.is_last_pass, record.begin_by = True, deadline
+                    # What outlasted a rebalance is up to whoever has its partition now.
+                    record.is_last_pass, record.begin_by = True, None if record.is_of_the_past else deadline
                     if record.wakes_at is not None and record.wakes_at >= deadline and record.task is not None:
                         record.task.cancel()
                 if loop.time() >= deadline:

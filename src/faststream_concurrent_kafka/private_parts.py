@@ -91,6 +91,30 @@ def group_coordination_has_died(consumer: Any) -> bool:
     return task is not None and bool(task.done())
 
 
+def revive_group_membership(consumer: Any) -> None:
+    """Have a consumer join its group again when its heartbeats have ended with an error.
+
+    aiokafka starts them with a join alone: without one, each fetch raises that same error, whatever has changed since.
+    """
+    coordinator: Any = getattr(consumer, "_coordinator", None)
+    for name in ("_heartbeat_task", "_commit_refresh_task"):
+        task = getattr(coordinator, name, None)
+        if task is not None and task.done() and not task.cancelled() and task.exception() is not None:
+            coordinator.request_rejoin()
+
+
+def missing_topics(consumer: Any) -> list[str]:
+    """Return the subscribed topics of which the cluster had no partitions when the consumer last asked."""
+    if not isinstance(consumer, AIOKafkaConsumer):
+        return []
+    return sorted(topic for topic in consumer.subscription() or () if not consumer.partitions_for_topic(topic))
+
+
+def ask_for_topics(consumer: Any) -> None:
+    """Have a consumer ask for its topics now; by itself it does so every `metadata_max_age_ms` (five minutes)."""
+    consumer._client.force_metadata_update()
+
+
 def fetch_states(consumer: Any) -> dict[TopicPartition, FetchState]:
     """Return how far the consumer has come in each partition that is assigned and not paused."""
     subscription = getattr(getattr(consumer, "_subscription", None), "subscription", None)

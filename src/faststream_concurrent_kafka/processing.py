@@ -265,7 +265,7 @@ class KafkaConcurrentHandler:
             # Cancelled by somebody else before its first step: it never came to its own `finally`.
             self.records.leave(record, Outcome.NOT_DONE)
         for source in self.sources:
-            source.look_for_stalls()
+            source.look()
         problems = self.problems()
         for discover in self._discoveries:
             try:

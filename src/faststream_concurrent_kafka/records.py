@@ -36,7 +36,7 @@ class RecordSource(Protocol):
         """Say why records may not be arriving; empty when all is well."""
         ...
 
-    def look_for_stalls(self) -> None:
+    def look(self) -> None:
         """Note how far its consumer has come; called about once a second."""
         ...
 

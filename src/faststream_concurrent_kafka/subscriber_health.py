@@ -1,6 +1,8 @@
 """Why the records of one subscriber may not be arriving, or not be finished."""
 
+import dataclasses
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 from aiokafka import TopicPartition
@@ -13,6 +15,19 @@ from faststream_concurrent_kafka.stalls import StallWatch
 
 logger = logging.getLogger(__package__)
 
+# FastStream fetches again five seconds after an error.
+_LONGEST_BETWEEN_ERRORS_SEC = 15.0
+_ASK_FOR_TOPICS_SEC = 5.0
+
+
+@dataclasses.dataclass(slots=True)
+class _Trouble:
+    """Something that goes on and on."""
+
+    since: float
+    last: float
+    what: str
+
 
 class SubscriberHealth:
     """What has gone wrong with one subscriber, for as long as it lasts."""
@@ -23,15 +38,36 @@ class SubscriberHealth:
         self._stalls: StallWatch[TopicPartition] = StallWatch(stall_timeout_sec)
         # Why a partition stands still, by the record that it stopped at; over when the ledger is.
         self._halted: dict[KafkaCommitTask, str] = {}
+        self._stall_timeout_sec = stall_timeout_sec
+        self._fetching: _Trouble | None = None
+        self._missing: _Trouble | None = None
 
     def note_halt(self, commit: KafkaCommitTask, reason: str) -> None:
         """Note that a partition stands still at a record."""
         self._halted[commit] = f"{commit!r} has halted its partition: {reason}. A restart tries it again."
         logger.error("%s", self._halted[commit])
 
-    def look_for_stalls(self, now: float, *, is_busy: bool) -> None:
+    def note_fetch_error(self, error: Exception, now: float) -> None:
+        """Note that a fetch has failed; FastStream makes another one soon."""
+        if self._fetching is None or now - self._fetching.last > _LONGEST_BETWEEN_ERRORS_SEC:
+            # FastStream logs each of them, if it has a logger.
+            logger.warning("%s can't fetch, and goes on trying: %r", self._name, error)
+            self._fetching = _Trouble(now, now, "")
+        self._fetching.last, self._fetching.what = now, repr(error)
+        private_parts.revive_group_membership(self._subscriber.consumer)
+
+    def look(self, now: float, *, is_busy: bool) -> None:
         """Note how far the consumer has come; while `is_busy`, it takes nothing on purpose."""
-        self._stalls.look(private_parts.fetch_states(self._subscriber.consumer), now, is_busy=is_busy)
+        consumer = self._subscriber.consumer
+        self._stalls.look(private_parts.fetch_states(consumer), now, is_busy=is_busy)
+        missing = ", ".join(private_parts.missing_topics(consumer))
+        if not missing:
+            self._missing = None
+        elif self._missing is None or self._missing.what != missing:
+            self._missing = _Trouble(now, now, missing)
+        elif now - self._missing.last >= _ASK_FOR_TOPICS_SEC:
+            self._missing.last = now
+            private_parts.ask_for_topics(consumer)
 
     def problems(self, now: float) -> list[str]:
         """Say what is wrong with a subscriber that is meant to run; empty when all is well."""
@@ -41,8 +77,16 @@ class SubscriberHealth:
         if private_parts.group_coordination_has_died(subscriber.consumer):
             return [f"the group coordination of {self._name} has died"]
         self._halted = {commit: reason for commit, reason in self._halted.items() if not commit.ledger.closed}
-        stalled = (
-            f"{key.topic}[{key.partition}] has got nothing for {age_sec:.0f} s: {reason}"
-            for key, age_sec, reason in self._stalls.stalled(now)
-        )
-        return [*self._halted.values(), *stalled]
+        return [*self._halted.values(), *self._silences(now)]
+
+    def _silences(self, now: float) -> Iterator[str]:
+        for key, age_sec, reason in self._stalls.stalled(now):
+            yield f"{key.topic}[{key.partition}] has got nothing for {age_sec:.0f} s: {reason}"
+        limit_sec = self._stall_timeout_sec
+        if (missing := self._missing) is not None and 0 < limit_sec <= now - missing.since:
+            yield f"there has been no topic {missing.what} for {now - missing.since:.0f} s"
+        fetching = self._fetching
+        if fetching is None or now - fetching.last > _LONGEST_BETWEEN_ERRORS_SEC:
+            return
+        if 0 < limit_sec <= now - fetching.since:
+            yield f"{self._name} has not been able to fetch for {now - fetching.since:.0f} s: {fetching.what}"

@@ -190,6 +190,9 @@ async def test_an_assignment_has_the_private_parts_that_are_read():
         state.pause()
         assert fetch_states(consumer) == {}
         assert not exists(consumer, partition)
+        assert callable(consumer._client.force_metadata_update)
+        assert {"_heartbeat_task", "_commit_refresh_task"} <= names_in(GroupCoordinator.__init__)
+        assert callable(GroupCoordinator.request_rejoin)
         assert GroupCoordinator._do_commit_offsets.__qualname__ == "GroupCoordinator._do_commit_offsets"
         assert "asyncio.shield(self._do_commit_offsets(assignment, offsets))" in calls_in(
             GroupCoordinator.commit_offsets

@@ -42,7 +42,7 @@ class Source:
     def problems(self):
         return self.trouble
 
-    def look_for_stalls(self):
+    def look(self):
         pass
 
     async def stop(self):
