@@ -163,9 +163,8 @@ class ConsumerOffsets:
         task.ledger = ledger
         ledger.admit(task.offset, task, task.identity)
         earlier = self._claim_left(task) if self.left else None
-        if self.restored and self._claim_restored(task) and earlier is None:
-            return Earlier(None)
-        return earlier
+        # Even if it was left undone here, or still runs: somebody has finished it since.
+        return Earlier(None) if self.restored and self._claim_restored(task) else earlier
 
     def _claim_left(self, task: KafkaCommitTask) -> Earlier[KafkaCommitTask] | None:
         left = self.left.get(task.topic_partition)

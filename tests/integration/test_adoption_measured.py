@@ -1,6 +1,11 @@
-"""A second worker joins and leaves again and again while hundreds of handlers are in flight."""
+"""A second worker joins and leaves again and again while hundreds of handlers are in flight.
+
+`REBALANCE_ROUNDS=10 just test -s tests/integration/test_adoption_measured.py` prints the figures of docs/reliability.md.
+"""
 
 import asyncio
+import os
+import statistics
 from collections import Counter, defaultdict
 from itertools import pairwise
 from pathlib import Path
@@ -55,6 +60,14 @@ class Story:
                     first[run.partition] = min(run.offset, first.get(run.partition, run.offset))
                 allowed |= {place for place in runs if place[0] in first and place[1] >= first[place[0]]}
         return self.across - allowed
+
+    def stalls(self):
+        """How long the first worker began nothing around each rebalance, in seconds."""
+        began = [run.began for run in self.lives[0].runs]
+        return [
+            min((at for at in began if at > revoked), default=revoked) - max(at for at in began if at <= revoked)
+            for revoked in self.lives[0].revoked_at
+        ]
 
     def ended(self):
         """Records whose handling has come to its end, anywhere."""
@@ -112,6 +125,7 @@ async def test_a_second_worker_joins_and_leaves(
     cluster, new_topic, tmp_path: Path, *, drain_sec, ordering, rounds, with_metadata
 ):
     """0 lost, 0 run twice in one process; in two only what the drain could not get committed: with 3 s, nothing."""
+    rounds = int(os.environ.get("REBALANCE_ROUNDS", rounds))
     topic, keys, done = await new_topic(PARTITIONS), {}, asyncio.Event()
     settings: dict[str, Any] = {
         "concurrency_limit": 300,
@@ -144,7 +158,7 @@ async def test_a_second_worker_joins_and_leaves(
         f"drain {drain_sec} {ordering} metadata {with_metadata}: {len(keys)} records,"
         f" {len(story.lives[0].revoked_at)} rebalances,"
         f" twice {len(story.twice_in_one_process)}, across {len(story.across)},"
-        f" needlessly {len(needlessly)}, others ran {sum(len(each.runs) for each in lives[1:])}"
+        f" needlessly {len(needlessly)}, median stall {statistics.median(story.stalls()):.1f} s, others ran {sum(len(each.runs) for each in lives[1:])}"
     )
     assert story.ended() == set(keys)
     assert story.twice_in_one_process == []

@@ -1,0 +1,192 @@
+"""Nothing arrives: when that is a stall, and when there is nothing to arrive."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaProducer, TopicPartition
+from faststream.kafka import KafkaBroker
+
+from faststream_concurrent_kafka import (
+    KafkaConcurrentProcessingMiddleware,
+    get_kafka_handler_report,
+    is_kafka_handler_healthy,
+)
+from tests.brokers import create_topic, wait_until
+from tests.integration.helpers import PATIENCE_SEC, Cluster, Gated, Seen, manual, serving
+from tests.integration.rebalancing import delete_topic
+
+
+LIMIT_SEC = 2.0
+SETTINGS = {"stall_timeout_sec": LIMIT_SEC, "commit_batch_timeout_sec": 0.05}
+# The observer looks once a second.
+LONG_ENOUGH_SEC = LIMIT_SEC + 2.5
+
+
+async def until_red(app, *words, timeout_sec=PATIENCE_SEC):
+    """Wait until health is red, and says so."""
+
+    def problems():
+        return get_kafka_handler_report(app.context).problems
+
+    def is_said():
+        return any(all(word in problem for word in words) for problem in problems())
+
+    await wait_until(is_said, timeout_sec, lambda: f"{words} in {problems()}")
+    assert not is_kafka_handler_healthy(app.context)
+
+
+async def assert_green(app):
+    """Look for longer than the limit."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + LONG_ENOUGH_SEC
+    while loop.time() < deadline:
+        assert get_kafka_handler_report(app.context).problems == ()
+        await asyncio.sleep(0.1)
+
+
+class Counting(Seen):
+    """Keeps the numbers that it gets."""
+
+    subscriber: Any
+
+    async def handle(self, number: int):
+        """Handle a record."""
+        with self.handling(number):
+            pass
+
+
+def counting(broker, *topics, **more):
+    """Subscribe one."""
+    seen = Counting()
+    seen.subscriber = broker.subscriber(*topics, **manual(topics[0], **more))
+    seen.subscriber(seen.handle)
+    return seen
+
+
+@pytest.mark.cluster
+async def test_a_broker_that_falls_silent_is_noticed_although_nothing_is_to_be_committed(own_kafka, new_topic):
+    """Red after the limit, with the reason; green when it answers again, and the records come."""
+    server = own_kafka()
+    cluster = Cluster(server.bootstrap_servers)
+    topic = await new_topic(bootstrap=server.bootstrap_servers)
+    broker = KafkaBroker(server.bootstrap_servers, middlewares=[KafkaConcurrentProcessingMiddleware], logger=None)
+    seen = counting(broker, topic)
+    await cluster.send(topic, range(10))
+    async with serving(broker, **SETTINGS) as app:
+        await seen.until(10)
+        await cluster.until_committed(topic, {0: 10})
+        assert is_kafka_handler_healthy(app.context)
+        server.pause(0)
+        try:
+            await until_red(app, f"{topic}[0]", "does not answer")
+        finally:
+            server.resume(0)
+        await wait_until(lambda: is_kafka_handler_healthy(app.context), PATIENCE_SEC, "green again")
+        await cluster.send(topic, range(10, 20))
+        await seen.until(20)
+    assert seen.counts == dict.fromkeys(range(20), 1)
+
+
+async def test_a_consumer_that_nobody_asks_for_records_is_noticed(cluster, new_broker, new_topic):
+    """Its loop is alive, and stuck somewhere: there is lag, and nothing is delivered."""
+    topic = await new_topic()
+    broker = new_broker()
+    seen = counting(broker, topic)
+    await cluster.send(topic, range(5))
+    async with serving(broker, **SETTINGS) as app:
+        await seen.until(5)
+        stuck = asyncio.Event()
+        get_msg = seen.subscriber.get_msg
+
+        async def get_stuck(consumer):
+            await stuck.wait()
+            return await get_msg(consumer)
+
+        seen.subscriber.get_msg = get_stuck
+        # The fetch that is under way brings one more.
+        await cluster.send(topic, range(5, 25))
+        await until_red(app, f"{topic}[0]", "before the end")
+        stuck.set()
+        await seen.until(25)
+        await wait_until(lambda: is_kafka_handler_healthy(app.context), PATIENCE_SEC, "green again")
+        seen.subscriber.get_msg = get_msg
+
+
+@pytest.mark.apache
+async def test_without_an_offset_to_begin_at_it_says_that_it_cannot(cluster, new_broker, new_topic, caplog):
+    """`auto_offset_reset="none"`, and nothing committed: red with the reason, and once in the log."""
+    topic = await new_topic()
+    await cluster.send(topic, range(5))
+    broker = new_broker()
+    seen = counting(broker, topic, auto_offset_reset="none")
+    async with serving(broker, **SETTINGS) as app:
+        await until_red(app, "not been able to fetch", "NoOffsetForPartition")
+        assert not seen.values
+    said = [each for each in caplog.records if "can't fetch" in each.getMessage()]
+    assert len(said) == 1
+
+
+@pytest.mark.apache
+@pytest.mark.parametrize("isolation", ["read_committed", "read_uncommitted"])
+async def test_an_idle_topic_that_ends_in_an_aborted_transaction_is_green(cluster, new_broker, new_topic, isolation):
+    """What lies behind the last record is not for anybody."""
+    topic = await new_topic()
+    broker = new_broker()
+    seen = counting(broker, topic, isolation_level=isolation)
+    producer = AIOKafkaProducer(bootstrap_servers=cluster.bootstrap_servers, transactional_id=topic)
+    await producer.start()
+    try:
+        async with producer.transaction():
+            await producer.send_and_wait(topic, b"1")
+        await producer.begin_transaction()
+        await producer.send_and_wait(topic, b"2")
+        await producer.abort_transaction()
+    finally:
+        await producer.stop()
+    async with serving(broker, **SETTINGS) as app:
+        await seen.until(1 if isolation == "read_committed" else 2)
+        await assert_green(app)
+
+
+async def test_who_is_busy_or_paused_is_green(cluster, new_broker, new_topic):
+    """All slots are taken, or the user has paused a partition, for longer than the limit: both on purpose."""
+    busy, paused = await new_topic(), await new_topic()
+    broker = new_broker()
+    gated = Gated().subscribe(broker, busy)
+    seen = counting(broker, paused)
+    await cluster.send(paused, range(3))
+    async with serving(broker, **SETTINGS, concurrency_limit=4) as app:
+        await seen.until(3)
+        seen.subscriber.consumer.pause(TopicPartition(paused, 0))
+        await cluster.send(paused, range(3, 5))
+        await cluster.send(busy, range(20))
+        await gated.until_running(4)
+        await assert_green(app)
+        seen.subscriber.consumer.resume(TopicPartition(paused, 0))
+        gated.gate.set()
+        await gated.until(20)
+        await seen.until(5)
+
+
+@pytest.mark.cluster
+async def test_a_topic_that_is_deleted_is_named_and_found_when_it_is_back(own_kafka, new_topic):
+    """The consumer asks every few seconds, and not only after five minutes; its other topic goes on."""
+    server = own_kafka(settings={"auto.create.topics.enable": "false"})
+    cluster = Cluster(server.bootstrap_servers)
+    kept, deleted = [await new_topic(bootstrap=server.bootstrap_servers) for _ in range(2)]
+    broker = KafkaBroker(server.bootstrap_servers, middlewares=[KafkaConcurrentProcessingMiddleware], logger=None)
+    seen = counting(broker, kept, deleted)
+    async with serving(broker, **SETTINGS) as app:
+        await cluster.send(kept, range(3))
+        await cluster.send(deleted, range(3, 6))
+        await seen.until(6)
+        await delete_topic(cluster, deleted)
+        await until_red(app, "no topic", deleted)
+        await cluster.send(kept, range(6, 9))
+        await seen.until(9)
+        await cluster.until_committed(kept, {0: 6})
+        await create_topic(server.bootstrap_servers, deleted)
+        await cluster.send(deleted, range(9, 12))
+        await seen.until(12)
+        await wait_until(lambda: is_kafka_handler_healthy(app.context), PATIENCE_SEC, "green again")
