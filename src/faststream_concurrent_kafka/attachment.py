@@ -22,7 +22,6 @@ from faststream_concurrent_kafka.dead_letter import DeadLetterPublisher, describ
 from faststream_concurrent_kafka.errors import brief
 from faststream_concurrent_kafka.lanes import lanes_of
 from faststream_concurrent_kafka.message_consumer import MessageConsumer
-from faststream_concurrent_kafka.offsets import PartitionLedger
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
 from faststream_concurrent_kafka.rebalance import ConcurrentRebalanceListener
 from faststream_concurrent_kafka.records import Record, current_record
@@ -31,6 +30,7 @@ from faststream_concurrent_kafka.retries import DeadLetter
 from faststream_concurrent_kafka.settings import Settings
 from faststream_concurrent_kafka.subscriber_health import SubscriberHealth
 from faststream_concurrent_kafka.topic_groups import for_group
+from faststream_concurrent_kafka.window import Window
 
 
 logger = logging.getLogger(__package__)
@@ -54,9 +54,8 @@ class SubscriberAttachment:
         self.in_flight = 0
         self._slots = handler.slots
         self._committer = handler.committer
-        self._window = settings.max_uncommitted_tasks
+        self._window = Window(settings.max_uncommitted_tasks)
         self.consumer: Any = None
-        self._paused: set[tuple[str, int]] = set()
         # What was still running when its partition was revoked, until it ends.
         self._straddling: MutableMapping[KafkaCommitTask, Record] = weakref.WeakValueDictionary()
         self._dead_letters = DeadLetterPublisher(lambda: private_parts.make_producer(subscriber))
@@ -116,15 +115,16 @@ class SubscriberAttachment:
         """Take note of the consumer of this start of the subscriber."""
         self.consumer = consumer
         self._stopping = None
-        self._paused.clear()
+        self._window.adopt(consumer)
         self._straddling.clear()
         self._poll_pause_sec = min(_LONGEST_POLL_PAUSE_SEC, private_parts.max_poll_interval_sec(consumer) / 3)
         if self.commits:
             private_parts.set_consumer_of_messages(self.subscriber, MessageConsumer(consumer))
             offsets = self._committer.watch(consumer)
             offsets.rejoins = not self.subscriber.partitions
-            offsets.on_ack = self._resume
+            offsets.on_ack = self._window.acknowledged
             offsets.heed_seeks()
+            private_parts.guard_commits(consumer, is_member=offsets.rejoins)
 
     # -- what FastStream's loop calls ----------------------------------------------------------------------------
 
@@ -155,7 +155,7 @@ class SubscriberAttachment:
             return True
         # What a dead committer can't commit would all be handled again after the restart: take nothing more. Where
         # nothing is committed, there is no window per partition to bound what waits for its order or another attempt.
-        return not self._committer.is_alive if self.commits else self.in_flight >= self._window
+        return not self._committer.is_alive if self.commits else self.in_flight >= self._window.size
 
     async def consume_one(self, raw: Any) -> None:
         """Admit a record (or batch) and fire off its task. Nothing is awaited between the fetch and the admission."""
@@ -214,9 +214,7 @@ class SubscriberAttachment:
             self.consumer, key, raw.offset, identity=hash((raw.timestamp, raw.key)), timestamp=raw.timestamp
         )
         earlier = self._committer.send_task(task)
-        if task.ledger.window >= self._window:
-            self._paused.add(key)
-            self.consumer.pause(TopicPartition(*key))
+        self._window.check(key, task.ledger)
         return None if earlier is not None and self._adopts(task, earlier.entry) else task
 
     def _adopts(self, task: KafkaCommitTask, earlier: KafkaCommitTask | None) -> bool:
@@ -232,13 +230,6 @@ class SubscriberAttachment:
         record.is_last_pass = False
         return True
 
-    def _resume(self, key: tuple[str, int], ledger: PartitionLedger[KafkaCommitTask]) -> None:
-        if key in self._paused and ledger.window <= self._window // 2 and ledger.stopped_at is None:
-            self._paused.discard(key)
-            topic_partition = TopicPartition(*key)
-            if self.consumer is not None and topic_partition in self.consumer.assignment():
-                self.consumer.resume(topic_partition)
-
     def complete(self, commits: Iterable[KafkaCommitTask]) -> None:
         """Note that admitted records need no more work."""
         for commit in commits:
@@ -252,9 +243,7 @@ class SubscriberAttachment:
             if commit.ledger.closed:
                 continue
             self._health.note_halt(commit, reason)
-            partition = TopicPartition(*commit.topic_partition)
-            if self.consumer is not None and partition in self.consumer.assignment():
-                self.consumer.pause(partition)
+            self._window.close(commit.topic_partition)
 
     async def dead_letter(self, record: Record, error: BaseException) -> None:
         """Publish the record, each of a batch, to the dead letter topic; returns when that is acknowledged."""

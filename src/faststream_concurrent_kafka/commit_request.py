@@ -69,7 +69,6 @@ async def _send(
         async with asyncio.timeout(timeout_sec):
             await offsets.consumer.commit(offsets.with_metadata(frontiers))
     except BaseException as error:
-        private_parts.retrieve_abandoned_commits()
         task = asyncio.current_task()
         if not isinstance(error, Exception | asyncio.CancelledError) or (task is not None and task.cancelling()):
             raise

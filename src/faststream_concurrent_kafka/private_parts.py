@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import CommitFailedError
 from faststream.kafka.subscriber.usecase import LogicSubscriber
 
 from faststream_concurrent_kafka.stalls import FetchState
@@ -17,8 +18,8 @@ from faststream_concurrent_kafka.suspension import frames_of
 
 # anyio's, by which a synchronous handler or dependency is run.
 _THREADED = "run_sync_in_worker_thread"
-# What aiokafka's `commit` shields from its own cancellation.
-_COMMIT_REQUEST = "GroupCoordinator._do_commit_offsets"
+# That of a consumer which has not joined its group, or was thrown out of it.
+_NO_GENERATION = -1
 _DEFAULT_MAX_POLL_INTERVAL_MS = 300_000
 # One attempt to publish: long enough for a broker that is busy, short enough to say that something is wrong.
 _PUBLISH_TIMEOUT_MS = 10_000
@@ -141,15 +142,31 @@ def exists(consumer: Any, partition: TopicPartition) -> bool:
     return partition.partition in (consumer.partitions_for_topic(partition.topic) or ())
 
 
-def retrieve_abandoned_commits() -> None:
-    """Have nobody told of what becomes of commits that were cancelled.
+def guard_commits(consumer: Any, *, is_member: bool) -> None:
+    """See to the requests that a consumer's commits send, at each of the attempts that aiokafka makes.
 
-    A cancelled `commit` leaves the request that it has sent, in a task that nobody waits for: if that fails, asyncio
-    would log an exception that was never retrieved.
+    Of a member of a group none is sent while it is none: a broker takes such a commit from anybody as soon as the group
+    is empty, and what the others have committed meanwhile would be undone.
+
+    A cancelled `commit` leaves the request that it has sent, in a task that nobody waits for: if that fails, nobody is
+    told, where asyncio would log an exception that was never retrieved.
     """
-    for task in asyncio.all_tasks():
-        if getattr(task.get_coro(), "__qualname__", "") == _COMMIT_REQUEST:
-            task.add_done_callback(lambda done: None if done.cancelled() else done.exception())
+    coordinator: Any = getattr(consumer, "_coordinator", None)
+    send = getattr(coordinator, "_do_commit_offsets", None)
+    if send is None:
+        return
+
+    async def send_as_member(*arguments: Any) -> None:
+        if is_member and coordinator.generation == _NO_GENERATION:
+            raise CommitFailedError("the consumer is not a member of its group now")
+        await send(*arguments)
+
+    def request(*arguments: Any) -> asyncio.Future[None]:
+        sending = asyncio.ensure_future(send_as_member(*arguments))
+        sending.add_done_callback(lambda done: None if done.cancelled() else done.exception())
+        return sending
+
+    coordinator._do_commit_offsets = request
 
 
 async def committed_offsets(consumer: Any, partitions: Iterable[TopicPartition]) -> Any:

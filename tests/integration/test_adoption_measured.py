@@ -1,6 +1,6 @@
 """A second worker joins and leaves again and again while hundreds of handlers are in flight.
 
-`REBALANCE_ROUNDS=10 just test -s tests/integration/test_adoption_measured.py` prints the figures of docs/reliability.md.
+With REBALANCE_ROUNDS=10 in the environment, `pytest -s` prints the figures of docs/reliability.md.
 """
 
 import asyncio
@@ -158,7 +158,8 @@ async def test_a_second_worker_joins_and_leaves(
         f"drain {drain_sec} {ordering} metadata {with_metadata}: {len(keys)} records,"
         f" {len(story.lives[0].revoked_at)} rebalances,"
         f" twice {len(story.twice_in_one_process)}, across {len(story.across)},"
-        f" needlessly {len(needlessly)}, median stall {statistics.median(story.stalls()):.1f} s, others ran {sum(len(each.runs) for each in lives[1:])}"
+        f" needlessly {len(needlessly)}, median stall {statistics.median(story.stalls()):.1f} s,"
+        f" others ran {sum(len(each.runs) for each in lives[1:])}"
     )
     assert story.ended() == set(keys)
     assert story.twice_in_one_process == []

@@ -33,6 +33,7 @@ FLOORS = {
     "dead_letter": 8,
     "private_parts": 4,
     "restoring": 8,
+    "window": 8,
     "subscriber_health": 8,
     "time_limits": 9,
     "failures": 9,

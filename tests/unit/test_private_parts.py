@@ -11,6 +11,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.consumer.subscription_state import SubscriptionState
+from aiokafka.protocol.commit import OffsetCommitRequest
 from faststream import BaseMiddleware, Context
 from faststream._internal.endpoint.subscriber.usecase import SubscriberUsecase
 from faststream.kafka import KafkaBroker, KafkaRouter, TestKafkaBroker
@@ -193,7 +194,8 @@ async def test_an_assignment_has_the_private_parts_that_are_read():
         assert callable(consumer._client.force_metadata_update)
         assert {"_heartbeat_task", "_commit_refresh_task"} <= names_in(GroupCoordinator.__init__)
         assert callable(GroupCoordinator.request_rejoin)
-        assert GroupCoordinator._do_commit_offsets.__qualname__ == "GroupCoordinator._do_commit_offsets"
+        assert "DEFAULT_GENERATION_ID" in names_in(GroupCoordinator.reset_generation)
+        assert OffsetCommitRequest.DEFAULT_GENERATION_ID == -1
         assert "asyncio.shield(self._do_commit_offsets(assignment, offsets))" in calls_in(
             GroupCoordinator.commit_offsets
         )
