@@ -84,3 +84,13 @@ demo:
 # Throughput side by side with FastStream alone
 bench *args:
     {{ uv }} run python -m benchmarks "$@"
+
+# Faults on three brokers and a group of workers: what is promised holds, or it fails
+chaos *args:
+    {{ uv }} run python -m chaos "$@"
+
+# So many random worlds on a simulated broker, from a random seed on that is printed, or from a given one
+simulate seeds="1000" *first:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    {{ uv }} run python -m tests.simulation --seeds {{ seeds }} ${2:+--first "$2"}

@@ -1,0 +1,104 @@
+"""The result as Markdown, for the terminal and for docs/reliability.md, so that no figure is typed by hand."""
+
+import datetime as dt
+import os
+import platform
+import statistics
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+
+from chaos.causes import ALLOWED, Cause
+from chaos.oracle import Findings
+
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "reliability.md"
+BEGIN, END = "<!-- chaos: begin -->", "<!-- chaos: end -->"
+_PACKAGES = ("faststream", "aiokafka", "faststream-concurrent-kafka")
+
+
+def conditions(command: str) -> str:
+    """Return how the run was made."""
+    memory_gb = psutil.virtual_memory().total / 1e9
+    versions = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
+    return "\n".join(
+        [
+            f"- `{command}`, {dt.datetime.now(dt.UTC):%Y-%m-%d}",
+            f"- {os.cpu_count()} CPUs, {memory_gb:.0f} GB, {platform.system()} {platform.machine()}, for all processes",
+            "- Kafka: Apache Kafka, three brokers, replication 3, min.insync.replicas 2",
+            f"- {platform.python_implementation()} {platform.python_version()}, {versions}",
+        ]
+    )
+
+
+def body(findings: Findings) -> str:
+    """Return the tables."""
+    return "\n\n".join([_results(findings), _again(findings), _faults(findings)])
+
+
+def details(findings: Findings) -> str:
+    """Return what helps to find out more, for the terminal."""
+    lines = [f"{what}: {example}" for what, examples in findings.examples.items() for example in examples]
+    lines += [f"logged {times:,} times: {text}" for text, times in findings.warnings.most_common(25)]
+    return "\n".join(lines)
+
+
+def write(findings: Findings, how: str, into: Path = DOCUMENT) -> None:
+    """Put the tables in their place."""
+    before, begin, rest = into.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{into} must have {BEGIN} and {END}")
+    into.write_text(f"{before}{BEGIN}\n\n{how}\n\n{body(findings)}\n\n{END}{after}")
+
+
+def _results(findings: Findings) -> str:
+    rows = [
+        ["records", "", f"{findings.records:,}"],
+        ["time", "", f"{findings.seconds / 60:.1f} min"],
+        ["faults", "", f"{findings.faults.total():,}"],
+        ["worker processes, one after the other", "", f"{findings.lives:,}"],
+        ["records lost", "0", f"{findings.lost:,}"],
+        ["inversions: begun before the one before it in its key was done", "0", f"{findings.inversions:,}"],
+        ["overlaps: two records of a key at once in one process", "0", f"{findings.overlaps:,}"],
+        *([f"handled again: {cause}", "0", f"{findings.again[cause]:,}"] for cause in Cause if cause not in ALLOWED),
+        ["processes that ended by themselves", "0", f"{findings.died:,}"],
+        ["stops that did not come to their end", "0", f"{findings.stubborn:,}"],
+        ["longest time in which the whole group did nothing", "", f"{findings.stall_sec:.1f} s"],
+        ["memory of a worker, at most", "", f"{findings.memory_mb:.0f} MB"],
+    ]
+    if findings.produced_twice:
+        rows.append(["records that the producer has written twice", "", f"{findings.produced_twice:,}"])
+    return _table(["", "promised", "found"], rows)
+
+
+def _again(findings: Findings) -> str:
+    of = {
+        Cause.KILL: f"{findings.killed} processes killed",
+        Cause.FROZEN: f"{findings.frozen} processes frozen",
+        Cause.REBALANCE: f"{findings.lives:,} processes joining",
+        Cause.BROKER: f"{findings.troubles} broker faults",
+    }
+    rows = [[cause, f"{findings.again[cause]:,}", of[cause]] for cause in Cause if cause in ALLOWED]
+    return _table(["handled again, as at-least-once allows", "records", "in"], rows)
+
+
+def _faults(findings: Findings) -> str:
+    rows = []
+    for kind, times in sorted(findings.faults.items()):
+        pauses = findings.pauses_sec.get(kind) or [0.0]
+        rows.append([kind, f"{times:,}", f"{statistics.median(pauses):.1f} s", f"{max(pauses):.1f} s"])
+    return _table(["fault", "times", "its partitions stood still, median", "at most"], rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *others = zip(cells, widths, strict=True)
+        return f"| {first[0].ljust(first[1])} | {' | '.join(cell.rjust(width) for cell, width in others)} |"
+
+    rule = "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])])
+    return "\n".join([line(head), f"|{rule}|", *map(line, rows)])

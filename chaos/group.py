@@ -1,0 +1,164 @@
+"""The worker processes, and their keeper, which starts what is missing as an orchestrator does."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from chaos.ledger import path_of
+from chaos.log import LogWriter
+from tests.brokers.process import Process
+
+
+# What an orchestrator allows, 30 s, and something for this machine. A stop takes 15 s and a little at most.
+_STOP_SEC = 40.0
+_LOOK_SEC = 0.1
+_LOOKS_PER_WEIGHING = 10
+_BYTES_PER_MB = 1e6
+
+
+class Worker:
+    """One process, from its start to its end."""
+
+    def __init__(self, index: int, process: Process, ledger: Path) -> None:
+        self.index = index
+        self.process = process
+        self._ledger = ledger
+        self.is_told = False
+        """Whether somebody has stopped or killed it."""
+        self.is_frozen = False
+        self.makes_room = False
+        """Whether its successor starts while it stops."""
+        self.memory_mb = 0.0
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it runs, or would if it were not frozen."""
+        return self.process.alive
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it has had an assignment."""
+        return self._ledger.exists() and self._ledger.stat().st_size > 0
+
+    def weigh(self) -> None:
+        """Note its memory."""
+        with contextlib.suppress(psutil.Error):
+            rss = psutil.Process(self.process.pid).memory_info().rss
+            self.memory_mb = max(self.memory_mb, rss / _BYTES_PER_MB)
+
+
+class Group:
+    """As many workers as are wanted."""
+
+    def __init__(self, folder: Path, log: LogWriter, task: Callable[[Path], str]) -> None:
+        self._folder = folder
+        self._log = log
+        self._task = task
+        self.wanted = 0
+        self.living: list[Worker] = []
+        self._started = 0
+
+    @property
+    def free(self) -> list[Worker]:
+        """Those that nobody has stopped, killed or frozen."""
+        return [each for each in self.living if each.is_alive and not each.is_told and not each.is_frozen]
+
+    async def keep(self) -> None:
+        """Start what is missing, for ever."""
+        looks = 0
+        while True:
+            self._look()
+            looks += 1
+            if looks % _LOOKS_PER_WEIGHING == 0:
+                for each in self.living:
+                    each.weigh()
+            await asyncio.sleep(_LOOK_SEC)
+
+    def _look(self) -> None:
+        for each in [each for each in self.living if not each.is_alive]:
+            self.living.remove(each)
+            if not each.is_told:
+                self._log.write("died", each.index)
+            self._log.write("memory", each.index, f"{each.memory_mb:.1f}")
+        for _ in range(self.wanted - sum(not each.makes_room for each in self.living)):
+            self._start()
+
+    def _start(self) -> None:
+        self._started += 1
+        index = self._started
+        ledger = path_of(self._folder, index)
+        process = Process(
+            [sys.executable, "-m", "chaos.worker", self._task(ledger)], self._folder / f"worker-{index:04d}.log"
+        )
+        self._log.write("start", index)
+        process.start()
+        self.living.append(Worker(index, process, ledger))
+
+    def resize(self, wanted: int, fault: int, *, oldest_first: bool) -> None:
+        """Have another number of workers; those that are too many are stopped."""
+        self.wanted = wanted
+        staying = [each for each in self.living if not each.is_told]
+        free = self.free if oldest_first else self.free[::-1]
+        for each in free[: max(0, len(staying) - wanted)]:
+            self.stop(each, fault)
+
+    def stop(self, worker: Worker, fault: int | str, *, makes_room: bool = False) -> None:
+        """Tell it to stop, as an orchestrator does."""
+        self._log.write("term", worker.index, fault)
+        worker.is_told = True
+        worker.makes_room = makes_room
+        if worker.is_alive:
+            os.kill(worker.process.pid, signal.SIGTERM)
+
+    def kill(self, worker: Worker, fault: int) -> None:
+        """Kill it."""
+        self._log.write("kill", worker.index, fault)
+        worker.is_told = True
+        worker.process.kill()
+
+    def freeze(self, worker: Worker, fault: int) -> None:
+        """Let it fall silent."""
+        self._log.write("freeze", worker.index, fault)
+        worker.is_frozen = True
+        worker.process.pause()
+
+    def thaw(self, worker: Worker, fault: int) -> None:
+        """Let it go on, if it is still there."""
+        if worker.is_alive:
+            self._log.write("thaw", worker.index, fault)
+            worker.process.resume()
+        worker.is_frozen = False
+
+    async def gone(self, worker: Worker) -> None:
+        """Wait until a worker that was told to stop has ended; kill it if it takes too long."""
+        if not await until(lambda: not worker.is_alive, _STOP_SEC):
+            self._log.write("stubborn", worker.index)
+            self._log.write("kill", worker.index, "-")
+            worker.process.kill()
+
+    async def whole(self, timeout_sec: float = 20.0) -> bool:
+        """Wait until there are as many as are wanted, each with an assignment; return whether it came to that."""
+        return await until(
+            lambda: len(self.living) >= self.wanted and all(each.has_begun for each in self.living), timeout_sec
+        )
+
+    def end(self) -> None:
+        """Kill all that is left."""
+        self.wanted = 0
+        for each in self.living:
+            each.process.kill()
+
+
+async def until(predicate: Callable[[], bool], timeout_sec: float) -> bool:
+    """Wait for something, for a limited time; return whether it came."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_sec):
+            while not predicate():  # noqa: ASYNC110 - of other processes
+                await asyncio.sleep(_LOOK_SEC / 2)
+    return predicate()

@@ -1,0 +1,68 @@
+"""The producer: `python -m chaos.producer JSON`. Numbered records at a bounded rate, each acknowledged by all."""
+
+import asyncio
+import sys
+import time
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.structs import RecordMetadata
+
+from chaos.worker import Task
+from tests.lines import Appender
+
+
+_TICK_SEC = 0.02
+# While brokers are away, so much waits here and no more; afterwards the rate may rise to make up for it.
+_MOST_PENDING = 5_000
+_MOST_PER_TICK = 60
+
+
+class Producing:
+    """Sends all records, and writes down how far it is: `p <acknowledged>`, `f <number> <error>`, at the end `x`."""
+
+    def __init__(self, task: Task, producer: AIOKafkaProducer) -> None:
+        self._task = task
+        self._producer = producer
+        self._lines = Appender(task.ledger)
+        self._pending = 0
+        self._acknowledged = 0
+
+    async def run(self) -> None:
+        """Return when each record is acknowledged, or has failed."""
+        load, began, sent, said = self._task.load, time.monotonic(), 0, 0.0
+        while sent < load.records or self._pending:
+            now = time.monotonic() - began
+            due = min(load.records, int(load.records * now / self._task.seconds))
+            for number in range(sent, min(due, sent + _MOST_PER_TICK, sent + _MOST_PENDING - self._pending)):
+                key = b"%d" % load.key(number)
+                future = await self._producer.send(self._task.topic, b"%d" % number, key=key)
+                future.add_done_callback(lambda done, number=number: self._answered(number, done))
+                self._pending += 1
+                sent = number + 1
+            if now - said > 1:
+                said = now
+                self._lines.write(f"p {self._acknowledged}")
+            await asyncio.sleep(_TICK_SEC)
+        self._lines.write(f"x {self._acknowledged}")
+
+    def _answered(self, number: int, done: asyncio.Future[RecordMetadata]) -> None:
+        self._pending -= 1
+        if done.cancelled() or done.exception() is not None:
+            self._lines.write(f"f {number} {'cancelled' if done.cancelled() else repr(done.exception())}")
+        else:
+            self._acknowledged += 1
+
+
+async def _main(task: Task) -> None:
+    producer = AIOKafkaProducer(
+        bootstrap_servers=task.bootstrap_servers, enable_idempotence=True, acks="all", linger_ms=10
+    )
+    await producer.start()
+    try:
+        await Producing(task, producer).run()
+    finally:
+        await producer.stop()
+
+
+if __name__ == "__main__":
+    asyncio.run(_main(Task.from_json(sys.argv[1])))

@@ -1,0 +1,151 @@
+"""One run: brokers, producer, workers and faults, until everything is committed; it leaves evidence in a folder."""
+
+import asyncio
+import dataclasses
+import json
+import sys
+from array import array
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, Self
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from chaos.causes import Topic
+from chaos.group import Group, until
+from chaos.ledger import Handlings, path_of, read_life
+from chaos.load import Load
+from chaos.log import Log, LogWriter
+from chaos.nemesis import BROKERS, WORKERS, Nemesis
+from chaos.oracle import Findings, Oracle
+from chaos.plan import plan
+from chaos.worker import Task
+from tests.brokers import ApacheKafka, committed, create_topic, end_offsets
+from tests.brokers.process import Process
+
+
+TOPIC, GROUP = "chaos", "chaos"
+BROKER_SETTINGS = {"min.insync.replicas": 2}
+HEAP_MB = 384
+_FIRST_ASSIGNMENT_SEC = 60.0
+# For what is behind when the last fault is over, and for the slowest way back of a broker.
+_CATCH_UP_SEC = 150.0
+_READ_SEC = 180.0
+_LOG, _PRODUCER, _ABOUT = "nemesis.log", "producer.ledger", "run.json"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """What is asked of a run."""
+
+    seed: int
+    minutes: float
+    records: int
+    gap_sec: float
+    """Seconds from one fault to the next, on average."""
+
+    @property
+    def load(self) -> Load:
+        """The records."""
+        return Load(self.seed, self.records)
+
+    @classmethod
+    def of(cls, folder: Path) -> Self:
+        """Return the settings of the run that has left its evidence in a folder."""
+        return cls(**json.loads((folder / _ABOUT).read_text())["settings"])
+
+
+async def run(asked: RunSettings, kafka: ApacheKafka, folder: Path, say: Callable[[str], object]) -> str:
+    """Make the run; return what did not come to its end in time, or nothing. It ends all that it has started."""
+    log = LogWriter(folder / _LOG)
+    where, load, seconds = kafka.bootstrap_servers, asked.load, asked.minutes * 60
+
+    def task(ledger: Path) -> str:
+        return Task(
+            bootstrap_servers=where, topic=TOPIC, group=GROUP, ledger=str(ledger), load=load, seconds=seconds
+        ).to_json()
+
+    group = Group(folder, log, task)
+    ledger = folder / _PRODUCER
+    producer = Process([sys.executable, "-m", "chaos.producer", task(ledger)], folder / "producer.log")
+    await create_topic(where, TOPIC, load.partitions, replication_factor=BROKERS, config={"min.insync.replicas": "2"})
+    keeper = asyncio.create_task(group.keep())
+    try:
+        group.wanted = WORKERS
+        if not await group.whole(_FIRST_ASSIGNMENT_SEC):
+            return "the workers did not join"
+        producer.start()
+        faults = plan(asked.seed, seconds=seconds, gap_sec=asked.gap_sec)
+        if not await _within(seconds + _CATCH_UP_SEC, Nemesis(kafka, group, log, say).run(faults)):
+            return "the faults did not come to their end"
+        await until(lambda: not producer.alive, seconds + _CATCH_UP_SEC)
+        if not any(line.startswith("x ") for line in _lines_of(ledger)):
+            return f"the producer did not come to its end: {producer.log_tail()}"
+        problem = await _everything_committed(where, say)
+        group.wanted = 0
+        for each in group.living:
+            group.stop(each, "-")
+        await asyncio.gather(*map(group.gone, group.living))
+        await asyncio.wait({keeper}, timeout=0.3)
+        numbers = await _read_back(where, load.partitions)
+        for partition, each in enumerate(numbers):
+            (folder / f"topic-{partition}.numbers").write_bytes(each.tobytes())
+        about = {"settings": dataclasses.asdict(asked), "problem": problem}
+        (folder / _ABOUT).write_text(json.dumps(about))
+        return problem
+    finally:
+        keeper.cancel()
+        group.end()
+        producer.kill()
+
+
+async def _within(timeout_sec: float, work: Coroutine[Any, Any, None]) -> bool:
+    deadline = asyncio.timeout(timeout_sec)
+    try:
+        async with deadline:
+            await work
+    except TimeoutError:
+        if not deadline.expired():
+            raise
+    return not deadline.expired()
+
+
+async def _everything_committed(where: list[str], say: Callable[[str], object]) -> str:
+    ends = {partition: end for partition, end in (await end_offsets(where, TOPIC)).items() if end}
+    say(f"  everything is produced: {sum(ends.values()):,} records")
+    deadline = asyncio.get_running_loop().time() + _CATCH_UP_SEC
+    while (now := await committed(where, GROUP, TOPIC)) != ends:
+        if asyncio.get_running_loop().time() > deadline:
+            return f"not committed within {_CATCH_UP_SEC} s of the last fault: {now}, and not {ends}"
+        await asyncio.sleep(0.2)
+    return ""
+
+
+async def _read_back(where: list[str], partitions: int) -> "list[array[int]]":
+    found = [array("I") for _ in range(partitions)]
+    consumer = AIOKafkaConsumer(bootstrap_servers=where, enable_auto_commit=False, auto_offset_reset="earliest")
+    async with consumer, asyncio.timeout(_READ_SEC):
+        everything = [TopicPartition(TOPIC, partition) for partition in range(partitions)]
+        consumer.assign(everything)
+        ends = await consumer.end_offsets(everything)
+        while any([await consumer.position(each) < end for each, end in ends.items()]):
+            for each, records in (await consumer.getmany(timeout_ms=200)).items():
+                found[each.partition].extend(int(record.value or b"") for record in records)
+    return found
+
+
+def _lines_of(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def analyse(folder: Path) -> Findings:
+    """Look at what a run has left in its folder."""
+    load = RunSettings.of(folder).load
+    log = Log((folder / _LOG).read_text().splitlines())
+    handlings, numbers = Handlings(), []
+    for partition in range(load.partitions):
+        numbers.append(array("I"))
+        numbers[-1].frombytes((folder / f"topic-{partition}.numbers").read_bytes())
+    lives = {index: read_life(path_of(folder, index), index, handlings) for index in log.started}
+    failed = sum(line.startswith("f ") for line in _lines_of(folder / _PRODUCER))
+    return Oracle(Topic.of(numbers, load.records), load.key, handlings, lives, log).findings(failed=failed)

@@ -1,0 +1,112 @@
+"""An operator takes a right away, and gives it back."""
+
+import pytest
+
+from faststream_concurrent_kafka import get_kafka_handler_report, is_kafka_handler_healthy
+from tests.brokers import wait_until
+from tests.faults.scene import (
+    GROUP,
+    IMPATIENT,
+    TOPIC,
+    Busy,
+    Busyness,
+    Watch,
+    allow_reading,
+    broker_at,
+    deny_reading,
+    named,
+    topic_at,
+    until_all_committed,
+)
+from tests.integration.helpers import Cluster, Gated, serving
+
+
+SESSION_SEC = IMPATIENT["session_timeout_ms"] / 1000
+SETTINGS = {"commit_batch_timeout_sec": 0.1, "commit_failure_timeout_sec": 3}
+
+
+def _says(app, what):
+    return any(what in each for each in get_kafka_handler_report(app.context).problems)
+
+
+async def test_commits_are_refused_to_the_group(strict):
+    """Red with the reason, idle, nothing lost; allowed again after it was evicted, the process goes on by itself."""
+    servers = strict.bootstrap_servers
+    cluster = Cluster(servers)
+    topic = await topic_at(servers, "refused-to-the-group", 2)
+    broker = broker_at(servers)
+    seen = Gated(free=50).subscribe(broker, topic)
+    await cluster.send(topic, range(100))
+    async with serving(broker, **SETTINGS) as app, Watch.over(app) as watch:
+        await seen.until(50)
+        await seen.until_running(50)
+        await deny_reading(servers, GROUP, f"{topic}-group")
+        refused = Busyness()
+        seen.gate.set()
+        await seen.until(100)
+        await wait_until(lambda: _says(app, "GroupAuthorizationFailed"), 20, lambda: f"told: {watch.problems}")
+        await cluster.send(topic, range(100, 150))
+        await wait_until(lambda: refused.seconds > SESSION_SEC + 2, 20, "it is a member no more")
+        assert refused.share < 0.5
+        await allow_reading(servers, GROUP, f"{topic}-group")
+        await wait_until(lambda: set(seen.values) >= set(range(150)), 40, lambda: f"handled: {sorted(seen.values)}")
+        await until_all_committed(cluster, topic)
+        await wait_until(lambda: is_kafka_handler_healthy(app.context), 20, lambda: f"green: {watch.problems}")
+    assert not {number for number, count in seen.counts.items() if count > 1}
+
+
+async def test_a_group_is_refused_for_a_moment_while_nothing_is_to_be_committed(strict):
+    """Records that come afterwards are handled and committed without a restart, whatever health says meanwhile."""
+    servers = strict.bootstrap_servers
+    cluster = Cluster(servers)
+    topic = await topic_at(servers, "refused-for-a-moment")
+    broker = broker_at(servers)
+    seen = Busy().subscribe(broker, topic)
+    await cluster.send(topic, range(50))
+    async with serving(broker, stall_timeout_sec=5, **SETTINGS) as app:
+        await seen.until(50)
+        await until_all_committed(cluster, topic)
+        await deny_reading(servers, GROUP, f"{topic}-group")
+        refused = Busyness()
+        await wait_until(lambda: refused.seconds > 2, 5, "some heartbeats are refused")
+        await allow_reading(servers, GROUP, f"{topic}-group")
+        await cluster.send(topic, range(50, 100))
+        await wait_until(
+            lambda: set(seen.values) >= set(range(100)) or not is_kafka_handler_healthy(app.context),
+            20,
+            "silently stalled: nothing arrives, and health is green",
+        )
+        await seen.until_all_of(range(100))
+        await until_all_committed(cluster, topic)
+
+
+@pytest.mark.parametrize("in_flight", [False, True], ids=["with nothing else dirty", "with records in flight"])
+async def test_one_of_two_topics_is_refused(strict, in_flight):
+    """The other one's commits go on, health tells of the refused one; allowed again, everything is committed."""
+    servers = strict.bootstrap_servers
+    cluster = Cluster(servers)
+    free, refused, group = await topic_at(servers, "free"), await topic_at(servers, "refused"), named("of-both")
+    broker = broker_at(servers)
+    seen = Gated(free=1000).subscribe(broker, free, refused, group=group)
+    await cluster.send(free, range(50))
+    await cluster.send(refused, [*range(50, 60), *([1000] if in_flight else [])])
+    async with serving(broker, max_uncommitted_tasks=100, **SETTINGS) as app, Watch.over(app) as watch:
+        await seen.until(60)
+        if in_flight:
+            await seen.until_running(1)
+        await until_all_committed(cluster, free, group=group)
+        await deny_reading(servers, TOPIC, refused)
+        seen.gate.set()
+        for first in range(100, 300, 100):
+            await cluster.send(free, range(first, first + 100))
+            await wait_until(lambda last=first + 99: last in seen.values, 20, lambda: f"handled: {len(seen.values)}")
+        await until_all_committed(cluster, free, group=group, timeout_sec=10)
+        if in_flight:
+            await wait_until(lambda: _says(app, "TopicAuthorizationFailed"), 20, lambda: f"told: {watch.problems}")
+        await allow_reading(servers, TOPIC, refused)
+        await cluster.send(refused, range(60, 70))
+        await wait_until(lambda: set(seen.values) >= set(range(50, 70)), 30, lambda: f"handled: {sorted(seen.values)}")
+        for topic in (free, refused):
+            await until_all_committed(cluster, topic, group=group)
+        await wait_until(lambda: is_kafka_handler_healthy(app.context), 20, lambda: f"green: {watch.problems}")
+    assert set(seen.counts.values()) == {1}

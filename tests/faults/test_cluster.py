@@ -1,0 +1,139 @@
+"""One of three brokers goes, the coordinator or the leader of a partition; and a leader moves in good order."""
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiokafka.admin import NewTopic
+from aiokafka.protocol.admin import AlterPartitionReassignmentsRequest
+
+from faststream_concurrent_kafka import get_kafka_handler_report, is_kafka_handler_healthy
+from tests.brokers import wait_until
+from tests.faults.scene import (
+    Busy,
+    Traffic,
+    admin_at,
+    ask,
+    broker_at,
+    coordinator_of,
+    named,
+    topic_at,
+    until_all_committed,
+)
+from tests.integration.helpers import Cluster, serving
+
+
+COMMITS_GO_ON_WITHIN_SEC = 15
+SETTINGS = {"commit_batch_timeout_sec": 0.1, "commit_failure_timeout_sec": 5}
+
+
+@asynccontextmanager
+async def _without(three, node):
+    """Kill a broker, and bring it back at the end of the block."""
+    three.kill(node)
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(three.restart, node)
+
+
+def _acked(app):
+    return sum(each.acked for each in get_kafka_handler_report(app.context).partitions)
+
+
+async def _commits_go_on(app):
+    """Wait until what is handled from now on is confirmed as committed, too."""
+    want = sum(each.frontier for each in get_kafka_handler_report(app.context).partitions) + 50
+    await wait_until(
+        lambda: _acked(app) >= want, COMMITS_GO_ON_WITHIN_SEC, lambda: f"{_acked(app)} of {want} committed"
+    )
+
+
+async def _topic_on(three, name, replicas):
+    """Create a topic of one partition, led by the first of these brokers."""
+    async with admin_at(three.bootstrap_servers) as admin:
+        await admin.create_topics([NewTopic(name, -1, -1, replica_assignments={0: list(replicas)})])
+        await wait_until(lambda: _leader(three, name, admin), 20, "a leader")
+
+
+async def _leader(three, name, admin=None):
+    """Return the node id of the leader of the topic's partition, plus one: 0 is none."""
+    if admin is None:
+        async with admin_at(three.bootstrap_servers) as another:
+            return await _leader(three, name, another)
+    (topic,) = await admin.describe_topics([name])
+    return topic["partitions"][0]["leader"] + 1 if topic["partitions"] else 0
+
+
+def _move_to(topic, node):
+    # What it is made of is annotated as the types of its fields, where their values belong.
+    moves: Any = [(topic, [(0, [node], {})], {})]
+    no_tags: Any = {}
+    return AlterPartitionReassignmentsRequest(10_000, moves, no_tags)
+
+
+async def test_the_coordinator_is_killed(three):
+    """Commits go on within 15 s, nothing is lost, and nothing is run twice."""
+    servers = three.bootstrap_servers
+    cluster = Cluster(servers)
+    topic = await topic_at(servers, "without-its-coordinator", 3)
+    broker = broker_at(servers)
+    seen = Busy().subscribe(broker, topic)
+    async with serving(broker, **SETTINGS) as app:
+        async with Traffic.on(servers, topic) as traffic:
+            await seen.until(200)
+            coordinator = await coordinator_of(servers, f"{topic}-group")
+            async with _without(three, coordinator):
+                await _commits_go_on(app)
+                assert await coordinator_of(servers, f"{topic}-group") != coordinator
+            await _commits_go_on(app)
+        await seen.until_all_of(traffic.numbers)
+        await until_all_committed(cluster, topic)
+        await wait_until(lambda: is_kafka_handler_healthy(app.context), 10, "green")
+    assert not seen.repeated
+
+
+async def test_the_leader_of_a_partition_is_killed(three):
+    """Another replica leads, and records go on coming and being committed; nothing is lost or run twice."""
+    servers = three.bootstrap_servers
+    cluster = Cluster(servers)
+    topic = named("led-by-one-that-is-killed")
+    coordinator = await coordinator_of(servers, f"{topic}-group")
+    leader, *others = ((coordinator + step) % 3 for step in (1, 2, 0))
+    await _topic_on(three, topic, [leader, *others])
+    broker = broker_at(servers)
+    seen = Busy().subscribe(broker, topic)
+    async with serving(broker, **SETTINGS) as app:
+        async with Traffic.on(servers, topic) as traffic:
+            await seen.until(200)
+            assert await _leader(three, topic) == leader + 1
+            async with _without(three, leader):
+                await _commits_go_on(app)
+        await seen.until_all_of(traffic.numbers)
+        await until_all_committed(cluster, topic)
+        await wait_until(lambda: is_kafka_handler_healthy(app.context), 10, "green")
+    assert not seen.repeated
+
+
+async def test_a_partition_moves_to_another_broker(three):
+    """Its leader is elsewhere, and neither records nor commits are held up; nothing is lost or run twice."""
+    servers = three.bootstrap_servers
+    cluster = Cluster(servers)
+    topic = named("moved-in-good-order")
+    await _topic_on(three, topic, [0])
+    broker = broker_at(servers)
+    seen = Busy().subscribe(broker, topic)
+    async with serving(broker, **SETTINGS) as app:
+        async with Traffic.on(servers, topic) as traffic:
+            await seen.until(200)
+            await ask(servers, _move_to(topic, 1))
+
+            async def moved():
+                return await _leader(three, topic) == 2
+
+            await wait_until(moved, 20, "the other broker leads")
+            await _commits_go_on(app)
+        await seen.until_all_of(traffic.numbers)
+        await until_all_committed(cluster, topic)
+        assert is_kafka_handler_healthy(app.context)
+    assert not seen.repeated
