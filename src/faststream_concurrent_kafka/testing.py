@@ -9,7 +9,7 @@ import asyncio
 import logging
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from aiokafka import ConsumerRebalanceListener, TopicPartition, errors
@@ -28,10 +28,17 @@ _logger = logging.getLogger(__name__)
 
 
 class _Coordinator:
-    """What the library asks of an aiokafka consumer's coordinator, which is where `committed` gets its answer from."""
+    """What the library asks of an aiokafka consumer's coordinator, which is where its commits and offsets pass."""
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: Group, member: Member, send_commit: Callable[[Any, Offsets], Awaitable[None]]) -> None:
         self._group = group
+        self._member = member
+        self._do_commit_offsets = send_commit
+
+    @property
+    def generation(self) -> int:
+        """Return that of the consumer; -1 while it is no member."""
+        return self._member.generation
 
     async def fetch_committed_offsets(self, partitions: Iterable[TopicPartition]) -> Offsets:
         """Return what is committed, with its metadata."""
@@ -69,7 +76,7 @@ class FakeKafkaConsumer:
         self._loop: asyncio.AbstractEventLoop
         self._commit_lock = asyncio.Lock()
         self._connection = asyncio.Lock()  # requests are answered in the order in which they were sent
-        self._coordinator = _Coordinator(self._group)
+        self._coordinator = _Coordinator(self._group, self._member, self._send_commit)
 
     def subscribe(self, topics: Iterable[str], listener: ConsumerRebalanceListener | None = None) -> None:
         """Share these topics with the others of the group."""
@@ -160,7 +167,7 @@ class FakeKafkaConsumer:
         while wanted:
             try:
                 async with self._commit_lock:
-                    request = asyncio.ensure_future(self._send_commit(self._group_id, wanted))
+                    request = asyncio.ensure_future(self._coordinator._do_commit_offsets(self._member, wanted))  # noqa: SLF001 - as aiokafka does
                     request.add_done_callback(_retrieve)
                     await asyncio.shield(request)
             except (errors.UnknownMemberIdError, errors.IllegalGenerationError, errors.RebalanceInProgressError) as err:
@@ -272,11 +279,11 @@ class FakeKafkaConsumer:
             self._leave()
             self._request_rejoin()
 
-    async def _send_commit(self, group_id: str, offsets: Offsets) -> None:
-        member_id, generation = self._member.id, self._member.generation  # of now: a rebalance fences what is under way
+    async def _send_commit(self, member: Member, offsets: Offsets) -> None:
+        member_id, generation = member.id, member.generation  # of now: a rebalance fences what is under way
         try:
             async with self._connection:
-                await self._kafka.answer_commit(group_id, member_id, generation, offsets)
+                await self._kafka.answer_commit(self._group_id or "", member_id, generation, offsets)
         except (errors.UnknownMemberIdError, errors.IllegalGenerationError):
             self._leave()
             self._request_rejoin()

@@ -1,0 +1,207 @@
+"""Ledgers, adoption, rebalances and commits, deliberately broken."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from faststream_concurrent_kafka import batch_committer, consumer_offsets, private_parts
+from faststream_concurrent_kafka.adoption import Adoptable, Earlier
+from faststream_concurrent_kafka.attachment import SubscriberAttachment
+from faststream_concurrent_kafka.batch_committer import KafkaBatchCommitter
+from faststream_concurrent_kafka.consumer_offsets import CommitFailure, ConsumerOffsets
+from faststream_concurrent_kafka.in_flight import InFlight
+from faststream_concurrent_kafka.offsets import PartitionLedger
+from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
+from faststream_concurrent_kafka.records import Record
+from faststream_concurrent_kafka.restoring import Restorer
+from tests.simulation.mutant import mutant
+
+
+# -- the ledger ----------------------------------------------------------------------------------------------------
+
+
+@mutant("committed <= first unfinished")
+def frontier_is_what_was_admitted(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(PartitionLedger, "frontier", property(lambda self: self.admitted))
+
+
+@mutant("committed <= first unfinished")
+def frontier_is_one_too_far(patch: pytest.MonkeyPatch) -> None:
+    frontier = PartitionLedger.frontier.fget
+    patch.setattr(PartitionLedger, "frontier", property(lambda self: min(frontier(self) + 1, self.admitted)))
+
+
+@mutant("everything is committed in the end", "nothing is remembered")
+def ack_forgets_nothing(patch: pytest.MonkeyPatch) -> None:
+    def ack(self: Any, offset: int, finished: int = 0) -> None:
+        self.acked, self.finished_acked = max(self.acked, offset), max(self.finished_acked, finished)
+
+    patch.setattr(PartitionLedger, "ack", ack)
+
+
+@mutant("window", "handled once", "everything is committed in the end")
+def ack_forgets_everything(patch: pytest.MonkeyPatch) -> None:
+    ack = PartitionLedger.ack
+    patch.setattr(PartitionLedger, "ack", lambda self, _offset, *more: ack(self, self.admitted, *more))
+
+
+@mutant("no overlap with itself", "committed <= first unfinished")
+def epoch_stays_open(patch: pytest.MonkeyPatch) -> None:
+    def end_epoch(self: Any) -> None:
+        for key, ledger in self.ledgers.items():
+            self.left.setdefault(key, Adoptable()).absorb(ledger)
+
+    patch.setattr(ConsumerOffsets, "end_epoch", end_epoch)
+
+
+# -- adoption ------------------------------------------------------------------------------------------------------
+
+
+@mutant("handled once", "no overlap with itself")
+def nothing_is_adopted(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Adoptable, "absorb", lambda _self, _ledger: None)
+
+
+@mutant("handled once", "no overlap with itself")
+def running_records_are_not_adopted(patch: pytest.MonkeyPatch) -> None:
+    adopts = SubscriberAttachment._adopts
+    patch.setattr(
+        SubscriberAttachment,
+        "_adopts",
+        lambda self, task, earlier: (earlier is None or earlier.is_finished) and adopts(self, task, earlier),
+    )
+
+
+@mutant("committed <= first unfinished", "everything is committed in the end")
+def all_that_comes_back_counts_as_finished(patch: pytest.MonkeyPatch) -> None:
+    claim = Adoptable.claim
+    patch.setattr(Adoptable, "claim", lambda *arguments: claim(*arguments) and Earlier(None))
+
+
+@mutant("nothing is remembered")
+def what_others_have_committed_is_not_forgotten(patch: pytest.MonkeyPatch) -> None:
+    def claim(self: Any, offset: int, identity: int) -> Any:
+        left = self._left.pop(offset, None)
+        return None if left is None or left.identity != identity else Earlier(left.entry)
+
+    patch.setattr(Adoptable, "claim", claim)
+
+
+# -- rebalances ----------------------------------------------------------------------------------------------------
+
+
+@mutant("committed before partitions go")
+def flush_comes_before_the_drain(patch: pytest.MonkeyPatch) -> None:
+    drain, flush = InFlight.drain, KafkaBatchCommitter.flush
+
+    async def drain_last(self: Any, belongs: Any, *, timeout_sec: float) -> bool:
+        handler = KafkaConcurrentHandler.running()
+        if handler is not None:
+            for source in handler.sources:
+                if isinstance(source, SubscriberAttachment) and source.consumer is not None:
+                    await flush(handler.committer, source.consumer, timeout_sec=1.0)
+        return await drain(self, belongs, timeout_sec=timeout_sec)
+
+    async def no_flush(_self: Any, _consumer: Any, *, timeout_sec: float) -> bool:  # noqa: ARG001
+        return True
+
+    patch.setattr(InFlight, "drain", drain_last)
+    patch.setattr(KafkaBatchCommitter, "flush", no_flush)
+
+
+@mutant("committed in time", "everything is committed in the end", "committed before partitions go")
+def commits_are_never_released(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(KafkaBatchCommitter, "release", lambda _self, _consumer: None)
+
+
+@mutant("nothing begins in a partition that is gone")
+def what_has_not_begun_is_not_dropped(patch: pytest.MonkeyPatch) -> None:
+    cancel = InFlight.cancel
+
+    async def cancel_running(self: Any, belongs: Any) -> Any:
+        return await cancel(self, lambda record: belongs(record) and record.is_running)
+
+    patch.setattr(InFlight, "cancel", cancel_running)
+
+
+# It takes a stop, or another rebalance, and a handler that outlasts the one before and fails: a seed in a thousand.
+@mutant("nothing begins in a partition that is gone", first=2000, within=50)
+def what_outlasts_a_rebalance_is_tried_again(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Record, "is_of_the_past", property(lambda _self: False))
+
+
+# -- commits -------------------------------------------------------------------------------------------------------
+
+
+@mutant("everything is committed in the end", "handled once", "no overlap with itself")
+def failed_commits_are_forgotten(patch: pytest.MonkeyPatch) -> None:
+    failed = KafkaBatchCommitter._failed
+
+    def forget(self: Any, offsets: Any, error: BaseException) -> CommitFailure:
+        for key, offset in offsets.dirty().items():
+            offsets.ledgers[key].ack(offset)
+        return failed(self, offsets, error)
+
+    patch.setattr(KafkaBatchCommitter, "_failed", forget)
+
+
+@mutant("everything is committed in the end", "committed in time", "committed before partitions go", "no traceback")
+def every_failed_commit_is_fatal(patch: pytest.MonkeyPatch) -> None:
+    for module in (batch_committer, consumer_offsets):
+        patch.setattr(module, "classify", lambda _error: CommitFailure.FATAL)
+
+
+@mutant("committed by a clean stop")
+def stop_does_not_commit(patch: pytest.MonkeyPatch) -> None:
+    stop, flush = SubscriberAttachment._stop, KafkaBatchCommitter.flush
+    stopping: set[int] = set()
+
+    async def stop_(self: Any) -> None:
+        stopping.add(id(self.consumer))
+        await stop(self)
+
+    async def flush_(self: Any, consumer: Any, *, timeout_sec: float) -> bool:
+        return id(consumer) in stopping or await flush(self, consumer, timeout_sec=timeout_sec)
+
+    patch.setattr(SubscriberAttachment, "_stop", stop_)
+    patch.setattr(KafkaBatchCommitter, "flush", flush_)
+
+
+@mutant("committed in time")
+def nothing_wakes_the_committer_in_time(patch: pytest.MonkeyPatch) -> None:
+    init = KafkaBatchCommitter.__init__
+
+    def slow(self: Any, **options: Any) -> None:
+        init(self, **options | {"commit_batch_timeout_sec": options["commit_batch_timeout_sec"] + 5})
+
+    patch.setattr(KafkaBatchCommitter, "__init__", slow)
+
+
+@mutant("commits go forward", first=10350, within=50)
+def commits_are_sent_by_who_is_no_member(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(private_parts, "guard_commits", lambda _consumer, *, is_member: None)  # noqa: ARG005
+
+
+class _NoLock(asyncio.Semaphore):
+    def __init__(self) -> None:
+        super().__init__(1000)
+
+
+@mutant("committed before partitions go", "committed by a clean stop")
+def a_stop_and_a_rebalance_cancel_each_others_commit(patch: pytest.MonkeyPatch) -> None:
+    init = ConsumerOffsets.__init__
+
+    def unlocked(self: Any, *arguments: Any, **options: Any) -> None:
+        init(self, *arguments, **options)
+        self.flushing = _NoLock()
+
+    patch.setattr(ConsumerOffsets, "__init__", unlocked)
+
+
+@mutant("what the metadata tells is not handled again")
+def metadata_is_not_read(patch: pytest.MonkeyPatch) -> None:
+    async def restore(_self: Any, _offsets: Any, _consumer: Any, _assigned: Any) -> None:
+        pass
+
+    patch.setattr(Restorer, "restore", restore)

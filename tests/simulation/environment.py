@@ -1,0 +1,73 @@
+"""What the processes of a world share with this one: the log, signals, randomness, and what makes producers."""
+
+import logging
+import random
+import signal
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+from typing_extensions import override
+
+from faststream_concurrent_kafka import private_parts
+from faststream_concurrent_kafka.records import Record
+from tests.simulation.world import World
+
+
+_library = logging.getLogger("faststream_concurrent_kafka")
+
+
+class _LogHandler(logging.Handler):
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self._world = world
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        self._world.emit(record)
+
+
+def _order_of(record: Record) -> int:
+    """Stand in for the hash of records, which is their address: the order of a set would not be the seed's."""
+    commit = record.commits[0]
+    return commit.offset * 64 + commit.topic_partition[1]
+
+
+@contextmanager
+def environment(world: World) -> Generator[None]:
+    """Have what all processes share be the world's for a while."""
+    parts: Any = private_parts
+    records: Any = Record
+    make_producer, random_state, propagates = parts.make_producer, random.getstate(), _library.propagate
+    log_handler = _LogHandler(world)
+    _library.addHandler(log_handler)
+    _library.propagate = False
+    random.seed(world.plan.seed)
+    parts.make_producer = world.make_producer
+    records.__hash__ = _order_of
+    try:
+        with _own_signals():
+            yield
+    finally:
+        del records.__hash__
+        parts.make_producer = make_producer
+        random.setstate(random_state)
+        _library.propagate = propagates
+        _library.removeHandler(log_handler)
+
+
+@contextmanager
+def _own_signals() -> Generator[None]:
+    """Handle the signals as an application would: the library leaves them alone then."""
+
+    def end(number: int, _frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGQUIT]
+    before = [signal.signal(number, end) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, course in zip(numbers, before, strict=True):
+            signal.signal(number, course)

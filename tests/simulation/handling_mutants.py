@@ -1,0 +1,146 @@
+"""Order, slots, windows, failures and stops, deliberately broken."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from faststream_concurrent_kafka import lanes
+from faststream_concurrent_kafka.attachment import SubscriberAttachment
+from faststream_concurrent_kafka.batch_committer import KafkaBatchCommitter
+from faststream_concurrent_kafka.failures import Failures
+from faststream_concurrent_kafka.in_flight import InFlight
+from faststream_concurrent_kafka.offsets import PartitionLedger
+from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
+from faststream_concurrent_kafka.records import Outcome, Record
+from faststream_concurrent_kafka.slots import Slots
+from faststream_concurrent_kafka.time_limits import TimeLimits
+from faststream_concurrent_kafka.window import Window
+from tests.simulation.mutant import mutant
+
+
+# -- order, slots, window ------------------------------------------------------------------------------------------
+
+
+@mutant("order", "no overlap in a lane")
+def lanes_never_block(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(lanes.Lanes, "enter", lambda _self, _entry, _lanes: True)
+    patch.setattr(lanes.Lanes, "leave", lambda _self, _lanes: [])
+
+
+@mutant("order", "no overlap in a lane")
+def a_retry_leaves_its_lane(patch: pytest.MonkeyPatch) -> None:
+    wait = Failures._wait
+
+    async def leave_and_wait(self: Any, record: Any, delay_sec: float) -> None:
+        handler = KafkaConcurrentHandler.running()
+        if handler is not None:
+            taken, record.lanes = record.lanes, ()
+            for successor in handler.records._lanes.leave(taken):
+                handler.records._start(successor)
+        await wait(self, record, delay_sec)
+
+    patch.setattr(Failures, "_wait", leave_and_wait)
+
+
+@mutant("everything is committed in the end")
+def lanes_are_never_left(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(lanes.Lanes, "leave", lambda _self, _lanes: [])
+
+
+@mutant("slots")
+def there_is_one_slot_more(patch: pytest.MonkeyPatch) -> None:
+    init = Slots.__init__
+    patch.setattr(Slots, "__init__", lambda self, limit, most: init(self, limit + 1 if limit else 0, most))
+
+
+@mutant("everything is committed in the end", "nothing is remembered", "no record is left by a stop")
+def claims_are_kept_after_a_retry(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Slots, "give_up_claim", lambda _self: None)
+
+
+@mutant("window")
+def the_window_never_pauses(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(PartitionLedger, "window", property(lambda _self: 0))
+
+
+@mutant("everything is committed in the end")
+def a_paused_partition_is_never_resumed(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Window, "acknowledged", lambda _self, _key, _ledger: None)
+
+
+# -- failures and stops --------------------------------------------------------------------------------------------
+
+
+@mutant("committed <= first unfinished")
+def failures_count_as_done(patch: pytest.MonkeyPatch) -> None:
+    async def deal_with(_self: Any, _record: Any, _outcome: Any, _error: Any) -> Outcome:
+        return Outcome.DONE
+
+    patch.setattr(Failures, "deal_with", deal_with)
+
+
+@mutant("committed <= first unfinished")
+def cancelled_records_count_as_done(patch: pytest.MonkeyPatch) -> None:
+    settle = InFlight._settle
+    patch.setattr(InFlight, "_settle", lambda self, record, _outcome: settle(self, record, Outcome.DONE))
+
+
+@mutant("attempts", "handled once", "everything is committed in the end")
+def attempts_are_not_counted(patch: pytest.MonkeyPatch) -> None:
+    begin = Record.begin
+
+    def begin_first(self: Any) -> None:
+        begin(self)
+        self.attempt = 1
+
+    patch.setattr(Record, "begin", begin_first)
+
+
+@mutant("time limit")
+def there_is_no_time_limit(patch: pytest.MonkeyPatch) -> None:
+    async def run(_self: Any, handle: Any, _limit_sec: float, _record: object) -> Any:
+        return await handle()
+
+    patch.setattr(TimeLimits, "run", run)
+
+
+@mutant("halted", "order")
+def a_halted_partition_goes_on(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(PartitionLedger, "stop_at", lambda _self, _offset: None)
+    patch.setattr(SubscriberAttachment, "halt", lambda _self, _record, _reason: None)
+
+
+@mutant("no record is left by a stop", "committed by a clean stop", "no task is left")
+def stop_neither_drains_nor_cancels(patch: pytest.MonkeyPatch) -> None:
+    async def drain(_self: Any, _belongs: Any, *, timeout_sec: float) -> bool:  # noqa: ARG001
+        return True
+
+    async def cancel(_self: Any, _belongs: Any) -> list[Any]:
+        return []
+
+    patch.setattr(InFlight, "drain", drain)
+    patch.setattr(InFlight, "cancel", cancel)
+
+
+@mutant("no task is left")
+def the_observer_outlives_a_stop(patch: pytest.MonkeyPatch) -> None:
+    stop = KafkaConcurrentHandler._stop
+
+    async def stop_(self: Any) -> None:
+        self._observer = asyncio.ensure_future(asyncio.shield(self._observer))
+        await stop(self)
+
+    patch.setattr(KafkaConcurrentHandler, "_stop", stop_)
+
+
+@mutant("commits go forward", "committed before partitions go")
+def commits_are_not_held_over_a_rebalance(patch: pytest.MonkeyPatch) -> None:
+    async def hold(_self: Any, _consumer: Any) -> None:
+        pass
+
+    async def cancel_request(offsets: Any) -> None:
+        offsets.cancel_retry()
+
+    patch.setattr(KafkaBatchCommitter, "hold", hold)
+    patch.setattr(KafkaBatchCommitter, "_cancel_request", staticmethod(cancel_request))

@@ -1,0 +1,224 @@
+"""One process of the group: FastStream's broker and this library as they are, on a simulated consumer."""
+
+import asyncio
+import logging
+from types import TracebackType
+from typing import Any, ClassVar
+
+from fast_depends import Provider
+from faststream import BaseMiddleware
+from faststream.exceptions import NackMessage, RejectMessage
+from faststream.kafka import KafkaBroker
+from typing_extensions import override
+
+from faststream_concurrent_kafka import (
+    KafkaConcurrentHandler,
+    KafkaConcurrentProcessingMiddleware,
+    get_kafka_handler_report,
+    initialize_concurrent_processing,
+    is_kafka_handler_healthy,
+    stop_concurrent_processing,
+)
+from tests.integration.helpers import consuming
+from tests.simulation.kafka import GROUP, TOPIC, SimulatedConsumer, SimulatedKafka
+from tests.simulation.loops import Clock, ProcessLoop
+from tests.simulation.member_oracle import MemberOracle, Pass, number_of
+from tests.simulation.oracle import Oracle
+from tests.simulation.plan import NACK_DELAY_SEC, SWALLOWS_SEC, Plan, Script, options_of
+
+
+_EXACT_SEC = 1e-6
+
+
+class HandlingError(Exception):
+    """What a handler raises by its script."""
+
+
+class Member:
+    """A process, from its start to its end."""
+
+    def __init__(self, plan: Plan, oracle: Oracle, kafka: SimulatedKafka, clock: Clock, name: str) -> None:
+        self.name = name
+        self.oracle = MemberOracle(oracle, name)
+        self.loop = ProcessLoop(clock)
+        self.loop.set_exception_handler(self._complain)
+        # KafkaConcurrentHandler's singleton, as far as this process is concerned.
+        self.singleton: KafkaConcurrentHandler | None = None
+        self.handler: KafkaConcurrentHandler | None = None
+        self.consumer: SimulatedConsumer | None = None
+        self.is_running = False
+        self.has_ended = False
+        self.ended_at = 0.0
+        self.was_calm = False
+        self._plan = plan
+        self._oracle = oracle
+        self._kafka = kafka
+        self._broker: KafkaBroker | None = None
+        self._stop_wanted: asyncio.Future[bool] = self.loop.create_future()
+        self._main = self.loop.create_task(self._live(), name="main")
+
+    def _complain(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        self.oracle.violated("no error goes unnoticed", context["message"], repr(context.get("exception")))
+
+    def logs(self, record: logging.LogRecord) -> None:
+        """Take note of a line in the log: a traceback is a fault of the library."""
+        error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+        if error is not None and not self.oracle.is_broken:
+            self.oracle.violated("no traceback", record.getMessage(), repr(error))
+        self.oracle.note("logs", record.levelname, record.getMessage())
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    async def _live(self) -> None:
+        watching = type("Watching", (_Watching,), {"member": self})
+        middlewares: list[Any] = [watching, KafkaConcurrentProcessingMiddleware]
+        self._broker = broker = KafkaBroker(
+            ["simulated"], consumer_only=True, middlewares=middlewares, logger=None, provider=Provider()
+        )
+        consuming(broker, TOPIC, group=GROUP)(self.handle)
+        await broker.connect()
+        # What makes the consumers; `connect` has put aiokafka's there.
+        config: Any = broker.config.broker_config
+        config.builder = self._make_consumer
+        self.handler = await initialize_concurrent_processing(
+            broker.context, broker=broker, **options_of(self._plan.settings)
+        )
+        await broker.start()
+        self.is_running = True
+        self.oracle.note("runs")
+        by_broker = await self._stop_wanted
+        self.oracle.stopping()
+        began = self.loop.time()
+        if by_broker:
+            await broker.stop()
+        await stop_concurrent_processing(broker.context)
+        took_sec = self.loop.time() - began
+        self.was_calm = self.oracle.stopped()
+        if took_sec > self._plan.settings.shutdown_timeout_sec + 4:
+            self.oracle.violated("a stop is bounded", took_sec)
+        self.has_ended, self.ended_at = True, self.loop.time()
+
+    def _make_consumer(self, **options: Any) -> SimulatedConsumer:
+        self.consumer = SimulatedConsumer(self._kafka, self.oracle, **options)
+        return self.consumer
+
+    def stop(self, *, by_broker: bool) -> None:
+        """Begin a clean stop."""
+        self.is_running = False
+        self._stop_wanted.set_result(by_broker)
+
+    def crash(self) -> None:
+        """Stop dead: nothing of it happens any more."""
+        self.oracle.note("crashes")
+        self.is_running = False
+        self.oracle.is_gone = True
+
+    def leftovers(self) -> list[str]:
+        """Name what is remembered when there is nothing to do."""
+        handler, consumer = self.handler, self.consumer
+        if handler is None or consumer is None or self._broker is None:
+            return []
+        walls = {script.partition for script in self._plan.scripts if self._plan.is_wall(script)}
+        assigned = consumer.assignment()
+        mine = sorted(tp for tp in assigned if tp.partition not in walls)
+        offsets = handler.committer.watch(consumer)
+        left = [
+            f"{len(offsets.left[tp])} of {tp.partition} may come back"
+            for tp in mine
+            if tp in offsets.left.keys() & offsets.ledgers
+        ]
+        for tp in mine:
+            ledger = offsets.ledgers.get(tp)
+            if ledger is not None and (ledger.window or ledger.unfinished):
+                left.append(f"{ledger.window} entries of {tp.partition}, {ledger.unfinished} unfinished")
+        if len(mine) == len(assigned):
+            left += [f"{name}: {count}" for name, count in self._counts(handler).items() if count]
+            if not is_kafka_handler_healthy(self._broker.context):
+                left += get_kafka_handler_report(self._broker.context).problems
+        return left
+
+    def _counts(self, handler: KafkaConcurrentHandler) -> dict[str, int]:
+        in_flight = sum(source.in_flight for source in handler.sources)
+        return {
+            "records": len(handler.records),
+            "claims": handler.slots.claims,
+            "in flight": in_flight,
+            "running": len(self.oracle.running),
+        }
+
+    def check_nothing_left(self) -> None:
+        """Check that a process that has stopped has let go of everything."""
+        handler = self.handler
+        if self.singleton is not None:
+            self.oracle.violated("the singleton is reset")
+        if handler is not None and (len(handler.records) or handler.slots.claims or handler.sources):
+            self.oracle.violated("no record is left by a stop", list(handler.records), handler.slots.claims)
+
+    # -- records ---------------------------------------------------------------------------------------------------
+
+    async def handle(self, number: int) -> None:
+        """Do what the script says."""
+        if self._broker is None:
+            raise RuntimeError
+        context = self._broker.context
+        a_pass = self.oracle.handles(number, context.get_local("kafka_attempt"))
+        step = a_pass.script.step(a_pass.attempt)
+        await self._take(a_pass, step.takes_sec, swallows=step.end == "swallow its cancellation")
+        message = context.get_local("message")
+        match step.end:
+            case "raise":
+                raise HandlingError
+            case "refuse":
+                raise PermissionError
+            case "raise CancelledError":
+                raise asyncio.CancelledError
+            case "nack":
+                await message.nack()
+            case "raise NackMessage":
+                raise NackMessage(delay=NACK_DELAY_SEC)
+            case "ack and raise":
+                await message.ack()
+                raise HandlingError
+            case "raise RejectMessage":
+                raise RejectMessage
+
+    async def _take(self, a_pass: Pass, takes_sec: float, *, swallows: bool) -> None:
+        limit_sec, began = self._plan.settings.handler_timeout_sec, self.loop.time()
+        until = began + takes_sec
+        while (now := self.loop.time()) < until:
+            try:
+                await asyncio.sleep(until - now)
+            except asyncio.CancelledError:
+                now = self.loop.time()
+                if limit_sec and not a_pass.was_timed_out and now - began >= limit_sec - _EXACT_SEC:
+                    a_pass.was_timed_out = True
+                else:
+                    a_pass.was_cancelled = True
+                self.oracle.note("is cancelled", a_pass.script.number, a_pass.was_timed_out, a_pass.was_cancelled)
+                if not swallows or self.oracle.is_gone:
+                    raise
+                until, swallows = now + SWALLOWS_SEC, False
+
+    def script_of(self, raw: Any) -> Script:
+        """Return the script of a record."""
+        return self._oracle.scripts[number_of(raw.value)]
+
+
+class _Watching(BaseMiddleware):
+    """The outermost middleware: sees each pass from its first line to its last."""
+
+    member: ClassVar[Member]
+
+    @override
+    async def on_receive(self) -> None:
+        self.member.oracle.begins(self.member.script_of(self.msg))
+
+    @override
+    async def after_processed(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_val: BaseException | None = None,
+        exc_tb: TracebackType | None = None,
+    ) -> bool:
+        self.member.oracle.ends(self.member.script_of(self.msg), exc_val)
+        return False

@@ -1,0 +1,296 @@
+"""What must hold for one process of the group."""
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+from aiokafka import TopicPartition
+from aiokafka.errors import KafkaError
+from typing_extensions import override
+
+from faststream_concurrent_kafka.fake_kafka import Record
+from tests.simulation.kafka import LATE_SEC, Witness
+from tests.simulation.oracle import Oracle
+from tests.simulation.plan import Script
+
+
+# A commit that nothing is in the way of is with the broker so long after it is due.
+COMMIT_LATENCY_SEC = 0.9
+NEVER = float("inf")
+
+
+class MemberOracle(Witness):
+    """What one process of the group does, from its start to its end."""
+
+    def __init__(self, oracle: Oracle, name: str) -> None:
+        self._oracle = oracle
+        self._plan = oracle.plan
+        self.name = name
+        self.is_gone = False
+        self.is_broken = False
+        self.has_lost_membership = False
+        self.running: dict[int, Pass] = {}
+        self.finished_at: dict[int, float] = {}
+        self._attempts: dict[int, int] = {}
+        self._settings = oracle.plan.settings
+        self._positions: dict[int, int] = {}
+        self._delivered: dict[int, dict[int, float]] = {}
+        self._unacked: dict[int, deque[int]] = {}
+        self._walls: dict[int, tuple[int, float]] = {}
+        self._told: set[int] = set()
+        self._sent_at = self._stop_sent_at = NEVER
+        self._requests = 0
+        self._pending: dict[int, float] = {}
+        self._disturbed_at = -1.0
+        self._since = self._stopping_since = 0.0
+        self._is_between = True
+        self._is_stopping = False
+
+    def note(self, what: str, *more: Any) -> None:
+        if not self.is_gone:
+            self._oracle.note(self.name, what, *more)
+
+    def violated(self, invariant: str, *more: Any) -> None:
+        if not self.is_gone:
+            self._oracle.violated(self.name, invariant, *more)
+
+    # -- the broker ------------------------------------------------------------------------------------------------
+
+    @override
+    def asks(self) -> int:
+        self._requests += 1
+        self._pending[self._requests] = self._oracle.now()
+        return self._requests
+
+    @override
+    def is_answered(self, request: int, error: Exception | None) -> None:
+        now = self._oracle.now()
+        if error is not None:
+            self.note("gets an error", repr(error))
+            # Nothing that a broker can say: no more commits of this process.
+            self.is_broken |= not isinstance(error, KafkaError)
+        if now - self._pending.pop(request) >= LATE_SEC or error is not None:
+            self._disturbed_at = now
+
+    def _was_calm_since(self, moment: float) -> bool:
+        late = any(self._oracle.now() - began >= LATE_SEC for began in self._pending.values())
+        return not (late or self._disturbed_at >= moment or self.has_lost_membership or self.is_broken)
+
+    @override
+    def gets(self, record: Record) -> None:
+        script = self._oracle.offsets[record.partition][record.offset]
+        self.note("gets", script.number)
+        if self._is_stopping:
+            # By a `getone` that was pending: it is not taken any more.
+            return
+        self._delivered[script.partition][script.offset] = self._oracle.now()
+        unacked = self._unacked[script.partition]
+        unacked.append(script.offset)
+        if len(unacked) > self._settings.max_uncommitted_tasks:
+            self.violated("window", script.number, list(unacked))
+        if script.kind == "of another group":
+            self._finish(script)
+
+    @override
+    def sends_commit(self) -> None:
+        self._sent_at = self._stop_sent_at = self._oracle.now()
+
+    @override
+    def has_committed(self, offsets: dict[TopicPartition, int], sent_at: float) -> None:
+        if self.is_gone:
+            self.violated("no commit after the end", offsets)
+            return
+        for tp, offset in sorted(offsets.items()):
+            before = self._oracle.committed[tp.partition]
+            self.note("commits", tp.partition, offset)
+            if offset < before:
+                self.violated("commits go forward", tp.partition, before, offset)
+            self._oracle.committed[tp.partition] = offset
+            self._oracle.told[tp.partition] = (offset, self._finished_above(tp.partition, offset, sent_at))
+            for number in self._unfinished_between(tp.partition, before, offset):
+                self.violated("committed <= first unfinished", tp.partition, offset, "record", number)
+
+    def _unfinished_between(self, partition: int, begin: int, end: int) -> Iterator[int]:
+        for offset, script in self._oracle.offsets[partition].items():
+            if begin <= offset < end and not self._has_finished(script.number):
+                yield script.number
+
+    def _has_finished(self, number: int) -> bool:
+        """Whether this process knows that a record needs no more work; with metadata, by what others have told."""
+        return number in (self._oracle.finished if self._settings.commit_metadata else self.finished_at)
+
+    def _finished_above(self, partition: int, committed: int, sent_at: float) -> set[int]:
+        """Return what the metadata of a commit that has just been accepted is to tell."""
+        if not self._settings.commit_metadata:
+            return set()
+        delivered = self._delivered.get(partition, {})
+        numbers = {self._oracle.offsets[partition][offset].number for offset in delivered if offset >= committed}
+        return {number for number in numbers if self.finished_at.get(number, NEVER) < sent_at}
+
+    @override
+    def is_told_of_commit(self, offsets: dict[TopicPartition, int]) -> None:
+        for tp, offset in offsets.items():
+            unacked = self._unacked.get(tp.partition, deque())
+            while unacked and unacked[0] < offset:
+                unacked.popleft()
+
+    @override
+    def revoking(self) -> None:
+        self.note("revoking")
+        self._is_between = True
+        self._since, self._sent_at = self._oracle.now(), NEVER
+
+    @override
+    def revoked(self) -> None:
+        self.note("revoked")
+        if self._was_calm_since(self._since):
+            self.check_committed("committed before partitions go", min(self._sent_at, self._oracle.now()))
+        self._positions, self._delivered, self._unacked, self._walls = {}, {}, {}, {}
+
+    @override
+    def assigned(self, positions: dict[TopicPartition, int]) -> None:
+        self.note("assigned", {tp.partition: offset for tp, offset in positions.items()})
+        self._positions = {tp.partition: offset for tp, offset in positions.items()}
+        self._delivered = {tp.partition: {} for tp in positions}
+        self._unacked = {tp.partition: deque() for tp in positions}
+        self._walls = {}
+        self._told = set()
+        for partition, offset in self._positions.items():
+            committed, told = self._oracle.told.get(partition, (-1, set()))
+            if committed == offset:
+                self._told |= told
+        self.has_lost_membership = False
+        self._is_between = False
+        self._since = self._oracle.now()
+
+    @override
+    def published(self, value: bytes | None) -> None:
+        script = self._oracle.scripts[number_of(value)]
+        self.note("has published", script.number)
+        self._finish(script)
+
+    # -- obligations -----------------------------------------------------------------------------------------------
+
+    def stopping(self) -> None:
+        """Note that a clean stop begins."""
+        self.note("stopping")
+        self._is_stopping = True
+        self._stopping_since, self._stop_sent_at = self._oracle.now(), NEVER
+
+    def stopped(self) -> bool:
+        """Check what a clean stop has committed; return whether nothing was in its way."""
+        self.note("stopped")
+        was_calm = self._was_calm_since(self._stopping_since)
+        if was_calm:
+            self.check_committed("committed by a clean stop", min(self._stop_sent_at, self._oracle.now()))
+        if self.running:
+            self.violated("no record is left by a stop", list(self.running))
+        return was_calm
+
+    def check_timely(self) -> None:
+        """Check that what could be committed was, where nothing has gone wrong since the assignment."""
+        due = self._oracle.now() - self._settings.commit_batch_timeout_sec - COMMIT_LATENCY_SEC
+        if not self._is_between and self._since < due and self._was_calm_since(self._since):
+            self.check_committed("committed in time", due)
+
+    def check_committed(self, invariant: str, finished_before: float) -> None:
+        """Check that everything up to the first unfinished record is committed, but for what has just finished."""
+        for partition, delivered in self._delivered.items():
+            end = self._positions[partition]
+            for offset, at in sorted(delivered.items()):
+                finished_at = self.finished_at.get(self._oracle.offsets[partition][offset].number, NEVER)
+                # What has ended before it is delivered again counts from then on.
+                if max(finished_at, at) >= finished_before:
+                    break
+                end = offset + 1
+            if self._oracle.committed[partition] < end:
+                self.violated(invariant, partition, "is at", self._oracle.committed[partition], "and not at", end)
+
+    # -- records ---------------------------------------------------------------------------------------------------
+
+    def begins(self, script: Script) -> None:
+        """Check whether a pass over a record may begin now."""
+        number = script.number
+        self._oracle.passes += 1
+        self.note("begins", number)
+        if number in self.running:
+            self.violated("no overlap with itself", number)
+        if number in self.finished_at:
+            self.violated("handled once", number, "finished at", self.finished_at[number])
+        if number in self._told:
+            self.violated("what the metadata tells is not handled again", number)
+        limit = self._settings.concurrency_limit
+        if 0 < limit <= len(self.running):
+            self.violated("slots", number, "beside", list(self.running))
+        if script.partition not in self._positions:
+            self.violated("nothing begins in a partition that is gone", number)
+        lane = self._oracle.lane(script)
+        for other in self._oracle.lanes.get(lane, ()):
+            if other.number in self.running:
+                self.violated("no overlap in a lane", number, other.number)
+            if self._positions.get(script.partition, NEVER) <= other.offset < script.offset and not self._has_finished(
+                other.number
+            ):
+                self.violated("order", number, "before", other.number)
+        self.running[number] = Pass(script, self._oracle.now())
+
+    def handles(self, number: int, attempt: int) -> "Pass":
+        """Note that the handler was called, and check which attempt it is."""
+        a_pass = self.running[number]
+        before = self._attempts.get(number, 0)
+        if attempt not in {1, before + 1}:
+            self.violated("attempts", number, attempt, "after", before)
+        self._attempts[number] = a_pass.attempt = attempt
+        wall = self._walls.get(a_pass.script.partition)
+        if attempt == 1 and wall is not None and wall[0] < a_pass.script.offset and wall[1] < self._oracle.now():
+            self.violated("halted", number, "begins behind", wall[0])
+        return a_pass
+
+    def ends(self, script: Script, error: BaseException | None) -> None:
+        """Note what a pass comes to."""
+        number = script.number
+        a_pass = self.running.pop(number)
+        self.note("ends", number, a_pass.attempt, type(error).__name__ if error else "")
+        if a_pass.was_cancelled:
+            return
+        if script.kind != "malformed":
+            if a_pass.attempt == 0:
+                self.violated("the handler is called", number, repr(error))
+                return
+            if self._plan.is_slow(script, a_pass.attempt) and not a_pass.was_timed_out:
+                self.violated("time limit", number)
+        if self._plan.is_done(script, a_pass.attempt):
+            self._finish(script)
+        elif not self._plan.goes_on(script, a_pass.attempt):
+            self._fails(script)
+
+    def _fails(self, script: Script) -> None:
+        then = self._plan.policy.then
+        if then == "commit":
+            self._finish(script)
+        elif then == "halt" and script.offset in self._delivered.get(script.partition, {}):
+            wall = self._walls.get(script.partition)
+            if wall is None or script.offset < wall[0]:
+                self._walls[script.partition] = (script.offset, self._oracle.now())
+
+    def _finish(self, script: Script) -> None:
+        if not self.is_gone:
+            self.note("finishes", script.number)
+            self.finished_at.setdefault(script.number, self._oracle.now())
+            self._oracle.finished.add(script.number)
+
+
+class Pass:
+    """One pass of FastStream over a record."""
+
+    def __init__(self, script: Script, began: float) -> None:
+        self.script = script
+        self.began = began
+        self.attempt = 0
+        self.was_timed_out = False
+        self.was_cancelled = False
+
+
+def number_of(value: bytes | None) -> int:
+    """Return which record has this value."""
+    return int((value or b"").lstrip(b"?"))

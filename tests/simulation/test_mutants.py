@@ -1,0 +1,31 @@
+"""The simulation bites: whatever is broken in the library, it notices, and says what."""
+
+import pytest
+
+from tests.simulation.mutants import MUTANTS
+from tests.simulation.run import play_all
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_broken_library_is_caught(mutant, monkeypatch):
+    """A bounded number of seeds finds it, by one of the promises that it breaks."""
+    mutant.apply(monkeypatch)
+    caught = play_all(mutant.seeds)
+    assert caught is not None, "it was not caught"
+    assert caught.violation is not None
+    assert caught.violation.partition(":")[0] in mutant.breaks, caught.report()
+
+
+def test_the_report_replays():
+    """A violation comes with the line that replays it, and with what led to it."""
+    with pytest.MonkeyPatch.context() as patch:
+        MUTANTS[0].apply(patch)
+        caught = play_all(range(10))
+    assert caught is not None
+    assert f"python -m tests.simulation {caught.seed}" in caught.report()
+    assert "VIOLATED" in caught.report()
+
+
+def test_there_are_enough():
+    """At least fifteen ways to break it, each with a name of its own."""
+    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 15

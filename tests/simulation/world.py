@@ -1,0 +1,265 @@
+"""A seed's world: members, a broker and a clock, and everything that the plan does to them."""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+from aiokafka.errors import (
+    GroupCoordinatorNotAvailableError,
+    RebalanceInProgressError,
+    RequestTimedOutError,
+    TopicAuthorizationFailedError,
+    UnknownMemberIdError,
+)
+
+from faststream_concurrent_kafka import KafkaConcurrentHandler
+from tests.simulation.kafka import GROUP, TOPIC, SimulatedKafka, SimulatedProducer
+from tests.simulation.loops import Clock, ProcessLoop, Scheduler, dispose
+from tests.simulation.member import Member
+from tests.simulation.oracle import Oracle
+from tests.simulation.plan import SLOTS, Event, Plan, Script
+
+
+# Long enough for every retry and dead letter of a plan.
+PATIENCE_SEC = 300.0
+# How long a process that was told to stop may still be leaving its group.
+LINGERS_SEC = 15.0
+_FAILURES = (GroupCoordinatorNotAvailableError, RequestTimedOutError)
+_REFUSALS = (TopicAuthorizationFailedError, UnknownMemberIdError, RebalanceInProgressError)
+_library = logging.getLogger("faststream_concurrent_kafka")
+
+
+class World:
+    """Plays one plan."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.clock = Clock()
+        self.oracle = Oracle(plan, lambda: self.clock.now)
+        self._rng = random.Random(plan.seed + 1)  # noqa: S311 - a simulation, no secret
+        self._kafka = SimulatedKafka(plan.partitions, self._rng, lambda: self._running.oracle)
+        self._scheduler = Scheduler(self.clock, self._rng, self._as_process_of, self.oracle.check)
+        self._slots: list[Member | None] = [None] * SLOTS
+        self._members: dict[ProcessLoop, Member] = {}
+        self._now_running: Member | None = None
+        self._timers: list[tuple[float, Any]] = []
+        self._holds: list[contextlib.ExitStack] = []
+        self._waiting = sorted(plan.scripts, key=lambda script: (script.at, script.partition, script.offset))
+
+    # -- the scheduler's hooks -------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _as_process_of(self, loop: ProcessLoop) -> Generator[None]:
+        """Have the library's singleton, its log and what it publishes by be those of one process."""
+        member = self._now_running = self._members[loop]
+        KafkaConcurrentHandler._instance = member.singleton
+        try:
+            yield
+        finally:
+            member.singleton, KafkaConcurrentHandler._instance = KafkaConcurrentHandler._instance, None
+            self._now_running = None
+
+    @property
+    def _running(self) -> Member:
+        if self._now_running is None:
+            raise RuntimeError("no process is running")
+        return self._now_running
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Hand a line of the log to whose it is."""
+        if self._now_running is not None:
+            self._now_running.logs(record)
+
+    def make_producer(self, _subscriber: Any) -> SimulatedProducer:
+        """Stand in for `private_parts.make_producer`."""
+        return SimulatedProducer(self._kafka, self._running.oracle)
+
+    # -- the play --------------------------------------------------------------------------------------------------
+
+    def play(self) -> None:
+        """Play it to its end; raises ViolationError."""
+        for event in self.plan.events:
+            self._go_on_to(event.at)
+            for _ in range(event.after_turns):
+                if not self._scheduler.turn():
+                    break
+            self._apply(event)
+            self._check_timely()
+        self._go_on_to(self.plan.ends_at)
+        self._calm_down()
+        self._until(self._is_drained, "everything is committed in the end")
+        for script in self.plan.epilogue:
+            self._append(script)
+        self.oracle.has_epilogue = True
+        self._until(self._is_drained, "everything is committed in the end")
+        self.oracle.check_all_handled()
+        self._until(lambda: not any(self._leftovers()), "nothing is remembered", self._leftovers)
+        self._stop_all()
+
+    def _go_on_to(self, moment: float) -> None:
+        while True:
+            due = min((at for at, _ in self._timers), default=moment)
+            if self._waiting and self._waiting[0].at <= min(due, moment):
+                self._scheduler.run_to(self._waiting[0].at)
+                self._append(self._waiting.pop(0))
+            elif due <= moment and self._timers:
+                self._scheduler.run_to(due)
+                at, action = min(self._timers, key=lambda timer: timer[0])
+                self._timers.remove((at, action))
+                action()
+            else:
+                self._scheduler.run_to(moment)
+                self._reap()
+                return
+
+    def _append(self, script: Script) -> None:
+        headers = [("topic_group", b"shipping")] if script.kind == "of another group" else []
+        offset = script.offset
+        self._kafka.append(TOPIC, script.partition, script.value, key=script.key, headers=headers, offset=offset)
+
+    def _leftovers(self) -> list[list[str]]:
+        return [member.leftovers() for member in self._alive()]
+
+    def _until(self, condition: Any, invariant: str, found: Any = str) -> None:
+        deadline = self.clock.now + PATIENCE_SEC
+        while not condition():
+            if self.clock.now >= deadline:
+                for member in self._alive():
+                    member.oracle.note("is stuck", repr(member.handler and list(member.handler.records)))
+                self.oracle.violated("world", invariant, self.oracle.committed, self.oracle.missing(), found())
+                self.oracle.check()
+            self._go_on_to(self.clock.now + 0.5)
+
+    def _alive(self) -> list[Member]:
+        return [member for member in self._slots if member is not None]
+
+    def _check_timely(self) -> None:
+        for member in self._alive():
+            member.oracle.check_timely()
+        self.oracle.check()
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    def _calm_down(self) -> None:
+        """End all faults, and have at least one process that can commit."""
+        self.oracle.note("world", "calms down")
+        self._kafka.fail_commits(ZeroDivisionError(), 0)
+        for hold in self._holds:
+            hold.close()
+        self._kafka.silent_until = self._kafka.publishing_fails_until = 0.0
+        for member in self._alive():
+            if member.is_running and member.oracle.is_broken:
+                # As a probe would have it.
+                member.stop(by_broker=True)
+        self._until(lambda: all(member.is_running for member in self._alive()), "starts and stops end")
+        if not self._alive():
+            self._start(0)
+            self._until(lambda: all(member.is_running for member in self._alive()), "a process starts")
+
+    def _is_drained(self) -> bool:
+        return not self.oracle.missing()
+
+    def _stop_all(self) -> None:
+        for member in self._alive():
+            if member.is_running:
+                member.stop(by_broker=True)
+                self._go_on_to(self.clock.now + 0.1)
+        self._until(lambda: not self._alive(), "every process ends")
+        self.oracle.check()
+
+    def _reap(self) -> None:
+        for slot, member in enumerate(self._slots):
+            if member is None or not member.has_ended:
+                continue
+            left = asyncio.all_tasks(member.loop)
+            if not left:
+                member.check_nothing_left()
+                self._bury(slot, member)
+            elif self.clock.now > member.ended_at + LINGERS_SEC:
+                if member.was_calm:
+                    member.oracle.violated("no task is left", sorted(task.get_name() for task in left))
+                self._crash(slot)
+
+    def dispose(self) -> None:
+        """End what a crash has left standing; nothing of it counts any more."""
+        for member in self._members.values():
+            member.oracle.is_gone = True
+        # Whoever leaves the group may have those join again that have left it.
+        while any(map(asyncio.all_tasks, self._members)):
+            for loop, member in self._members.items():
+                with self._as_process_of(loop):
+                    if member.handler is not None:
+                        member.handler.discard()
+                    dispose(loop, self.clock)
+        for loop in self._members:
+            loop.close()
+
+    # -- events ----------------------------------------------------------------------------------------------------
+
+    def _apply(self, event: Event) -> None:
+        self.oracle.note("world", event.what, event.slot, event.for_sec, event.times)
+        member = self._slots[event.slot]
+        running = member if member is not None and member.is_running else None
+        group = self._kafka.groups[GROUP]
+        match event.what:
+            case "start" if member is None:
+                self._start(event.slot)
+            case "stop" if running is not None:
+                running.stop(by_broker=event.times > 1)
+            case "crash" if member is not None:
+                self._crash(event.slot)
+            case "lose membership" if running is not None:
+                self._lose_membership(running)
+            case "rebalance":
+                group.rebalance()
+            case "rebalance twice":
+                group.rebalance()
+                self._timers.append((self.clock.now + event.for_sec / 4, group.rebalance))
+            case "commits fail":
+                self._kafka.fail_commits(_FAILURES[event.times % 2](), event.times)
+            case "commits are refused":
+                self._kafka.fail_commits(_REFUSALS[event.slot](), event.times)
+            case "commits break":
+                self._kafka.fail_commits(ZeroDivisionError("a fault of ours"))
+            case "commits wait":
+                hold = contextlib.ExitStack()
+                hold.enter_context(self._kafka.hold_commits())
+                self._timers.append((self.clock.now + event.for_sec, hold.close))
+                self._holds.append(hold)
+            case "broker is silent":
+                self._kafka.silent_until = self.clock.now + event.for_sec
+            case "publishing fails":
+                self._kafka.publishing_fails_until = self.clock.now + event.for_sec
+
+    def _start(self, slot: int) -> None:
+        member = Member(self.plan, self.oracle, self._kafka, self.clock, f"{slot}.{len(self._members)}")
+        member.oracle.note("starts")
+        self._slots[slot] = member
+        self._members[member.loop] = member
+        self._scheduler.loops.append(member.loop)
+
+    def _crash(self, slot: int) -> None:
+        member = self._slots[slot]
+        if member is None:
+            return
+        member.oracle.check_timely()
+        self._bury(slot, member)
+        member.crash()
+        consumer = member.consumer
+        if consumer is not None:
+            # Its requests may still arrive, but nothing of its own; the broker waits for its heartbeats in vain.
+            self._timers.append((self.clock.now + self.plan.session_sec, consumer.lose_membership))
+
+    def _bury(self, slot: int, member: Member) -> None:
+        self._slots[slot] = None
+        self._scheduler.loops.remove(member.loop)
+
+    def _lose_membership(self, member: Member) -> None:
+        member.oracle.has_lost_membership = True
+        member.oracle.note("loses its membership")
+        if member.consumer is not None:
+            member.consumer.lose_membership()
