@@ -214,7 +214,8 @@ class SubscriberAttachment:
             self.consumer, key, raw.offset, identity=hash((raw.timestamp, raw.key)), timestamp=raw.timestamp
         )
         earlier = self._committer.send_task(task)
-        self._window.check(key, task.ledger)
+        if task.ledger.window >= self._window.size:
+            self._window.pause(key)
         return None if earlier is not None and self._adopts(task, earlier.entry) else task
 
     def _adopts(self, task: KafkaCommitTask, earlier: KafkaCommitTask | None) -> bool:

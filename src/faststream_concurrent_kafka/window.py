@@ -30,13 +30,12 @@ class Window:
         self._paused.difference_update(partitions)
         self._pause(*partitions)
 
-    def check(self, key: tuple[str, int], ledger: PartitionLedger[KafkaCommitTask]) -> None:
-        """Pause a partition if the record that was admitted now has filled its window."""
-        if ledger.window >= self.size:
-            partition = TopicPartition(*key)
-            if partition not in self._consumer.paused():
-                self._paused.add(key)
-                self._pause(partition)
+    def pause(self, key: tuple[str, int]) -> None:
+        """Pause a partition whose window is full, unless the user has."""
+        partition = TopicPartition(*key)
+        if partition not in self._consumer.paused():
+            self._paused.add(key)
+            self._pause(partition)
 
     def acknowledged(self, key: tuple[str, int], ledger: PartitionLedger[KafkaCommitTask]) -> None:
         """Resume a partition whose window is half empty again."""
