@@ -152,6 +152,9 @@ class _NoKafka:
     async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
         raise AssertionError(f"nothing can be committed past the stuck record: {offsets}")
 
+    async def committed(self, partition: TopicPartition) -> int | None:
+        return None
+
 
 async def measure_ledger(trial: Trial) -> Measured:
     """Let records finish behind a stuck one, and see what the library still holds of each."""

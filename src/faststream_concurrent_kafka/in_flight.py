@@ -30,7 +30,8 @@ class InFlight:
         self._slots = slots
         self._start = start
         self._complete = complete
-        self._records: set[Record] = set()
+        # In the order of their delivery, which is that of their cancellation, too.
+        self._records: dict[Record, None] = {}
         self._lanes: Lanes[Record] = Lanes()
         self._drains: list[asyncio.Event] = []
 
@@ -62,7 +63,7 @@ class InFlight:
 
     def enter(self, record: Record) -> None:
         """Take a record on; it is started at once, or when those before it in its lanes have ended."""
-        self._records.add(record)
+        self._records[record] = None
         if record.source is not None:
             record.source.in_flight += 1
         if not record.lanes or self._lanes.enter(record, record.lanes):
@@ -86,7 +87,7 @@ class InFlight:
         """Note that a record needs no more work, or gets none. Its lanes stay taken while its task goes on."""
         if record not in self._records:
             return
-        self._records.discard(record)
+        del self._records[record]
         source = record.source
         if source is not None:
             source.in_flight -= 1

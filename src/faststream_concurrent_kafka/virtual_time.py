@@ -1,6 +1,7 @@
 """An event loop whose time is virtual."""
 
 import asyncio
+import math
 import selectors
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -9,6 +10,8 @@ from typing_extensions import override
 
 
 _T = TypeVar("_T")
+
+_RESOLUTION_SEC = 1e-8
 
 
 class DeadlockError(RuntimeError):
@@ -30,7 +33,12 @@ class _Clock(selectors.DefaultSelector):
         if not ready and timeout is None:
             tasks = "".join(f"\n  {task!r}" for task in asyncio.all_tasks())
             raise DeadlockError(f"nothing is ready to run and no timer is set, but these tasks wait:{tasks}")
-        self.now_sec += timeout if timeout is not None and not ready else 0
+        if timeout is not None and not ready:
+            self.now_sec += timeout
+            if 0 < timeout < _RESOLUTION_SEC:
+                # asyncio runs a timer that is so close, and whoever looks at the clock then would wait once more: it
+                # has to move.
+                self.now_sec = math.nextafter(self.now_sec, math.inf)
         return ready
 
 

@@ -10,7 +10,6 @@ from typing import Any
 from typing_extensions import override
 
 from faststream_concurrent_kafka import private_parts
-from faststream_concurrent_kafka.records import Record
 from tests.simulation.world import World
 
 
@@ -27,29 +26,20 @@ class _LogHandler(logging.Handler):
         self._world.emit(record)
 
 
-def _order_of(record: Record) -> int:
-    """Stand in for the hash of records, which is their address: the order of a set would not be the seed's."""
-    commit = record.commits[0]
-    return commit.offset * 64 + commit.topic_partition[1]
-
-
 @contextmanager
 def environment(world: World) -> Generator[None]:
     """Have what all processes share be the world's for a while."""
     parts: Any = private_parts
-    records: Any = Record
     make_producer, random_state, propagates = parts.make_producer, random.getstate(), _library.propagate
     log_handler = _LogHandler(world)
     _library.addHandler(log_handler)
     _library.propagate = False
     random.seed(world.plan.seed)
     parts.make_producer = world.make_producer
-    records.__hash__ = _order_of
     try:
         with _own_signals():
             yield
     finally:
-        del records.__hash__
         parts.make_producer = make_producer
         random.setstate(random_state)
         _library.propagate = propagates
