@@ -149,11 +149,11 @@ class _NoKafka:
     def assignment(self) -> Collection[TopicPartition]:
         return {TopicPartition("topic", 0)}
 
-    async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+    async def commit(self, offsets: Mapping[TopicPartition, int | tuple[int, str]], /) -> None:
         raise AssertionError(f"nothing can be committed past the stuck record: {offsets}")
 
-    async def committed(self, partition: TopicPartition) -> int | None:
-        return None
+    async def committed(self, partition: TopicPartition, /) -> int | None:
+        raise AssertionError(f"nothing can be committed of {partition}")
 
 
 async def measure_ledger(trial: Trial) -> Measured:

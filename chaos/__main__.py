@@ -4,7 +4,6 @@ import argparse
 import asyncio
 import logging
 import secrets
-import shlex
 import shutil
 import sys
 import tempfile
@@ -53,7 +52,10 @@ def _judge(folder: Path, problem: str, options: argparse.Namespace) -> int:
         _say(f"the run did not come to its end: {problem}")
         return 1
     findings = analyse(folder)
-    how = document.conditions(shlex.join(["python", "-m", "chaos", *sys.argv[1:]]))
+    asked = RunSettings.of(folder)
+    how = document.conditions(
+        f"just chaos --minutes {asked.minutes:g} --records {asked.records} --gap {asked.gap_sec:g} --seed {asked.seed}"
+    )
     _say(f"\n{how}\n\n{document.body(findings)}\n\n{document.details(findings)}")
     broken = [*filter(None, [problem]), *findings.broken()]
     if options.write:

@@ -17,11 +17,11 @@ class Consumer(Protocol):
         """Return the partitions that the consumer owns now."""
         ...
 
-    async def commit(self, offsets: Mapping[TopicPartition, int | tuple[int, str]]) -> None:
+    async def commit(self, offsets: Mapping[TopicPartition, int | tuple[int, str]], /) -> None:
         """Commit "next to read" offsets, with metadata or without."""
         ...
 
-    async def committed(self, partition: TopicPartition) -> int | None:
+    async def committed(self, partition: TopicPartition, /) -> int | None:
         """Return the committed offset."""
         ...
 

@@ -4,10 +4,11 @@ import asyncio
 import logging
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import ContextVar
 from types import MappingProxyType, TracebackType
 from typing import Annotated, Any, ClassVar, Self
 
-from faststream import BaseMiddleware, Context, ContextRepo
+from faststream import BaseMiddleware, ContextRepo, Depends
 from faststream.kafka import KafkaBroker
 from faststream.message import StreamMessage
 from typing_extensions import override
@@ -31,7 +32,15 @@ CONTEXT_KEY = "kafka_concurrent_handler"
 
 # Under this one a handler finds which attempt it is, from 1 on.
 ATTEMPT_KEY = "kafka_attempt"
-Attempt = Annotated[int, Context(ATTEMPT_KEY, default=1)]
+_attempt: ContextVar[int] = ContextVar(ATTEMPT_KEY, default=1)
+
+
+async def _current_attempt() -> int:
+    return _attempt.get()
+
+
+# Not by `Context`: FastDepends looks that up in a worker thread, which costs more than FastStream's whole pass.
+Attempt = Annotated[int, Depends(_current_attempt)]
 """Type of a handler's parameter that gets the number of this attempt at its record, from 1 on."""
 
 _warned: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -144,6 +153,7 @@ class KafkaConcurrentProcessingMiddleware(BaseMiddleware):
 
     def _tell_attempt(self, record: Record) -> None:
         """Let the handler and FastStream's log lines know which attempt this is."""
+        _attempt.set(record.attempt)
         self.context.set_local(ATTEMPT_KEY, record.attempt)
         log_context = self.context.get_local("log_context")
         if log_context is not None:

@@ -22,7 +22,6 @@ from faststream.kafka.subscriber.usecase import BatchSubscriber, DefaultSubscrib
 from faststream.middlewares import AckPolicy
 from typing_extensions import override
 
-from faststream_concurrent_kafka import Attempt
 from faststream_concurrent_kafka.private_parts import committed_offsets, exists, fetch_states, make_producer
 from faststream_concurrent_kafka.stalls import FetchState
 
@@ -239,7 +238,9 @@ async def test_the_context_of_a_pass_has_a_log_context_that_can_be_added_to():
 
     broker = KafkaBroker(logger=None, middlewares=[Adds])
 
-    async def handle(attempt: Attempt, logged: Annotated[int, Context("log_context.attempt")]) -> None:
+    async def handle(
+        attempt: Annotated[int, Context("kafka_attempt")], logged: Annotated[int, Context("log_context.attempt")]
+    ) -> None:
         seen.append((attempt, logged))
 
     broker.subscriber("topic")(handle)
