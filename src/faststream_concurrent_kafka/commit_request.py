@@ -28,7 +28,7 @@ async def commit(offsets: ConsumerOffsets, *, timeout_sec: float, is_last: bool)
     frontiers = _without_deleted(offsets, began) if is_last else offsets.to_send(began)
     if not frontiers:
         return None
-    sent = {key: (offsets.ledgers[key], offsets.ledgers[key].finished) for key in frontiers}
+    sent = offsets.note_sent(frontiers)
     was_refused = not offsets.refusals.keys().isdisjoint(frontiers)
     if was_refused:
         timeout_sec = min(timeout_sec, REFUSED_TIMEOUT_SEC)

@@ -67,6 +67,7 @@ class ConsumerOffsets:
         "flushing",
         "held",
         "last_error",
+        "latest",
         "ledgers",
         "left",
         "on_ack",
@@ -89,6 +90,8 @@ class ConsumerOffsets:
         self.left: dict[tuple[str, int], Adoptable[KafkaCommitTask]] = {}
         # What had finished above the committed offset when the partition was assigned, whoever had it before.
         self.restored: dict[tuple[str, int], OffsetMap] = {}
+        # The time stamp of the record that was delivered last, while such things are still known.
+        self.latest: dict[tuple[str, int], int] = {}
         self.on_ack: Callable[[tuple[str, int], PartitionLedger[KafkaCommitTask]], None] | None = None
         # Whether a rebalance listener will `release` commits again: not so with manually assigned partitions.
         self.rejoins = False
@@ -108,31 +111,25 @@ class ConsumerOffsets:
     def dirty(self) -> dict[TopicPartition, int]:
         """Return what may and should be committed. Unassigned partitions would fail the whole request."""
         assigned = self.consumer.assignment()
-        return {
-            TopicPartition(*key): ledger.frontier
-            for key, ledger in self.ledgers.items()
-            if (ledger.is_dirty or (self.writes_metadata and ledger.is_dirty_above)) and key in assigned
-        }
+        dirty: dict[TopicPartition, int] = {}
+        for key, ledger in self.ledgers.items():
+            frontier = self._frontier(key, ledger)
+            # Who tells what has finished above has something to tell whenever something has finished.
+            is_news = self.writes_metadata and ledger.finished > ledger.finished_acked
+            if (frontier > ledger.acked or is_news) and key in assigned:
+                dirty[TopicPartition(*key)] = frontier
+        return dirty
 
-    def to_send(self, now: float) -> dict[TopicPartition, int]:
-        """Return what the next request commits."""
-        return self.refusals.choose(self.dirty(), now)
+    def _frontier(self, key: tuple[str, int], ledger: PartitionLedger[KafkaCommitTask]) -> int:
+        """Return the offset to commit: the first unfinished one; or the last one, if what lies behind it is known."""
+        if not self.writes_metadata or ledger.unfinished or key not in self.latest or not self._beyond(key, ledger):
+            return ledger.frontier
+        # What has finished further on is told with a record by which it can be recognised: here the last delivered
+        # one, which is marked as finished, too.
+        return max(ledger.admitted - 1, ledger.sent)
 
-    def with_metadata(self, dirty: Mapping[TopicPartition, int]) -> Mapping[TopicPartition, int | tuple[int, str]]:
-        """Return these frontiers with what has finished above each, where something has."""
-        if not self.writes_metadata:
-            return dirty
-        return {
-            key: (frontier, metadata) if (metadata := self._finished_above(key)) else frontier
-            for key, frontier in dirty.items()
-        }
-
-    def _finished_above(self, key: tuple[str, int]) -> str:
-        ledger = self.ledgers[key]
-        first = ledger.first_unfinished()
-        if first is None or first.timestamp is None:
-            # Nothing has finished above it, or nothing could tell its record from another one.
-            return ""
+    def _beyond(self, key: tuple[str, int], ledger: PartitionLedger[KafkaCommitTask]) -> set[int]:
+        """Return what has finished in an earlier epoch, here or elsewhere, and has not been delivered in this one."""
         beyond: set[int] = set()
         if (left := self.left.get(key)) is not None:
             beyond.update(
@@ -140,12 +137,42 @@ class ConsumerOffsets:
             )
         if (restored := self.restored.get(key)) is not None:
             beyond.update(restored.finished_from(ledger.admitted))
+        return beyond
+
+    def to_send(self, now: float) -> dict[TopicPartition, int]:
+        """Return what the next request commits."""
+        return self.refusals.choose(self.dirty(), now)
+
+    def note_sent(
+        self, frontiers: Mapping[TopicPartition, int]
+    ) -> dict[TopicPartition, tuple[PartitionLedger[KafkaCommitTask], int]]:
+        """Note that these are being committed; return each ledger, and how many of its records have finished."""
+        for key, frontier in frontiers.items():
+            self.ledgers[key].sent = frontier
+        return {key: (self.ledgers[key], self.ledgers[key].finished) for key in frontiers}
+
+    def with_metadata(self, dirty: Mapping[TopicPartition, int]) -> Mapping[TopicPartition, int | tuple[int, str]]:
+        """Return these frontiers with what has finished above each, where something has."""
+        if not self.writes_metadata:
+            return dirty
+        return {
+            key: (frontier, metadata) if (metadata := self._finished_above(key, frontier)) else frontier
+            for key, frontier in dirty.items()
+        }
+
+    def _finished_above(self, key: tuple[str, int], frontier: int) -> str:
+        ledger = self.ledgers[key]
+        first = ledger.first_unfinished()
+        timestamp = self.latest.get(key) if first is None else first.timestamp
+        if frontier == ledger.admitted or timestamp is None:
+            # Nothing has finished above it, or nothing could tell its record from another one.
+            return ""
         return OffsetMap.of(
-            first.offset,
-            first.timestamp,
+            frontier,
+            timestamp,
             admitted=ledger.admitted,
             unfinished=ledger.unfinished_offsets(),
-            beyond=beyond,
+            beyond=self._beyond(key, ledger),
         ).dump()
 
     def admit(self, task: KafkaCommitTask) -> Earlier[KafkaCommitTask] | None:
@@ -162,9 +189,14 @@ class ConsumerOffsets:
             self.ledgers[TopicPartition(*key)] = ledger
         task.ledger = ledger
         ledger.admit(task.offset, task, task.identity)
-        earlier = self._claim_left(task) if self.left else None
+        return self._recall(task) if self.left or self.restored else None
+
+    def _recall(self, task: KafkaCommitTask) -> Earlier[KafkaCommitTask] | None:
+        if task.timestamp is not None:
+            self.latest[task.topic_partition] = task.timestamp
+        earlier = self._claim_left(task)
         # Even if it was left undone here, or still runs: somebody has finished it since.
-        return Earlier(None) if self.restored and self._claim_restored(task) else earlier
+        return Earlier(None) if self._claim_restored(task) else earlier
 
     def _claim_left(self, task: KafkaCommitTask) -> Earlier[KafkaCommitTask] | None:
         left = self.left.get(task.topic_partition)
@@ -226,6 +258,7 @@ class ConsumerOffsets:
                 del self.left[key]
         self.ledgers.clear()
         self.restored.clear()
+        self.latest.clear()
         self.refusals.clear()
 
     def next_backoff_sec(self) -> float:

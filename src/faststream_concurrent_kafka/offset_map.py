@@ -3,8 +3,9 @@
 A commit says "everything below is finished". What has finished behind an unfinished record would all be handled again
 after a crash, so it travels beside the offset as text, `magic:offset:timestamp:bits`:
 
-- `offset` is the committed one, and `timestamp` that of its record, the first unfinished one. A map that was written
-  for another offset is stale, and one for another record at that offset is of a topic that was truncated or made anew.
+- `offset` is the committed one, and `timestamp` that of its record, the first unfinished one as a rule. A map that was
+  written for another offset is stale, and one for another record at that offset is of a topic that was truncated or
+  made anew.
 - `bits` has one bit per offset from there on, packed by zlib, which checks it, and base64. What does not fit into the
   metadata is cut off from the far end: it is only handled again.
 """

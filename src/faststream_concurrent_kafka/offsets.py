@@ -35,6 +35,7 @@ class PartitionLedger(Generic[T]):
         "closed",
         "finished",
         "finished_acked",
+        "sent",
         "stopped_at",
     )
 
@@ -42,6 +43,8 @@ class PartitionLedger(Generic[T]):
         # The first record that is delivered says where the epoch begins: everything below belongs to others.
         self.acked = first_offset
         self.admitted = first_offset
+        # The last offset that a commit was sent with: the broker may have it, without our knowing.
+        self.sent = first_offset
         self.closed = False
         # How many records have finished, and how many had when what the broker has confirmed was sent.
         self.finished = 0
@@ -111,16 +114,6 @@ class PartitionLedger(Generic[T]):
         for offset in self._unfinished:
             return offset
         return self.admitted
-
-    @property
-    def is_dirty(self) -> bool:
-        """Whether there is progress that the broker has not confirmed."""
-        return self.frontier > self.acked
-
-    @property
-    def is_dirty_above(self) -> bool:
-        """Whether a record above the frontier has finished that the broker has not been told of."""
-        return self.finished > self.finished_acked and self.frontier < self.admitted
 
     @property
     def window(self) -> int:

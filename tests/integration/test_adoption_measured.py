@@ -166,4 +166,5 @@ async def test_a_second_worker_joins_and_leaves(
     assert needlessly == set()
     assert ordering != "key" or story.disorder(keys) == []
     assert drain_sec < 3 or story.across == set()
-    assert len(story.lives[0].revoked_at) == 2 * rounds
+    # One that leaves and one that joins may be seen to by one rebalance.
+    assert rounds < len(story.lives[0].revoked_at) <= 2 * rounds

@@ -124,8 +124,13 @@ class MemberOracle(Witness):
         if not self._settings.commit_metadata:
             return set()
         delivered = self._delivered.get(partition, {})
-        numbers = {self._oracle.offsets[partition][offset].number for offset in delivered if offset >= committed}
-        return {number for number in numbers if self.finished_at.get(number, NEVER) < sent_at}
+        scripts = {offset: each for offset, each in self._oracle.offsets[partition].items() if offset >= committed}
+        finished = {
+            each.number
+            for offset, each in scripts.items()
+            if offset in delivered and self.finished_at.get(each.number, NEVER) < sent_at
+        }
+        return finished | self._told.intersection(each.number for each in scripts.values())
 
     @override
     def is_told_of_commit(self, offsets: dict[TopicPartition, int]) -> None:
@@ -203,8 +208,14 @@ class MemberOracle(Witness):
                 if max(finished_at, at) >= finished_before:
                     break
                 end = offset + 1
-            if self._oracle.committed[partition] < end:
-                self.violated(invariant, partition, "is at", self._oracle.committed[partition], "and not at", end)
+            committed = self._oracle.committed[partition]
+            # Told to be finished is as good as committed.
+            _, told = self._oracle.told.get(partition, (0, set()))
+            numbers = {
+                self._oracle.offsets[partition][offset].number for offset in delivered if committed <= offset < end
+            }
+            if committed < end and not numbers <= told:
+                self.violated(invariant, partition, "is at", committed, "and not at", end)
 
     # -- records ---------------------------------------------------------------------------------------------------
 

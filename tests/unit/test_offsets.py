@@ -74,11 +74,6 @@ class LedgerMachine(RuleBasedStateMachine):
             assert self.ledger.first_unfinished() is None
 
     @invariant()
-    def dirty_means_unconfirmed_progress(self):
-        if self.records:
-            assert self.ledger.is_dirty == (self.true_frontier() > self.acked)
-
-    @invariant()
     def window_counts_what_a_crash_would_deliver_again(self):
         if self.records:
             assert self.ledger.window == sum(offset >= self.acked for offset in self.records)
