@@ -21,6 +21,8 @@ PARTITIONS = 6
 KEYS = 997
 # How long the commit takes at the most that follows the drain's deadline, and comes before the user's listener.
 COMMIT_SEC = 1.0
+# How long a pass that has begun may take to come to the handler.
+PASS_SEC = 0.5
 
 
 class Story:
@@ -46,11 +48,14 @@ class Story:
         A process commits what lies below its first unfinished record of the partition at the drain's deadline, and
         with `commit_metadata` tells what has finished above.
         """
-        allowed = set()
+        # What never ended was given up by a stop.
+        allowed = {(run.partition, run.offset) for life in self.lives for run in life.runs if run.ended is None}
         for life, runs in zip(self.lives, self.runs, strict=True):
             for at in life.revoked_at:
                 unfinished = [
-                    run for run in life.runs if run.began < at and (run.ended is None or run.ended > at - COMMIT_SEC)
+                    run
+                    for run in life.runs
+                    if run.began < at + PASS_SEC and (run.ended is None or run.ended > at - COMMIT_SEC)
                 ]
                 if with_metadata:
                     allowed |= {(run.partition, run.offset) for run in unfinished}
