@@ -107,7 +107,8 @@ class Group:
     async def assert_all_is_as_scripted(self) -> Oracle:
         """Ask the oracle."""
         letters = await dead_letters(self._bootstrap_servers, self._dead_topic, DEAD_PARTITIONS)
-        oracle = Oracle(self._script, [each.life for each in self.members], letters)
+        tells = self._settings.get("commit_metadata", True)
+        oracle = Oracle(self._script, [each.life for each in self.members], letters, tells=tells)
         found = first_of_each(oracle.violations())
         assert not found, f"SCALE_SEED={self._script.seed}\n{found}"
         return oracle

@@ -73,7 +73,12 @@ class Story:
     @property
     def kinds(self):
         """What the oracle says, by the first words."""
-        return {each.split(" ")[0].rstrip(":") for each in Oracle(self.script, self.lives, self.letters).violations()}
+        return self.kinds_of(tells=False)
+
+    def kinds_of(self, *, tells):
+        """The same, for commits that tell what has finished behind an unfinished record, or do not."""
+        oracle = Oracle(self.script, self.lives, self.letters, tells=tells)
+        return {each.split(" ")[0].rstrip(":") for each in oracle.violations()}
 
 
 def numbers_of(script, partition=None, *, handled_only=False):
@@ -351,4 +356,19 @@ def test_another_process_adopts_nothing():
     story.end(30)
     story.restart()
     story.handle(*range(31, 60))
+    assert "offsets" in story.kinds
+
+
+@pytest.mark.parametrize(
+    ("begins_at", "kinds"), [(35, set()), (31, set()), (36, {"offsets", "lost"}), (29, {"offsets"})]
+)
+def test_who_is_told_begins_behind_what_has_finished(begins_at, kinds):
+    """With metadata, another process may leave out what had come to its end, and nothing else."""
+    story = Story(short())
+    story.handle(*range(31), *range(31, 35))
+    story.lives[0].killed_ns = story.now_ns
+    story.lives[0].committed = {0: 30}
+    story.restart()
+    story.handle(*range(begins_at, 60))
+    assert story.kinds_of(tells=True) - {"inversion"} == kinds
     assert "offsets" in story.kinds
