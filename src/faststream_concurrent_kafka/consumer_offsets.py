@@ -3,7 +3,7 @@
 import asyncio
 import enum
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from aiokafka import TopicPartition
@@ -122,22 +122,22 @@ class ConsumerOffsets:
 
     def _frontier(self, key: tuple[str, int], ledger: PartitionLedger[KafkaCommitTask]) -> int:
         """Return the offset to commit: the first unfinished one; or the last one, if what lies behind it is known."""
-        if not self.writes_metadata or ledger.unfinished or key not in self.latest or not self._beyond(key, ledger):
+        if not self.writes_metadata or ledger.unfinished or key not in self.latest:
+            return ledger.frontier
+        if next(self._beyond(key, ledger), None) is None:
             return ledger.frontier
         # What has finished further on is told with a record by which it can be recognised: here the last delivered
         # one, which is marked as finished, too.
         return max(ledger.admitted - 1, ledger.sent)
 
-    def _beyond(self, key: tuple[str, int], ledger: PartitionLedger[KafkaCommitTask]) -> set[int]:
-        """Return what has finished in an earlier epoch, here or elsewhere, and has not been delivered in this one."""
-        beyond: set[int] = set()
+    def _beyond(self, key: tuple[str, int], ledger: PartitionLedger[KafkaCommitTask]) -> Iterator[int]:
+        """Yield what has finished in an earlier epoch, here or elsewhere, and has not been delivered in this one."""
         if (left := self.left.get(key)) is not None:
-            beyond.update(
-                offset for offset, entry in left.remaining(ledger.admitted) if entry is None or entry.is_finished
-            )
+            for offset, entry in left.remaining(ledger.admitted):
+                if entry is None or entry.is_finished:
+                    yield offset
         if (restored := self.restored.get(key)) is not None:
-            beyond.update(restored.finished_from(ledger.admitted))
-        return beyond
+            yield from restored.finished_from(ledger.admitted)
 
     def to_send(self, now: float) -> dict[TopicPartition, int]:
         """Return what the next request commits."""

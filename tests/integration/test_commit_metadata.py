@@ -74,16 +74,15 @@ async def commit_by_hand(cluster, topic, offset, metadata, partitions=1):
         await consumer.stop()
 
 
-async def leave_stuck(cluster, new_broker, topic, *, count=20, stuck=5, how=None, **settings):
+async def leave_stuck(cluster, new_broker, topic, *, count=20, stuck=5, **settings):
     """Handle all but one record, tell so, and stop."""
     broker = new_broker()
-    held = getattr(Held(stuck), how or "subscribe")(broker, topic)
+    held = Held(stuck).subscribe(broker, topic)
     await cluster.send(topic, range(count))
     async with serving(broker, **(IMPATIENT | settings)):
         await held.until_ended(*(number for number in range(count) if number != stuck))
         if settings.get("commit_metadata", True):
             await until_told(cluster, topic, stuck, *range(stuck + 1, count))
-    return held
 
 
 async def test_after_kill_9_only_the_stuck_record_is_handled_again(cluster, new_topic, tmp_path):
@@ -123,9 +122,10 @@ async def test_a_restart_handles_what_was_unfinished(cluster, new_broker, new_to
     """The stuck one, and what came later; then the metadata is gone."""
     topic = await new_topic()
     # In batches, the others of its batch are as unfinished as the stuck one, which is the first of it.
-    await leave_stuck(cluster, new_broker, topic, stuck=4, how=how) if how == "subscribe" else await leave_batch_stuck(
-        cluster, new_broker, topic
-    )
+    if how == "subscribe":
+        await leave_stuck(cluster, new_broker, topic, stuck=4)
+    else:
+        await leave_batch_stuck(cluster, new_broker, topic)
     await cluster.send(topic, range(20, 25))
     broker = new_broker()
     after = getattr(Held(), how)(broker, topic)
