@@ -87,9 +87,3 @@ def test_pure_modules_know_no_asyncio_clock_log_or_kafka(module):
 def test_private_packages_of_faststream_stay_out(module):
     """No module imports from FastStream's private packages."""
     assert not [name for name in imported_by(module) if "._" in name]
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_no_module_outgrows_a_sitting(module):
-    """A file is read in one go."""
-    assert len((SOURCE / f"{module}.py").read_text().splitlines()) <= 360
