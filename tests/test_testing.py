@@ -1,6 +1,7 @@
 """The virtual clock, and what a test can have the fake Kafka do."""
 
 import asyncio
+import random
 import time
 
 import pytest
@@ -73,6 +74,50 @@ class TestVirtualTime:
             return asyncio.get_running_loop().time()
 
         assert run_virtual(main()) == 0
+
+    @pytest.mark.parametrize(
+        ("wait", "times", "turns"),
+        [
+            (lambda left: left, 2000, 3),
+            (lambda left: left / 2, 200, 100),
+            (lambda _: 0, 2, 20_000),
+            (lambda _: 1e-30, 2, 20_000),
+        ],
+        ids=["what is left", "half of it", "nothing", "next to nothing"],
+    )
+    def test_it_comes_to_a_moment_however_small_the_waits_are(self, wait, times, turns):
+        """A wait that is too small to be added to the time, or none at all, does not make the clock stand still."""
+
+        async def main():
+            loop, rng = asyncio.get_running_loop(), random.Random(1)
+            for _ in range(times):
+                await asyncio.sleep(rng.random())
+                began = loop.time()
+                for _ in range(turns):
+                    if (left := 0.001 - (loop.time() - began)) <= 0:
+                        break
+                    await asyncio.sleep(wait(left))
+                else:
+                    pytest.fail(f"{left} s are left after {turns} waits")
+
+        run_virtual(main())
+
+    def test_a_wait_that_is_too_small_for_the_time_keeps_the_order(self):
+        """After it comes what was set for later; a timer for a moment that has passed runs at once."""
+        ran = []
+
+        async def main():
+            loop = asyncio.get_running_loop()
+            await asyncio.sleep(1e6)
+            loop.call_later(1, ran.append, "a second")
+            loop.call_later(1e-12, ran.append, "nothing")
+            loop.call_at(5, ran.append, "the past")
+            await asyncio.sleep(2)
+            return loop.time()
+
+        assert run_virtual(main()) == 1e6 + 2
+        assert sorted(ran[:2]) == ["nothing", "the past"]
+        assert ran[2:] == ["a second"]
 
     def test_deadlock_names_who_waits(self):
         """Nothing ready and no timer is an error that names the tasks, not a test that hangs."""

@@ -63,7 +63,8 @@ class ProcessLoop(asyncio.SelectorEventLoop):
     def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:
         # Whoever has it wait must look at its timers again.
         self.is_ready = True
-        return super().call_at(when, callback, *args, context=context)
+        # A wait that is too small to be added to the time moves it on: `VirtualTimeLoop` does the same.
+        return super().call_at(max(when, math.nextafter(self.time(), FOREVER)), callback, *args, context=context)
 
     def turn(self) -> None:
         """Run what is ready now, and nothing of what that makes ready."""
