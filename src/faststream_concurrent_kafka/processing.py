@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar, Self
@@ -151,6 +152,15 @@ class KafkaConcurrentHandler:
             if KafkaConcurrentHandler._instance is self:
                 KafkaConcurrentHandler._instance = None
 
+    @classmethod
+    def _after_fork(cls) -> None:
+        """In a child process: nothing of the parent's runs here, so begin as if there had never been a handler."""
+        # Another thread of the parent may have held the lock.
+        cls._lock = threading.Lock()
+        if (inherited := cls._instance) is not None:
+            inherited._observer = None  # noqa: SLF001 - its own class
+            inherited.discard()
+
     async def _stop_sources(self) -> None:
         # As they are now: one more may be attached, by its first record, while these stop.
         sources = list(self.sources)
@@ -289,3 +299,7 @@ class KafkaConcurrentHandler:
             problems += self.committer.problems()
         problems += self.time_limits.problems(self.now())
         return problems + [problem for source in self.sources for problem in source.problems()]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=KafkaConcurrentHandler._after_fork)  # noqa: SLF001 - this module's own

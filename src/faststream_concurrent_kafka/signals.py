@@ -45,7 +45,7 @@ class SignalGuard:
                 signal.signal(number, self._on_signal)
 
     def uninstall(self) -> None:
-        """Put back what was there, unless somebody has replaced our handler since."""
+        """Put back what was there, unless our handler has been replaced since."""
         self._is_installed = False
         if threading.current_thread() is threading.main_thread():
             for number, course in self._courses.items():
@@ -53,11 +53,13 @@ class SignalGuard:
                     signal.signal(number, course)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if not self._is_installed or self._loop.is_closed():
-            # Somebody who came after us still calls us: hand on to whom we came after.
+        if not self._is_installed or not self._loop.is_running():
+            # Our loop has ended without a stop, or a handler that replaced ours still calls it.
             course = self._courses[number]
             if callable(course):
                 course(number, frame)
+            else:
+                self._take_its_course(number)
         elif self._stopping is not None:
             # The second signal: whoever sends it does not want to wait any longer.
             self._take_its_course(number)
