@@ -5,7 +5,6 @@ broker calls its `stop`.
 """
 
 import asyncio
-import contextlib
 import logging
 import weakref
 from collections.abc import Collection, Hashable, Iterable, MutableMapping, Sequence
@@ -20,6 +19,7 @@ from faststream_concurrent_kafka import private_parts
 from faststream_concurrent_kafka.batch_committer import KafkaCommitTask
 from faststream_concurrent_kafka.dead_letter import DeadLetterPublisher, describe
 from faststream_concurrent_kafka.errors import brief
+from faststream_concurrent_kafka.inline_call import InlineCall
 from faststream_concurrent_kafka.lanes import lanes_of
 from faststream_concurrent_kafka.message_consumer import MessageConsumer
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
@@ -56,6 +56,8 @@ class SubscriberAttachment:
         self._committer = handler.committer
         self._window = Window(settings.max_uncommitted_tasks)
         self.consumer: Any = None
+        # The pass that FastStream's loop was making when we came, until that is over.
+        self.in_hand: InlineCall | None = None
         # What was still running when its partition was revoked, until it ends.
         self._straddling: MutableMapping[KafkaCommitTask, Record] = weakref.WeakValueDictionary()
         self._dead_letters = DeadLetterPublisher(lambda: private_parts.make_producer(subscriber))
@@ -83,6 +85,8 @@ class SubscriberAttachment:
                 # Its subscription was made before we came: what it calls, we call.
                 private_parts.wrap_listener_of_consumer(consumer, self._listener)
         self.handler.sources.append(self)
+        if subscriber.running and (found := private_parts.in_hand(subscriber)) is not None:
+            self._take_over(*found)
 
     def detach(self) -> None:
         """Leave the subscriber as it was found."""
@@ -130,6 +134,8 @@ class SubscriberAttachment:
 
     async def get_msg(self, consumer: AIOKafkaConsumer) -> Any:
         """Wait for a free slot, keep polling meanwhile, and only then fetch: nothing is in hand while waiting."""
+        if self.in_hand is not None and self.in_hand.driver is asyncio.current_task():
+            raise ConsumerStoppedError
         if consumer is not self.consumer:
             self._adopt(consumer)
             if self.commits and self.subscriber.partitions:
@@ -258,21 +264,28 @@ class SubscriberAttachment:
 
     # -- a record that FastStream's own loop took before we were attached ------------------------------------------
 
-    def admit_first(self, raw: Any) -> Sequence[KafkaCommitTask]:
-        """Admit the record that is being handled by FastStream's loop itself, one at a time, while we attach."""
+    def _take_over(self, loop: asyncio.Task[Any], raw: Any, message: Any) -> None:
+        """Answer for the record or batch that FastStream's loop has in hand; the next ones do not wait for it."""
         self._adopt(self.subscriber.consumer)
-        if not self.commits:
-            return ()
-        admitted = [self._admit(record) for record in (raw if isinstance(raw, tuple) else (raw,))]
-        return [task for task in admitted if task is not None]
+        commits: Sequence[KafkaCommitTask] = ()
+        if self.commits and self._committer.is_alive:
+            admitted = [self._admit(each) for each in (raw if isinstance(raw, tuple) else (raw,))]
+            commits = [task for task in admitted if task is not None]
+        if message is not None:
+            self.guard(message)
+        self.in_hand = call = InlineCall(raw, loop, message)
+        call.submit(self.handler, Record(raw, call.process, source=self, commits=commits, lanes=self.lanes_of(raw)))
+        # Its way back to `get_msg`, or the end of its task, says that the pass is over.
+        loop.add_done_callback(self._is_superseded)
+        self.handler.context.run(private_parts.replace_loop, self.subscriber, loop)
 
-    async def keep_polling(self, until: asyncio.Future[Any]) -> None:
-        """Poll in place of FastStream's loop while that handles a record, or the consumer would be evicted."""
-        consumer = self.consumer
-        while not until.done():
-            await asyncio.wait({until}, timeout=self._poll_pause_sec)
-            with contextlib.suppress(KafkaError, ConsumerStoppedError):
-                await consumer.getmany(_NO_PARTITION, timeout_ms=0)
+    def _is_superseded(self, loop: asyncio.Task[Any]) -> None:
+        if not loop.cancelled():
+            # Our middleware has noted it.
+            loop.exception()
+        if self.in_hand is not None and self.in_hand.driver is loop:
+            self.in_hand.end()
+            self.in_hand = None
 
     def guard(self, message: StreamMessage[Any]) -> None:
         """Keep `ack` and `nack` of a message that was parsed before we were attached off the consumer."""

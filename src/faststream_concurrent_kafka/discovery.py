@@ -1,6 +1,5 @@
 """Which subscribers are to be concurrent, with which settings, and why one can't be."""
 
-import asyncio
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,11 +12,6 @@ from faststream_concurrent_kafka.private_parts import middlewares_of
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
 from faststream_concurrent_kafka.retries import DeadLetter
 from faststream_concurrent_kafka.settings import Settings
-
-
-def is_loop_of(subscriber: LogicSubscriber[Any], task: asyncio.Task[Any] | None) -> bool:
-    """Whether `task` is FastStream's own loop over the subscriber's records."""
-    return task in subscriber.tasks
 
 
 def attachment_of(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler) -> SubscriberAttachment | None:

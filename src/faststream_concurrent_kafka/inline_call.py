@@ -1,13 +1,12 @@
-"""A pass over a record that somebody else drives: FastStream's own loop its first one, or a call by hand."""
+"""A pass over a record that somebody else drives: FastStream's own loop, or a call by hand."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Any
 
-from faststream.message import StreamMessage
+from faststream.exceptions import StopConsume
 
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
-from faststream_concurrent_kafka.records import Record, current_record
+from faststream_concurrent_kafka.records import Record
 
 
 class InlineCall:
@@ -16,24 +15,52 @@ class InlineCall:
     The pass itself stays in its own task and context, or scopes that its middlewares have opened could not be closed.
     """
 
-    def __init__(self, msg: StreamMessage[Any]) -> None:
+    def __init__(self, raw: Any, driver: asyncio.Task[Any] | None, message: Any = None) -> None:
+        self.raw = raw
+        # The task that makes the pass.
+        self.driver = driver
+        # None until it was parsed.
+        self.message = message
+        self.record: Record
         loop = asyncio.get_running_loop()
-        self._msg = msg
         self._turn = loop.create_future()
-        self.settled = loop.create_future()
-        self._caller = asyncio.current_task()
-        self._record: Record
+        self._ended = loop.create_future()
+        self._error: BaseException | None = None
 
-    async def submit(
-        self,
-        handler: KafkaConcurrentHandler,
-        record: Record,
-        call_next: Callable[[StreamMessage[Any]], Awaitable[Any]],
-    ) -> Any:
-        """Wait for a slot, then go on with the middleware chain."""
-        self._record = record
-        # It has its task at once: the first record of a subscriber finds its lanes free, and others have none.
+    async def process(self, _raw: Any) -> None:
+        """Be the record's pass: done when the whole of FastStream's pass is, publishing included."""
+        self.record.message = self.message
+        if not self._turn.done():
+            self._turn.set_result(None)
+        # Not the bare future: a cancellation of this task would cancel that as well.
+        await asyncio.wait({self._ended})
+        if self.record.source is not None:
+            # If it has to be handled again, then like any other.
+            self.record.process = self.record.source.process
+        if self._error is not None:
+            raise self._error
+
+    def submit(self, handler: KafkaConcurrentHandler, record: Record) -> None:
+        """Have the record's task begin."""
+        self.record = record
+        # It has its task at once: its lanes are free, or it has none.
         task: Any = handler.handle_task(record)
+        task.add_done_callback(self._abandon)
+
+    def _abandon(self, _task: asyncio.Task[None]) -> None:
+        """Cancel the pass if the record was given up, whatever its task was waiting for."""
+        if self.driver is not None and not self._ended.done():
+            self.driver.cancel()
+
+    async def turn(self, message: Any) -> None:
+        """Wait until the record's task has a slot.
+
+        Raises:
+            CancelledError: this task was cancelled, or the record's task was before it had one.
+
+        """
+        self.message = self.record.message = message
+        task: Any = self.record.task
         try:
             await asyncio.wait({task, self._turn}, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
@@ -41,33 +68,19 @@ class InlineCall:
             raise
         if not self._turn.done():
             raise asyncio.CancelledError("stopped before its turn came")
-        token = current_record.set(record)
-        try:
-            return await call_next(self._msg)
-        finally:
-            current_record.reset(token)
 
-    async def process(self, _raw: Any) -> None:
-        """Be the record's pass: done when the whole of FastStream's pass is, publishing included."""
-        self._record.message = self._msg
-        self._turn.set_result(None)
-        try:
-            # Not the bare future: a cancellation of this task would cancel that as well.
-            await asyncio.wait({self.settled})
-        except asyncio.CancelledError:
-            if self._caller is not None and not self.settled.done():
-                self._caller.cancel()
-            raise
-        error = self.settled.result()
-        if self._record.source is not None:
-            # If it has to be handled again, then like any other.
-            self._record.process = self._record.source.process
-        if error is not None:
-            raise error
+    def note(self, error: BaseException | None) -> None:
+        """Note what the pass has come to, as far as our middleware has seen it."""
+        self._error = error
+        if isinstance(error, asyncio.CancelledError):
+            # One that the handler has raised by itself is a failure like any other.
+            if self.driver is not None and self.driver.cancelling() and self.record.task is not None:
+                self.record.task.cancel()
+        elif isinstance(error, StopConsume | SystemExit):
+            # FastStream's loop stops the subscriber itself then, which waits for this record.
+            self.end()
 
-    def settle(self, error: BaseException | None) -> None:
-        """Note the end of FastStream's pass."""
-        if not self.settled.done():
-            self.settled.set_result(error)
-        if isinstance(error, asyncio.CancelledError) and self._record.task is not None:
-            self._record.task.cancel()
+    def end(self) -> None:
+        """Note that the pass is over."""
+        if not self._ended.done():
+            self._ended.set_result(None)

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import weakref
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from types import MappingProxyType, TracebackType
 from typing import Annotated, Any, ClassVar, Self
@@ -14,7 +14,6 @@ from faststream.message import StreamMessage
 from typing_extensions import override
 
 from faststream_concurrent_kafka import discovery
-from faststream_concurrent_kafka.batch_committer import KafkaCommitTask
 from faststream_concurrent_kafka.errors import SettingsError, SetupError
 from faststream_concurrent_kafka.inline_call import InlineCall
 from faststream_concurrent_kafka.private_parts import around_innermost, is_real
@@ -60,6 +59,7 @@ class KafkaConcurrentProcessingMiddleware(BaseMiddleware):
     # Set on the few instances that need them: FastStream makes one for every record.
     _call: InlineCall | None = None
     _is_skipped = False
+    _is_left_alone = False
 
     @classmethod
     def configured(
@@ -124,32 +124,31 @@ class KafkaConcurrentProcessingMiddleware(BaseMiddleware):
             )
             return await call_next(msg)
         attachment = discovery.attachment_of(subscriber, handler)
-        commits: Sequence[KafkaCommitTask] = ()
-        is_first = False
         if attachment is None:
             reason = _why_not(subscriber, handler)
             if reason is not None:
                 _warn_once(subscriber, reason)
+                self._is_left_alone = True
                 return await call_next(msg)
             attachment = discovery.attach(subscriber, handler, KafkaConcurrentProcessingMiddleware)
-            if discovery.is_loop_of(subscriber, asyncio.current_task()):
-                # FastStream's own loop handles this one, its first; the next ones get tasks.
-                commits = attachment.admit_first(self.msg)
-                is_first = True
         attachment.guard(msg)
         group = msg.headers.get(TOPIC_GROUP_HEADER)
-        if group is not None and group != subscriber.group_id:
-            self._is_skipped = True
-            attachment.complete(commits)
+        self._is_skipped = group is not None and group != subscriber.group_id
+        if self._is_skipped:
             return None
-        self._call = call = InlineCall(msg)
-        if is_first:
-            handler.start_helper(attachment.keep_polling(call.settled))
-        lanes = attachment.lanes_of(self.msg) if is_first else ()
-        record = Record(self.msg, call.process, source=attachment, commits=commits, lanes=lanes)
-        # To whom drives it by hand, its failure is an answer: it is not tried again behind their back.
-        record.is_last_pass = not is_first
-        return await call.submit(handler, record, lambda msg: self._limited(call_next, msg, record))
+        call = attachment.in_hand
+        if call is None or call.raw is not self.msg:
+            self._call = call = InlineCall(self.msg, asyncio.current_task())
+            record = Record(self.msg, call.process, source=attachment)
+            # To whom drives it by hand, its failure is an answer: it is not tried again behind their back.
+            record.is_last_pass = True
+            call.submit(handler, record)
+        await call.turn(msg)
+        token = current_record.set(call.record)
+        try:
+            return await self._limited(call_next, msg, call.record)
+        finally:
+            current_record.reset(token)
 
     def _tell_attempt(self, record: Record) -> None:
         """Let the handler and FastStream's log lines know which attempt this is."""
@@ -187,27 +186,24 @@ class KafkaConcurrentProcessingMiddleware(BaseMiddleware):
         exc_val: BaseException | None = None,
         exc_tb: TracebackType | None = None,
     ) -> bool | None:
-        """Tell the task of a record that FastStream's own loop handles how its pass has ended."""
+        """Tell the task of a record whose pass it does not make itself how that has ended."""
         if self._call is not None:
-            self._call.settle(exc_val)
-        elif exc_val is not None and current_record.get() is None:
-            await self._take_on()
+            self._call.note(exc_val)
+            self._call.end()
+        elif not self._is_left_alone and current_record.get() is None:
+            self._note_end(exc_val)
         return False
 
-    async def _take_on(self) -> None:
-        """Attach a subscriber by a first record that never came to `consume_scope`, as one that can't be parsed."""
+    def _note_end(self, error: BaseException | None) -> None:
         subscriber, handler = self.context.get_local("handler_"), KafkaConcurrentHandler.running()
-        if (
-            handler is not None
-            and subscriber is not None
-            and is_real(subscriber)
-            and discovery.attachment_of(subscriber, handler) is None
-            and discovery.is_loop_of(subscriber, asyncio.current_task())
-            and _why_not(subscriber, handler) is None
-        ):
-            # Its handler has not been called, so it can be handled like any other: admitted, and failing by policy.
+        if handler is None or subscriber is None or not is_real(subscriber):
+            return
+        attachment = discovery.attachment_of(subscriber, handler)
+        if attachment is None and _why_not(subscriber, handler) is None:
+            # It did not come to `consume_scope` since we were initialised: it can't be parsed, or had begun before.
             attachment = discovery.attach(subscriber, handler, KafkaConcurrentProcessingMiddleware)
-            await attachment.consume_one(self.msg)
+        if attachment is not None and attachment.in_hand is not None and attachment.in_hand.raw is self.msg:
+            attachment.in_hand.note(error)
 
 
 async def initialize_concurrent_processing(  # noqa: PLR0913 - each is one setting

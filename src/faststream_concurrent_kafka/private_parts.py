@@ -6,7 +6,7 @@
 import asyncio
 import functools
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import CommitFailedError
@@ -18,6 +18,8 @@ from faststream_concurrent_kafka.suspension import frames_of
 
 # anyio's, by which a synchronous handler or dependency is run.
 _THREADED = "run_sync_in_worker_thread"
+# A pass over a record, in the task that makes it.
+_PASS = LogicSubscriber.process_message.__code__
 # That of a consumer which has not joined its group, or was thrown out of it.
 _NO_GENERATION = -1
 _DEFAULT_MAX_POLL_INTERVAL_MS = 300_000
@@ -52,6 +54,34 @@ def is_in_thread(task: asyncio.Task[Any]) -> bool:
     """Whether a task waits for a function that FastStream runs in a thread: cancelling it would not end that."""
     frames = frames_of(task)
     return bool(frames) and frames[-1].f_code.co_name == _THREADED
+
+
+class InHand(NamedTuple):
+    """What FastStream's own loop over a subscriber's records is in the middle of."""
+
+    loop: asyncio.Task[Any]
+    raw: Any
+    message: Any
+    """None until it was parsed."""
+
+
+def in_hand(subscriber: LogicSubscriber[Any]) -> InHand | None:
+    """Return the record or batch that FastStream's own loop is making a pass over, if it is."""
+    for task in subscriber.tasks:
+        for frame in frames_of(task):
+            if frame.f_code is _PASS:
+                names = frame.f_locals
+                return InHand(task, names["msg"], names.get("message"))
+    return None
+
+
+def replace_loop(subscriber: LogicSubscriber[Any], loop: asyncio.Task[Any]) -> None:
+    """Start another of FastStream's loops in place of this one, which gets `ConsumerStoppedError` where it goes on.
+
+    FastStream forgets it: its supervisor would start it once more if a handler ended it by an exception.
+    """
+    subscriber.tasks.remove(loop)
+    subscriber.add_task(subscriber._run_consume_loop, (subscriber.consumer,))
 
 
 def context_of(subscriber: LogicSubscriber[Any]) -> Any:

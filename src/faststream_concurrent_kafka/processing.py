@@ -1,6 +1,7 @@
 """`KafkaConcurrentHandler`: the one creator of record tasks, and the keeper of everything that runs beside them."""
 
 import asyncio
+import contextvars
 import logging
 import os
 import threading
@@ -86,6 +87,8 @@ class KafkaConcurrentHandler:
         self._signals = SignalGuard(self._stop_sources)
         self._known_problems: list[str] = []
         self._loop: asyncio.AbstractEventLoop
+        # What runs as long as we do is started in it, wherever that happens: a record's must not live on in it.
+        self.context: contextvars.Context
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -113,6 +116,7 @@ class KafkaConcurrentHandler:
                 raise SetupError("concurrent processing runs in another event loop: stop it there first")
             return
         self._loop = loop
+        self.context = contextvars.copy_context()
         if self.settings.enable_batch_commit:
             self.committer.spawn()
         self._observer = loop.create_task(self._observe(), name="kafka-concurrent-observer")

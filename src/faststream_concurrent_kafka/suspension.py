@@ -1,6 +1,7 @@
 """Where the code of a task is waiting."""
 
 import asyncio
+import sys
 from pathlib import PurePath
 from types import FrameType
 from typing import Any
@@ -21,11 +22,13 @@ def suspended_at(task: asyncio.Task[Any]) -> str:
 
 
 def frames_of(task: asyncio.Task[Any]) -> list[FrameType]:
-    """Return the frames of a suspended task, outermost first."""
+    """Return the frames of a task that is suspended, or is the one that asks, outermost first."""
     frames: list[FrameType] = []
     awaited: Any = task.get_coro()
+    if getattr(awaited, "cr_running", False):
+        return _running(awaited.cr_frame)
     if not getattr(awaited, "cr_suspended", True):
-        # Not started, or running.
+        # Not started.
         return frames
     while awaited is not None:
         frame = _first(awaited, "cr_frame", "gi_frame")
@@ -33,6 +36,18 @@ def frames_of(task: asyncio.Task[Any]) -> list[FrameType]:
             frames.append(frame)
         awaited = _first(awaited, "cr_await", "gi_yieldfrom")
     return frames
+
+
+def _running(outermost: FrameType) -> list[FrameType]:
+    frames: list[FrameType] = []
+    frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 - nothing else leads from the innermost frame outwards
+    while frame is not None:
+        frames.append(frame)
+        if frame is outermost:
+            return frames[::-1]
+        frame = frame.f_back
+    # It runs in another thread.
+    return []
 
 
 def _first(thing: Any, *names: str) -> Any:

@@ -171,28 +171,6 @@ async def test_without_initialising_records_are_handled_with_one_warning(cluster
     assert topic in warning
 
 
-@pytest.mark.parametrize("known", [True, False])
-async def test_initialised_late_nothing_is_lost_or_committed_past(cluster, new_broker, new_topic, known):
-    """Initialised while FastStream's own loop is in a handler: that record is waited for, the rest is concurrent."""
-    topic, broker, seen = await new_topic(), new_broker(), Gated(free=3)
-    seen.subscribe(broker, topic)
-    await cluster.send(topic, range(20))
-    await broker.start()
-    await seen.until_running(1)
-    assert seen.values == [0, 1, 2]
-    await initialize_concurrent_processing(
-        broker.context, broker=broker if known else None, commit_batch_timeout_sec=0.05
-    )
-    await cluster.send(topic, range(20, 30))
-    assert seen.peak == 1
-    assert await cluster.committed(topic) == {}
-    seen.gate.set()
-    await cluster.until_committed(topic, {0: 30})
-    await broker.stop()
-    await stop_concurrent_processing(broker.context)
-    assert seen.counts == dict.fromkeys(range(30), 1)
-
-
 async def test_stopped_and_initialised_again_with_the_same_broker(cluster, new_broker, new_topic):
     """A second life in the same process: other settings, the same subscribers, nothing twice."""
     topic, broker = await new_topic(), new_broker()

@@ -1,6 +1,7 @@
 """What attachment.py stands on in FastStream and aiokafka: each test names the part that has changed when it fails."""
 
 import ast
+import asyncio
 import dataclasses
 import functools
 import inspect
@@ -11,18 +12,26 @@ import pytest
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.consumer.subscription_state import SubscriptionState
+from aiokafka.errors import ConsumerStoppedError
 from aiokafka.protocol.commit import OffsetCommitRequest
 from faststream import BaseMiddleware, Context
 from faststream._internal.endpoint.subscriber.usecase import SubscriberUsecase
 from faststream.kafka import KafkaBroker, KafkaRouter, TestKafkaBroker
 from faststream.kafka.helpers import make_logging_listener
-from faststream.kafka.message import KafkaAckableMessage
+from faststream.kafka.message import KafkaAckableMessage, KafkaMessage
 from faststream.kafka.parser import AioKafkaBatchParser, AioKafkaParser
 from faststream.kafka.subscriber.usecase import BatchSubscriber, DefaultSubscriber, LogicSubscriber
 from faststream.middlewares import AckPolicy
 from typing_extensions import override
 
-from faststream_concurrent_kafka.private_parts import committed_offsets, exists, fetch_states, make_producer
+from faststream_concurrent_kafka.private_parts import (
+    committed_offsets,
+    exists,
+    fetch_states,
+    in_hand,
+    make_producer,
+    replace_loop,
+)
 from faststream_concurrent_kafka.stalls import FetchState
 
 
@@ -84,6 +93,67 @@ def test_process_message_raises_and_consume_does_not():
     assert "running" in names_in(SubscriberUsecase.consume)
     assert "running" not in names_in(SubscriberUsecase.process_message)
     assert "handler_" in inspect.getsource(SubscriberUsecase.process_message)
+
+
+@pytest.mark.parametrize("place", ["the parser", "the handler"])
+async def test_the_record_that_a_loop_has_in_hand_is_found(place):
+    """`process_message` keeps what it was given in `msg`, and what was parsed in `message`."""
+    broker, held, go_on, seen = KafkaBroker(logger=None), asyncio.Event(), asyncio.Event(), []
+
+    async def hold(where):
+        seen.append(in_hand(subscriber))
+        if where == place:
+            held.set()
+            await go_on.wait()
+
+    async def parse(raw, original):
+        await hold("the parser")
+        return await original(raw)
+
+    subscriber = broker.subscriber("topic", parser=parse)
+
+    @subscriber
+    async def handle(message: Annotated[KafkaMessage, Context("message")]):
+        await hold("the handler")
+        seen.append(message)
+
+    record = ConsumerRecord("topic", 0, 5, 1, 0, None, b"x", None, 0, 1, ())
+    async with TestKafkaBroker(broker):
+        assert in_hand(subscriber) is None
+        loop = asyncio.create_task(subscriber.process_message(record))
+        subscriber.tasks.append(loop)
+        await held.wait()
+        found = in_hand(subscriber)
+        go_on.set()
+        await loop
+        assert in_hand(subscriber) is None
+        subscriber.tasks.clear()
+    parsing, handling, message = seen
+    assert parsing == (loop, record, None)
+    assert handling == (loop, record, message)
+    assert found == (parsing if place == "the parser" else handling)
+
+
+async def test_a_loop_that_is_told_that_its_consumer_has_stopped_ends(subscriber):
+    """And one that FastStream has forgotten is not started again; `_run_consume_loop(consumer)` starts another."""
+    consumers, forgotten, consumer = [], asyncio.Event(), object()
+
+    async def get_msg(given):
+        consumers.append(given)
+        await forgotten.wait()
+        raise ConsumerStoppedError
+
+    subscriber.get_msg, subscriber.consumer, subscriber.running = get_msg, consumer, True
+    subscriber.add_task(subscriber._run_consume_loop, (consumer,))
+    (first,) = subscriber.tasks
+    await asyncio.sleep(0)
+    replace_loop(subscriber, first)
+    (second,) = subscriber.tasks
+    forgotten.set()
+    await asyncio.gather(first, second)
+    assert second is not first
+    assert consumers == [consumer, consumer]
+    assert subscriber.tasks == [second]
 
 
 def test_subscriber_has_the_attributes_that_are_read(subscriber):

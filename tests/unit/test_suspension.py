@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from faststream_concurrent_kafka.suspension import suspended_at
+from faststream_concurrent_kafka.suspension import frames_of, suspended_at
 from faststream_concurrent_kafka.testing import run_virtual
 
 
@@ -103,3 +103,17 @@ async def test_a_task_that_has_not_started_or_has_ended_waits_nowhere():
     await task
     assert suspended_at(task) == ""
     assert before == ""
+
+
+@virtual
+async def test_the_frames_of_the_running_task_begin_with_its_own():
+    """What the event loop was called by is none of them."""
+
+    async def outer():
+        return await middle()
+
+    async def middle():
+        return [frame.f_code.co_name for frame in frames_of(task)]
+
+    task = asyncio.create_task(outer())
+    assert await task == ["outer", "middle"]
