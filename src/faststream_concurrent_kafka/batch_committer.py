@@ -5,7 +5,7 @@ import contextlib
 import logging
 
 from faststream_concurrent_kafka.adoption import Earlier
-from faststream_concurrent_kafka.commit_request import commit, describe
+from faststream_concurrent_kafka.commit_request import commit, commit_last, describe
 from faststream_concurrent_kafka.commit_task import Consumer, KafkaCommitTask
 from faststream_concurrent_kafka.consumer_offsets import CommitFailure, ConsumerOffsets, classify
 from faststream_concurrent_kafka.errors import CommitterIsDeadError
@@ -89,14 +89,14 @@ class KafkaBatchCommitter:
             return [f"the committer has died: {self._fatal!r}"]
         now, limit_sec = self._loop.time(), self._commit_failure_timeout_sec
         problems = [
-            f"no commit has succeeded for {now - offsets.trying_since:.0f} s: {offsets.last_error or 'no answer'}"
+            f"no commit has succeeded for {age_sec:.0f} s: {offsets.clock.error or 'no answer'}"
             for offsets in self._consumers.values()
-            if offsets.trying_since is not None and now - offsets.trying_since >= limit_sec
+            if (age_sec := offsets.failing_sec(now)) >= limit_sec
         ]
         problems += [
             f"commits of {key.topic}[{key.partition}] have been refused for {age_sec:.0f} s: {error}"
             for offsets in self._consumers.values()
-            for key, age_sec, error in offsets.refusals.older_than(limit_sec, now)
+            for key, age_sec, error in offsets.refused_for(limit_sec, now)
         ]
         return problems
 
@@ -171,8 +171,7 @@ class KafkaBatchCommitter:
     def release(self, consumer: Consumer) -> None:
         """Let commits for this consumer start again: its partitions are assigned."""
         offsets = self.watch(consumer)
-        offsets.held = False
-        offsets.succeeded()
+        offsets.assigned()
         if self.is_alive:
             # Records may have been delivered and finished while commits were held.
             self._request(offsets)
@@ -194,22 +193,19 @@ class KafkaBatchCommitter:
                 await offsets.flushing.acquire()
             try:
                 await self._cancel_request(offsets)
-                await self._send_now(offsets, deadline - self._loop.time())
-                if offsets.refusals and (left_sec := deadline - self._loop.time()) > 0:
-                    offsets.refusals.hurry()
-                    await self._send_now(offsets, left_sec)
+                if self.is_alive and offsets.dirty():
+                    await self._send_last(offsets, deadline - self._loop.time())
             finally:
                 offsets.flushing.release()
         return not offsets.dirty()
 
-    async def _send_now(self, offsets: ConsumerOffsets, timeout_sec: float) -> None:
-        if self.is_alive and offsets.to_send(self._loop.time()):
-            request = self._start_request(offsets, timeout_sec, is_last=True)
-            try:
-                await asyncio.wait({request})
-            except asyncio.CancelledError:
-                request.cancel()
-                raise
+    async def _send_last(self, offsets: ConsumerOffsets, timeout_sec: float) -> None:
+        request = self._start_request(offsets, timeout_sec, is_last=True)
+        try:
+            await asyncio.wait({request})
+        except asyncio.CancelledError:
+            request.cancel()
+            raise
 
     async def commit_all(self) -> None:
         """Commit what is finished, for every consumer, within the time limit of one request.
@@ -247,7 +243,7 @@ class KafkaBatchCommitter:
             return
         if offsets.request is not None:
             offsets.again = True
-        elif offsets.to_send(self._loop.time()):
+        elif offsets.is_due(self._loop.time()):
             self._start_request(offsets, COMMIT_REQUEST_TIMEOUT_SEC)
 
     def _start_request(
@@ -273,7 +269,7 @@ class KafkaBatchCommitter:
     async def _make_request(self, offsets: ConsumerOffsets, timeout_sec: float, *, is_last: bool) -> None:
         failure: CommitFailure | None = CommitFailure.RETRIABLE
         try:
-            error = await commit(offsets, timeout_sec=timeout_sec, is_last=is_last)
+            error = await (commit_last if is_last else commit)(offsets, timeout_sec=timeout_sec)
             failure = None if error is None else self._failed(offsets, error)
         finally:
             offsets.request = None
@@ -288,7 +284,8 @@ class KafkaBatchCommitter:
             else:
                 if again:
                     self._request(offsets)
-                if (refused_until := offsets.refusals.next_at()) is not None and offsets.retry_refused is None:
+                refused_until = offsets.refusals.next_at(offsets.dirty())
+                if refused_until is not None and offsets.retry_refused is None:
                     offsets.retry_refused = self._loop.call_at(refused_until, self._try_refused_again, offsets)
 
     def _try_again(self, offsets: ConsumerOffsets) -> None:
@@ -304,8 +301,7 @@ class KafkaBatchCommitter:
         if failure is CommitFailure.FATAL:
             self._fatal = error
             self._wakeup.set()
-        elif not offsets.last_error:
+        elif offsets.clock.failures == 1:
             # Once for a row of failures, not at every attempt.
             logger.warning("Commit failed, %s is kept and tried again: %r", describe(offsets.dirty()), error)
-        offsets.last_error = repr(error)
         return failure

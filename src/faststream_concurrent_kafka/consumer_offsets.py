@@ -3,8 +3,8 @@
 import asyncio
 import enum
 import functools
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from aiokafka import TopicPartition
 from aiokafka.errors import (
@@ -18,14 +18,17 @@ from aiokafka.errors import (
 )
 
 from faststream_concurrent_kafka.adoption import Adoptable, Earlier
+from faststream_concurrent_kafka.commit_clock import CommitClock
 from faststream_concurrent_kafka.commit_task import Consumer, KafkaCommitTask
-from faststream_concurrent_kafka.offset_map import OffsetMap
+from faststream_concurrent_kafka.offset_map import MAX_BYTES, OffsetMap
 from faststream_concurrent_kafka.offsets import PartitionLedger
 from faststream_concurrent_kafka.refusals import Refusals
 
 
 FIRST_BACKOFF_SEC = 0.1
 LONGEST_BACKOFF_SEC = 5.0
+# In less than this nothing can be told.
+_LEAST_METADATA = 32
 
 
 class CommitFailure(enum.Enum):
@@ -57,19 +60,36 @@ def classify(error: BaseException) -> CommitFailure:
     return CommitFailure.FATAL
 
 
+class Sent(NamedTuple):
+    """What a request commits of one partition."""
+
+    ledger: PartitionLedger[KafkaCommitTask]
+    frontier: int
+    finished: int
+    """How many records of the ledger had finished."""
+    metadata: str
+    is_news: bool
+    """Whether this offset has not been sent before: if the broker has it, it has it from this request."""
+
+    def value(self) -> int | tuple[int, str]:
+        """Return it as `consumer.commit` takes it."""
+        return (self.frontier, self.metadata) if self.metadata else self.frontier
+
+
 class ConsumerOffsets:
     """The ledgers of one consumer, and the state of committing for it."""
 
     __slots__ = (
         "again",
         "backoff_sec",
+        "clock",
         "consumer",
         "flushing",
         "held",
-        "last_error",
         "latest",
         "ledgers",
         "left",
+        "metadata_limit",
         "on_ack",
         "refusals",
         "rejoins",
@@ -77,14 +97,12 @@ class ConsumerOffsets:
         "restored",
         "retry",
         "retry_refused",
-        "trying_since",
-        "writes_metadata",
     )
 
     def __init__(self, consumer: Consumer, *, writes_metadata: bool = False) -> None:
         self.consumer = consumer
-        # Whether commits tell what has finished above their offsets.
-        self.writes_metadata = writes_metadata
+        # How many bytes a commit may take to tell what has finished above its offset; 0 = it does not.
+        self.metadata_limit = MAX_BYTES if writes_metadata else 0
         self.ledgers: dict[tuple[str, int], PartitionLedger[KafkaCommitTask]] = {}
         # What may come back of partitions that were revoked.
         self.left: dict[tuple[str, int], Adoptable[KafkaCommitTask]] = {}
@@ -104,9 +122,7 @@ class ConsumerOffsets:
         self.refusals: Refusals[TopicPartition] = Refusals()
         self.retry_refused: asyncio.TimerHandle | None = None
         self.backoff_sec = FIRST_BACKOFF_SEC
-        # When the first attempt since the last success was made.
-        self.trying_since: float | None = None
-        self.last_error = ""
+        self.clock: CommitClock[TopicPartition] = CommitClock()
 
     def dirty(self) -> dict[TopicPartition, int]:
         """Return what may and should be committed. Unassigned partitions would fail the whole request."""
@@ -115,14 +131,14 @@ class ConsumerOffsets:
         for key, ledger in self.ledgers.items():
             frontier = self._frontier(key, ledger)
             # Who tells what has finished above has something to tell whenever something has finished.
-            is_news = self.writes_metadata and ledger.finished > ledger.finished_acked
+            is_news = self.metadata_limit and ledger.finished > ledger.finished_acked
             if (frontier > ledger.acked or is_news) and key in assigned:
                 dirty[TopicPartition(*key)] = frontier
         return dirty
 
     def _frontier(self, key: tuple[str, int], ledger: PartitionLedger[KafkaCommitTask]) -> int:
         """Return the offset to commit: the first unfinished one; or the last one, if what lies behind it is known."""
-        if not self.writes_metadata or ledger.unfinished or key not in self.latest:
+        if not self.metadata_limit or ledger.unfinished or key not in self.latest:
             return ledger.frontier
         if next(self._beyond(key, ledger), None) is None:
             return ledger.frontier
@@ -139,26 +155,30 @@ class ConsumerOffsets:
         if (restored := self.restored.get(key)) is not None:
             yield from restored.finished_from(ledger.admitted)
 
-    def to_send(self, now: float) -> dict[TopicPartition, int]:
-        """Return what the next request commits."""
-        return self.refusals.choose(self.dirty(), now)
+    def healthy(self) -> dict[TopicPartition, int]:
+        """Return what of it is committed in one request: all but what the broker has refused."""
+        return {key: frontier for key, frontier in self.dirty().items() if key not in self.refusals}
+
+    def is_due(self, now: float) -> bool:
+        """Whether there is something to send."""
+        return bool(self.healthy() or self.refusals.due(self.dirty(), now))
 
     def note_sent(
-        self, frontiers: Mapping[TopicPartition, int]
-    ) -> dict[TopicPartition, tuple[PartitionLedger[KafkaCommitTask], int]]:
-        """Note that these are being committed; return each ledger, and how many of its records have finished."""
+        self, frontiers: Mapping[TopicPartition, int], *, with_metadata: bool = True
+    ) -> dict[TopicPartition, Sent]:
+        """Note that these are being committed, each with what has finished above it, where something has."""
+        sent = {}
         for key, frontier in frontiers.items():
-            self.ledgers[key].sent = frontier
-        return {key: (self.ledgers[key], self.ledgers[key].finished) for key in frontiers}
+            ledger = self.ledgers[key]
+            metadata = self._finished_above(key, frontier) if with_metadata and self.metadata_limit else ""
+            sent[key] = Sent(ledger, frontier, ledger.finished, metadata, is_news=frontier != ledger.sent)
+            ledger.sent = frontier
+        return sent
 
-    def with_metadata(self, dirty: Mapping[TopicPartition, int]) -> Mapping[TopicPartition, int | tuple[int, str]]:
-        """Return these frontiers with what has finished above each, where something has."""
-        if not self.writes_metadata:
-            return dirty
-        return {
-            key: (frontier, metadata) if (metadata := self._finished_above(key, frontier)) else frontier
-            for key, frontier in dirty.items()
-        }
+    def take_less_metadata(self, sent: Iterable[Sent]) -> None:
+        """Have less of it sent from now on: this was too much for the broker."""
+        longest = max(len(each.metadata) for each in sent)
+        self.metadata_limit = longest // 2 if longest >= 2 * _LEAST_METADATA else 0
 
     def _finished_above(self, key: tuple[str, int], frontier: int) -> str:
         ledger = self.ledgers[key]
@@ -173,7 +193,7 @@ class ConsumerOffsets:
             admitted=ledger.admitted,
             unfinished=ledger.unfinished_offsets(),
             beyond=self._beyond(key, ledger),
-        ).dump()
+        ).dump(self.metadata_limit)
 
     def admit(self, task: KafkaCommitTask) -> Earlier[KafkaCommitTask] | None:
         """Admit a record; return what is known of it if it was delivered before its partition was revoked."""
@@ -187,6 +207,7 @@ class ConsumerOffsets:
                 self.forget(key)
             ledger = PartitionLedger[KafkaCommitTask](task.offset)
             self.ledgers[TopicPartition(*key)] = ledger
+            self.clock.deliver(TopicPartition(*key), task.offset)
         task.ledger = ledger
         ledger.admit(task.offset, task, task.identity)
         return self._recall(task) if self.left or self.restored else None
@@ -235,9 +256,26 @@ class ConsumerOffsets:
 
     def succeeded(self) -> None:
         """Forget earlier failures."""
-        self.trying_since = None
-        self.last_error = ""
+        self.clock.succeed()
         self.backoff_sec = FIRST_BACKOFF_SEC
+
+    def assigned(self) -> None:
+        """Let commits start again: partitions have been assigned."""
+        self.held = False
+        self.backoff_sec = FIRST_BACKOFF_SEC
+        assignment = self.consumer.assignment()
+        self.refusals.keep(assignment)
+        self.clock.keep(assignment)
+
+    def failing_sec(self, now: float) -> float:
+        """Return for how long no commit has succeeded, where there is something to commit."""
+        return self.clock.age_sec(now, is_held=self.held and bool(self.clock.error) and bool(self.dirty()))
+
+    def refused_for(self, limit_sec: float, now: float) -> list[tuple[TopicPartition, float, str]]:
+        """Return partition, seconds and error of what has been waiting to be committed for this long."""
+        refused = self.refusals.older_than(limit_sec, now)
+        dirty = self.dirty() if refused else ()
+        return [each for each in refused if each[0] in dirty]
 
     def cancel_retry(self) -> None:
         """Forget the attempts that are due."""
@@ -259,7 +297,6 @@ class ConsumerOffsets:
         self.ledgers.clear()
         self.restored.clear()
         self.latest.clear()
-        self.refusals.clear()
 
     def next_backoff_sec(self) -> float:
         """Return how long to wait before the next attempt, longer each time."""

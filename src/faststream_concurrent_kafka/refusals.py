@@ -5,7 +5,7 @@ it is tried on its own, now and then, and the others go on without it.
 """
 
 import dataclasses
-from collections.abc import Iterable, KeysView, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Generic, TypeVar
 
 
@@ -33,9 +33,9 @@ class Refusals(Generic[K]):
         """Return how many there are."""
         return len(self._refused)
 
-    def keys(self) -> KeysView[K]:
-        """Return which are refused."""
-        return self._refused.keys()
+    def __contains__(self, key: object) -> bool:
+        """Whether a partition is refused."""
+        return key in self._refused
 
     def note(self, keys: Iterable[K], error: str, *, since: float, now: float) -> list[K]:
         """Note that these were refused at an attempt that began at `since`; return those that are new."""
@@ -51,28 +51,22 @@ class Refusals(Generic[K]):
         """Note that these are refused no more; return those that were."""
         return [key for key in keys if self._refused.pop(key, None) is not None]
 
-    def clear(self) -> None:
-        """Forget all of them."""
-        self._refused.clear()
-
-    def choose(self, dirty: Mapping[K, int], now: float) -> dict[K, int]:
-        """Return what to send: those that are to be tried again, alone; else all the others."""
-        if not self._refused:
-            return dict(dirty)
-        due = {key: dirty[key] for key, refusal in self._refused.items() if key in dirty and refusal.again_at <= now}
-        return due or {key: offset for key, offset in dirty.items() if key not in self._refused}
-
-    def hurry(self) -> None:
-        """Have all of them tried again now."""
+    def keep(self, keys: Container[K]) -> None:
+        """Forget all but these, and have these tried again now: partitions have been assigned."""
+        self._refused = {key: refusal for key, refusal in self._refused.items() if key in keys}
         for refusal in self._refused.values():
             refusal.again_at = float("-inf")
 
-    def next_at(self) -> float | None:
-        """Return when the next one is to be tried again."""
-        return min((refusal.again_at for refusal in self._refused.values()), default=None)
+    def due(self, dirty: Mapping[K, int], now: float) -> dict[K, int]:
+        """Return what of the refused is to be tried again."""
+        return {key: dirty[key] for key, refusal in self._refused.items() if key in dirty and refusal.again_at <= now}
+
+    def next_at(self, dirty: Container[K]) -> float | None:
+        """Return when the next one of these is to be tried again."""
+        return min((refusal.again_at for key, refusal in self._refused.items() if key in dirty), default=None)
 
     def older_than(self, limit_sec: float, now: float) -> list[tuple[K, float, str]]:
-        """Return partition, seconds and error of what has been refused for so long."""
+        """Return partition, seconds and error of what has been refused for this long."""
         return [
             (key, now - refusal.since, refusal.error)
             for key, refusal in self._refused.items()

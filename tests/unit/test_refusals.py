@@ -1,6 +1,7 @@
 """Partitions that the broker refuses, and those that it takes: who is sent when, in virtual time."""
 
 import asyncio
+import random
 
 import pytest
 from aiokafka import TopicPartition
@@ -13,6 +14,7 @@ from aiokafka.errors import (
 )
 
 from faststream_concurrent_kafka import KafkaBatchCommitter, KafkaCommitTask
+from faststream_concurrent_kafka.offset_map import OffsetMap
 from faststream_concurrent_kafka.refusals import AGAIN_SEC
 from faststream_concurrent_kafka.testing import run_virtual
 
@@ -29,15 +31,24 @@ class Broker:
         self.hangs = hangs
         self.answers = answers
         self.longest_metadata = 4096
+        # It neither takes commits nor answers them, but tells what is committed.
+        self.takes_nothing = False
+        self.failures = 0
+        self.assigned = {GOOD, BAD}
         self.stored = {}
         self.requests = []
 
     def assignment(self):
-        return {GOOD, BAD}
+        return self.assigned
 
     async def commit(self, offsets):
         self.requests.append(set(offsets))
         await asyncio.sleep(0.01)
+        if self.takes_nothing:
+            await asyncio.Event().wait()
+        if self.failures:
+            self.failures -= 1
+            raise KafkaConnectionError
         too_long = False
         for key, value in offsets.items():
             offset, metadata = value if isinstance(value, tuple) else (value, "")
@@ -72,6 +83,7 @@ class Flow:
         self.broker = broker
         self.next = 0
         self.last = {}
+        self.sent = {}
 
     def finish_one(self, *keys):
         for key in keys or (GOOD, BAD):
@@ -80,9 +92,16 @@ class Flow:
             self.committer.complete(task)
         self.next += 1
 
-    async def run(self, seconds):
+    def send(self, key, *offsets):
+        tasks = [KafkaCommitTask(self.broker, key, offset, timestamp=offset) for offset in offsets]
+        for task in tasks:
+            self.committer.send_task(task)
+        self.sent[key] = tasks
+        return tasks
+
+    async def run(self, seconds, *keys):
         for _ in range(int(seconds * 10)):
-            self.finish_one()
+            self.finish_one(*keys)
             await asyncio.sleep(0.1)
 
 
@@ -171,20 +190,115 @@ def test_a_flush_stays_within_its_time_although_a_partition_is_refused():
     play(scenario, broker)
 
 
-def test_a_new_assignment_starts_without_refusals():
-    """Who gets the partition next finds out for itself."""
+@pytest.mark.parametrize("drain_sec", [0.05, 1, 3, 7])
+@pytest.mark.parametrize("is_known", [True, False])
+@pytest.mark.parametrize("hangs", [False, True])
+def test_before_partitions_go_the_healthy_ones_are_committed_first(drain_sec, is_known, hangs):
+    """Whatever is due by then, and if a partition is refused at that very commit."""
+    broker = Broker(hangs=hangs)
+    if not is_known:
+        broker.refused.clear()
+
+    async def scenario(committer, flow):
+        await flow.run(5)
+        await committer.hold(broker)
+        await flow.run(drain_sec)
+        broker.refused.add(BAD)
+        flow.finish_one()
+        assert not await committer.flush(broker, timeout_sec=1.0)
+        assert broker.offset(GOOD) == flow.next
+        assert broker.offset(BAD) < flow.next
+
+    play(scenario, broker)
+
+
+def test_what_the_last_commit_has_achieved_is_known(caplog):
+    """One of three is refused in it: nothing finished of the two others counts as lost."""
+    broker = Broker()
+    broker.refused.clear()
+
+    async def scenario(committer, flow):
+        await flow.run(1)
+        await committer.hold(broker)
+        flow.finish_one()
+        broker.refused.add(BAD)
+        await committer.flush(broker, timeout_sec=1.0)
+        assert flow.last[GOOD].ledger.acked == flow.next
+        assert flow.last[BAD].ledger.acked < flow.next
+
+    play(scenario, broker)
+    assert sum("gone[0]" in record.message and "refuses" in record.message for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize("every_sec", [4, 12])
+def test_a_rebalance_does_not_forget_for_how_long_a_partition_has_been_refused(every_sec):
+    """It is tried again at once, and red although no assignment lasts as long as the limit."""
     broker = Broker()
 
     async def scenario(committer, flow):
-        await flow.run(3)
+        for _ in range(4):
+            await flow.run(every_sec)
+            await committer.hold(broker)
+            await committer.flush(broker, timeout_sec=1.0)
+            committer.end_epoch(broker)
+            committer.release(broker)
+        await flow.run(1)
+        (problem,) = committer.problems()
+        assert "gone[0]" in problem
+        broker.refused.clear()
         await committer.hold(broker)
         committer.end_epoch(broker)
         committer.release(broker)
-        broker.refused.clear()
         await flow.run(1)
         assert broker.offset(BAD) >= flow.next - 5
+        assert committer.is_healthy
 
     play(scenario, broker)
+
+
+def test_a_refused_partition_that_others_have_now_is_no_problem_of_ours():
+    """They see it themselves."""
+    broker = Broker()
+
+    async def scenario(committer, flow):
+        await flow.run(20)
+        assert not committer.is_healthy
+        await committer.hold(broker)
+        committer.end_epoch(broker)
+        broker.assigned = {GOOD}
+        committer.release(broker)
+        flow.finish_one(GOOD)
+        assert committer.is_healthy
+
+    play(scenario, broker)
+
+
+def test_a_commit_that_nobody_answers_is_not_a_refusal(caplog):
+    """Although another partition's offset is where it was told to be: only its metadata is new, and not stored."""
+    broker = Broker()
+    broker.refused.clear()
+
+    async def scenario(committer, flow):
+        stuck = flow.send(GOOD, 0, 1)[1]
+        committer.complete(flow.sent[GOOD][0])
+        flow.finish_one(BAD)
+        await asyncio.sleep(1)
+        broker.takes_nothing = True
+        for task in flow.send(GOOD, *range(2, 30)):
+            committer.complete(task)
+        flow.finish_one(BAD)
+        await asyncio.sleep(18)
+        (problem,) = committer.problems()
+        assert "no commit has succeeded" in problem
+        broker.takes_nothing = False
+        await asyncio.sleep(10)
+        assert committer.is_healthy
+        offset, metadata = broker.stored[GOOD]
+        assert (offset, stuck.offset) == (1, 1)
+        assert set(OffsetMap.parse(metadata, 1).finished_from(0)) == set(range(2, 30))
+
+    play(scenario, broker, commit_metadata=True)
+    assert not any("refuses" in record.message for record in caplog.records)
 
 
 def test_alone_it_is_a_failure_like_any_other():
@@ -205,22 +319,73 @@ def test_alone_it_is_a_failure_like_any_other():
     play(scenario, broker)
 
 
-def test_metadata_that_is_too_long_for_the_broker_never_blocks_a_commit(caplog):
-    """It is left out from then on, with one warning."""
+@pytest.mark.parametrize("longest", [10, 100, 1000])
+def test_metadata_that_is_too_long_for_the_broker_never_blocks_a_commit(longest, caplog):
+    """Less of it is sent from then on, or none where nothing fits, with one warning."""
     broker = Broker()
     broker.refused.clear()
-    broker.longest_metadata = 10
+    broker.longest_metadata = longest
 
     async def scenario(committer, flow):
-        stuck = KafkaCommitTask(broker, GOOD, 0, timestamp=1)
-        committer.send_task(stuck)
-        flow.next = 1
-        await flow.run(3)
-        assert broker.offset(BAD) > 25
-        committer.complete(stuck)
+        stuck = flow.send(GOOD, 0)
+        others = flow.send(GOOD, *range(1, 6000))
+        chosen = random.Random(1)  # noqa: S311 - so that it can't be packed well
+        for task in others:
+            if chosen.random() < 0.5:
+                committer.complete(task)
+        flow.next = 6000
+        await flow.run(2, BAD)
+        assert broker.offset(BAD) > 6000 + 15
+        told = broker.stored[GOOD][1] if GOOD in broker.stored else ""
+        assert len(told) <= longest
+        assert bool(told) == (longest >= 100)
+        for task in (*stuck, *others):
+            if not task.is_finished:
+                committer.complete(task)
         await asyncio.sleep(1)
-        assert broker.offset(GOOD) == flow.next
+        assert broker.offset(GOOD) == 6000
         assert committer.is_healthy
 
     play(scenario, broker, commit_metadata=True)
     assert sum("offset.metadata.max.bytes" in record.message for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize("longest", [10, 1000])
+def test_a_last_commit_whose_metadata_is_too_long_goes_without_it(longest):
+    """The first refusal of that kind may come when there is no later attempt."""
+    broker = Broker()
+    broker.refused.clear()
+    broker.longest_metadata = longest
+
+    async def scenario(committer, flow):
+        tasks = flow.send(GOOD, *range(6000))
+        chosen = random.Random(1)  # noqa: S311 - so that it can't be packed well
+        await committer.hold(broker)
+        for task in tasks:
+            if task.offset < 400 or (task.offset > 400 and chosen.random() < 0.5):
+                committer.complete(task)
+        assert await committer.flush(broker, timeout_sec=1.0)
+        assert broker.offset(GOOD) == 400
+
+    play(scenario, broker, commit_metadata=True)
+
+
+@pytest.mark.parametrize("failures", [1, 3])
+def test_a_last_commit_that_fails_is_tried_again_within_its_time(failures):
+    """There is no later attempt."""
+    broker = Broker()
+    broker.refused.clear()
+    broker.failures = failures
+
+    async def scenario(committer, flow):
+        await committer.hold(broker)
+        flow.finish_one()
+        assert await committer.flush(broker, timeout_sec=1.0)
+        assert broker.offset(GOOD) == broker.offset(BAD) == 1
+        broker.failures = 100
+        flow.finish_one()
+        began = asyncio.get_running_loop().time()
+        assert not await committer.flush(broker, timeout_sec=0.5)
+        assert asyncio.get_running_loop().time() - began <= 0.51
+
+    play(scenario, broker)

@@ -1,0 +1,169 @@
+"""For how long no commit of a consumer has succeeded: what ends that, and what does not."""
+
+import asyncio
+
+import pytest
+from aiokafka import TopicPartition
+from aiokafka.errors import CommitFailedError, KafkaConnectionError
+from typing_extensions import override
+
+from faststream_concurrent_kafka import KafkaBatchCommitter, KafkaCommitTask
+from faststream_concurrent_kafka.commit_clock import CommitClock
+from faststream_concurrent_kafka.testing import run_virtual
+from tests.unit.scripted import ScriptedConsumer
+
+
+T0, T1 = TopicPartition("orders", 0), TopicPartition("orders", 1)
+LIMIT_SEC = 15.0
+
+
+def failed(*, at=0.0, **offsets):
+    clock = CommitClock()
+    clock.begin(at)
+    clock.fail(offsets, "refused", at + 1)
+    clock.end()
+    return clock
+
+
+def test_it_runs_from_the_beginning_of_the_first_attempt():
+    """Also while that is unanswered; a cancellation says nothing."""
+    clock = CommitClock()
+    clock.begin(10)
+    assert clock.age_sec(14, is_held=False) == 4
+    clock.end()
+    assert clock.age_sec(15, is_held=False) == 0
+    clock.begin(20)
+    clock.fail({"a": 5}, "refused", 25)
+    clock.end()
+    clock.begin(30)
+    assert (clock.age_sec(31, is_held=False), clock.error, clock.failures) == (11, "refused", 1)
+    clock.succeed()
+    clock.end()
+    assert (clock.age_sec(32, is_held=False), clock.error, clock.failures) == (0, "", 0)
+
+
+def test_old_failures_count_again_with_the_next_one():
+    """Between two of them there may be ten minutes of handlers: nobody knows whether a commit would succeed."""
+    clock = failed(a=5)
+    assert clock.age_sec(10, is_held=False) == 10
+    assert clock.age_sec(600, is_held=False) == 0
+    assert clock.age_sec(600, is_held=True) == 600
+    clock.begin(600)
+    assert clock.age_sec(601, is_held=False) == 0
+    clock.fail({"a": 5}, "refused", 602)
+    assert clock.age_sec(602, is_held=False) == 602
+
+
+def test_it_is_over_when_others_have_the_partitions_or_have_committed_them():
+    """All of them, and not before."""
+    clock = failed(a=5, b=7)
+    clock.keep({"b"})
+    assert clock.age_sec(5, is_held=False) == 5
+    clock.deliver("b", 6)
+    clock.deliver("c", 100)
+    assert clock.age_sec(5, is_held=False) == 5
+    clock.deliver("b", 7)
+    assert clock.age_sec(5, is_held=False) == 0
+    clock = failed(a=5)
+    clock.keep({"b"})
+    assert (clock.age_sec(5, is_held=False), clock.error) == (0, "")
+
+
+class Refusing(ScriptedConsumer):
+    """Fails every commit."""
+
+    error: BaseException | None = CommitFailedError("the group has already rebalanced")
+
+    @override
+    async def commit(self, offsets):
+        await asyncio.sleep(0.01)
+        if self.error is not None:
+            raise self.error
+        await super().commit(offsets)
+
+
+def play(scenario, *, error=Refusing.error):
+    async def main():
+        committer = KafkaBatchCommitter(commit_failure_timeout_sec=LIMIT_SEC)
+        committer.spawn()
+        consumer = Refusing(T0, T1)
+        consumer.error = error
+        committer.watch(consumer).rejoins = True
+        await scenario(committer, consumer)
+        await committer.close()
+
+    run_virtual(main())
+
+
+async def rebalance(committer, consumer, *, to=(T0, T1)):
+    await committer.hold(consumer)
+    await committer.flush(consumer, timeout_sec=1)
+    committer.end_epoch(consumer)
+    consumer.assigned = set(to)
+    await asyncio.sleep(0.5)
+    committer.release(consumer)
+
+
+def finish(committer, consumer, *offsets, partition=T0):
+    for offset in offsets:
+        task = KafkaCommitTask(consumer, partition, offset)
+        committer.send_task(task)
+        committer.complete(task)
+
+
+@pytest.mark.parametrize("error", [CommitFailedError("rebalanced"), KafkaConnectionError()], ids=repr)
+@pytest.mark.parametrize("every_sec", [1, 8, 14])
+def test_an_endless_rebalance_in_which_no_commit_succeeds_is_red(every_sec, error):
+    """Each assignment delivers the same records again: nothing is ever committed."""
+
+    async def scenario(committer, consumer):
+        red = []
+        for _ in range(20):
+            finish(committer, consumer, *range(100))
+            for _ in range(every_sec * 2):
+                await asyncio.sleep(0.5)
+                red.append(not committer.is_healthy)
+            await rebalance(committer, consumer)
+        seconds = [index / 2 for index, is_red in enumerate(red) if not is_red]
+        assert max(seconds) <= LIMIT_SEC + 5
+
+    play(scenario, error=error)
+
+
+def test_one_success_makes_it_green():
+    """Of any partition."""
+
+    async def scenario(committer, consumer):
+        for _ in range(4):
+            finish(committer, consumer, *range(10))
+            await asyncio.sleep(5)
+            await rebalance(committer, consumer)
+        finish(committer, consumer, *range(10))
+        await asyncio.sleep(1.5)
+        assert not committer.is_healthy
+        consumer.error = None
+        await rebalance(committer, consumer)
+        assert committer.is_healthy
+        assert consumer.committed == {T0: 10}
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("leaves", ["the partition", "what was to be committed"])
+def test_what_others_have_taken_over_is_green(leaves):
+    """The partition itself; or it comes back, and others have committed it meanwhile."""
+
+    async def scenario(committer, consumer):
+        for _ in range(4):
+            finish(committer, consumer, *range(10))
+            await asyncio.sleep(5)
+            await rebalance(committer, consumer)
+        assert not committer.is_healthy
+        if leaves == "the partition":
+            await rebalance(committer, consumer, to=[T1])
+        else:
+            await rebalance(committer, consumer)
+            committer.send_task(KafkaCommitTask(consumer, T0, 10))
+        assert committer.is_healthy
+
+    play(scenario)
