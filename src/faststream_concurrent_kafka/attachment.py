@@ -147,7 +147,7 @@ class SubscriberAttachment:
         while self._stopping is None and self._must_wait():
             await self._slots.wait_for_change(self._poll_pause_sec)
             if self._must_wait():
-                await consumer.getmany(_NO_PARTITION, timeout_ms=0)
+                await self._poll(consumer)
         if self._stopping is not None:
             return None
         try:
@@ -155,6 +155,13 @@ class SubscriberAttachment:
         except KafkaError as error:
             self._health.note_fetch_error(error, self.handler.now())
             raise
+
+    async def _poll(self, consumer: AIOKafkaConsumer) -> None:
+        """Count as polling. What is wrong with the group is raised here as it is by a fetch, and seen to likewise."""
+        try:
+            await consumer.getmany(_NO_PARTITION, timeout_ms=0)
+        except KafkaError as error:
+            self._health.note_fetch_error(error, self.handler.now())
 
     def _must_wait(self) -> bool:
         if self._slots.are_spoken_for:

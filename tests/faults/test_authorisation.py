@@ -3,7 +3,7 @@
 import pytest
 
 from faststream_concurrent_kafka import get_kafka_handler_report, is_kafka_handler_healthy
-from tests.brokers import wait_until
+from tests.brokers import group_members, wait_until
 from tests.faults.scene import (
     GROUP,
     IMPATIENT,
@@ -78,6 +78,33 @@ async def test_a_group_is_refused_for_a_moment_while_nothing_is_to_be_committed(
         )
         await seen.until_all_of(range(100))
         await until_all_committed(cluster, topic)
+
+
+async def test_a_group_is_refused_while_all_slots_are_taken(strict):
+    """What ends the heartbeats is noticed by a poll that fetches nothing: a member again before a slot is free."""
+    servers = strict.bootstrap_servers
+    cluster = Cluster(servers)
+    topic = await topic_at(servers, "refused-while-busy")
+    group = f"{topic}-group"
+    broker = broker_at(servers)
+    seen = Gated().subscribe(broker, topic, **IMPATIENT)
+
+    async def has_members(count):
+        return await group_members(servers, group) == count
+
+    await cluster.send(topic, range(20))
+    async with serving(broker, concurrency_limit=5, rebalance_flush_timeout_sec=0.5, **SETTINGS) as app:
+        await seen.until_running(5)
+        await deny_reading(servers, GROUP, group)
+        await wait_until(lambda: has_members(0), 2 * SESSION_SEC, "it is evicted")
+        await allow_reading(servers, GROUP, group)
+        await wait_until(lambda: has_members(1), 10, "it joins again, as busy as it is")
+        assert seen.values == []
+        seen.gate.set()
+        await seen.until(20)
+        await until_all_committed(cluster, topic)
+        await wait_until(lambda: is_kafka_handler_healthy(app.context), 20, "green again")
+    assert set(seen.counts.values()) == {1}
 
 
 @pytest.mark.parametrize("in_flight", [False, True], ids=["with nothing else dirty", "with records in flight"])
