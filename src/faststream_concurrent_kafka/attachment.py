@@ -5,6 +5,7 @@ broker calls its `stop`.
 """
 
 import asyncio
+import functools
 import logging
 import weakref
 from collections.abc import Collection, Hashable, Iterable, MutableMapping, Sequence
@@ -22,8 +23,9 @@ from faststream_concurrent_kafka.errors import brief
 from faststream_concurrent_kafka.inline_call import InlineCall
 from faststream_concurrent_kafka.lanes import lanes_of
 from faststream_concurrent_kafka.message_consumer import MessageConsumer
+from faststream_concurrent_kafka.pauses import Pauses, Reason
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
-from faststream_concurrent_kafka.rebalance import ConcurrentRebalanceListener
+from faststream_concurrent_kafka.rebalance import ConcurrentRebalanceListener, listen
 from faststream_concurrent_kafka.records import Record, current_record
 from faststream_concurrent_kafka.restoring import Restorer
 from faststream_concurrent_kafka.retries import DeadLetter
@@ -54,10 +56,12 @@ class SubscriberAttachment:
         self.in_flight = 0
         self._slots = handler.slots
         self._committer = handler.committer
-        self._window = Window(settings.max_uncommitted_tasks)
         self.consumer: Any = None
         # The pass that FastStream's loop was making when we came, until that is over.
         self.in_hand: InlineCall | None = None
+        # Of the consumer, where the library commits for it.
+        self._pauses: Pauses
+        self._window: Window
         # What was still running when its partition was revoked, until it ends.
         self._straddling: MutableMapping[KafkaCommitTask, Record] = weakref.WeakValueDictionary()
         self._dead_letters = DeadLetterPublisher(lambda: private_parts.make_producer(subscriber))
@@ -68,7 +72,6 @@ class SubscriberAttachment:
         self.process = subscriber.process_message
         self._original_get_msg = subscriber.get_msg
         self._original_stop = subscriber.stop
-        self._users_listener = private_parts.listener_of(subscriber)
         self._restorer = Restorer(self.name)
         self._health = SubscriberHealth(subscriber, self.name, stall_timeout_sec=handler.settings.stall_timeout_sec)
 
@@ -79,11 +82,13 @@ class SubscriberAttachment:
         subscriber = self.subscriber
         for name in ("get_msg", "consume_one", "stop"):
             setattr(subscriber, name, getattr(self, name))
-        if self.commits and not subscriber.partitions:
-            private_parts.set_listener(subscriber, self._listener(self._users_listener))
-            if (consumer := subscriber.consumer) is not None:
+        private_parts.tell_of_consumers(subscriber, self._adopt)
+        if private_parts.is_real(subscriber):
+            consumer = subscriber.consumer
+            private_parts.set_consumer_of_messages(subscriber, self._adopt(consumer))
+            if self.commits:
                 # Its subscription was made before we came: what it calls, we call.
-                private_parts.wrap_listener_of_consumer(consumer, self._listener)
+                private_parts.wrap_listener(consumer, functools.partial(self._listener, consumer))
         self.handler.sources.append(self)
         if subscriber.running and (found := private_parts.in_hand(subscriber)) is not None:
             self._take_over(*found)
@@ -98,37 +103,43 @@ class SubscriberAttachment:
                     setattr(subscriber, name, original)
         if subscriber.__dict__.get("consume_one") == self.consume_one:
             del subscriber.consume_one
-        private_parts.set_listener(subscriber, self._users_listener)
+        private_parts.tell_of_consumers(subscriber, None)
 
-    def _listener(self, around: Any) -> ConcurrentRebalanceListener:
+    def _listener(self, consumer: Any, around: Any) -> ConcurrentRebalanceListener:
         return ConcurrentRebalanceListener(
-            *(self.handler, lambda: self.subscriber.consumer, self._owns, self._straddling),
+            *(self.handler, consumer, self._owns, self._straddling),
             users=around,
-            restore=self._restore,
+            restore=functools.partial(self._restore, consumer),
         )
-
-    async def _restore(self, assigned: Collection[TopicPartition]) -> None:
-        consumer = self.subscriber.consumer
-        if self.handler.settings.commit_metadata and consumer is not None:
-            await self._restorer.restore(self._committer.watch(consumer), consumer, assigned)
 
     def _owns(self, record: Record) -> bool:
         return record.source is self
 
-    def _adopt(self, consumer: Any) -> None:
-        """Take note of the consumer of this start of the subscriber."""
+    def _adopt(self, consumer: Any) -> Any:
+        """Take note of a new consumer of the subscriber; return what its messages acknowledge through.
+
+        It has not subscribed yet, unless it was there before us: what the user does with it later, we see.
+        """
         self.consumer = consumer
         self._stopping = None
-        self._window.adopt(consumer)
+        self._has_begun = False
         self._straddling.clear()
         self._poll_pause_sec = min(_LONGEST_POLL_PAUSE_SEC, private_parts.max_poll_interval_sec(consumer) / 3)
-        if self.commits:
-            private_parts.set_consumer_of_messages(self.subscriber, MessageConsumer(consumer))
-            offsets = self._committer.watch(consumer)
-            offsets.rejoins = not self.subscriber.partitions
-            offsets.on_ack = self._window.acknowledged
-            offsets.heed_seeks()
-            private_parts.guard_commits(consumer, is_member=offsets.rejoins)
+        if not self.commits:
+            return consumer
+        self._pauses = Pauses(consumer)
+        self._window = Window(self.settings.max_uncommitted_tasks, self._pauses)
+        offsets = self._committer.watch(consumer)
+        offsets.rejoins = not self.subscriber.partitions
+        offsets.on_ack = self._window.acknowledged
+        offsets.heed_seeks()
+        private_parts.guard_commits(consumer, is_member=offsets.rejoins)
+        listen(consumer, functools.partial(self._listener, consumer))
+        return MessageConsumer(consumer)
+
+    async def _restore(self, consumer: Any, assigned: Collection[TopicPartition]) -> None:
+        if self.handler.settings.commit_metadata:
+            await self._restorer.restore(self._committer.watch(consumer), consumer, self._pauses, assigned)
 
     # -- what FastStream's loop calls ----------------------------------------------------------------------------
 
@@ -136,11 +147,11 @@ class SubscriberAttachment:
         """Wait for a free slot, keep polling meanwhile, and only then fetch: nothing is in hand while waiting."""
         if self.in_hand is not None and self.in_hand.driver is asyncio.current_task():
             raise ConsumerStoppedError
-        if consumer is not self.consumer:
-            self._adopt(consumer)
+        if not self._has_begun:
+            self._has_begun = True
             if self.commits and self.subscriber.partitions:
                 # Without a group's assignment no listener is called.
-                await self._restore(consumer.assignment())
+                await self._restore(consumer, consumer.assignment())
         self._turns += 1
         if self._turns % _RECORDS_PER_TURN == 0:
             await asyncio.sleep(0)
@@ -168,16 +179,15 @@ class SubscriberAttachment:
             return True
         # What a dead committer can't commit would all be handled again after the restart: take nothing more. Where
         # nothing is committed, there is no window per partition to bound what waits for its order or another attempt.
-        return not self._committer.is_alive if self.commits else self.in_flight >= self._window.size
+        if self.commits:
+            return not self._committer.is_alive
+        return self.in_flight >= self.settings.max_uncommitted_tasks
 
     async def consume_one(self, raw: Any) -> None:
         """Admit a record (or batch) and fire off its task. Nothing is awaited between the fetch and the admission."""
-        consumer = self.subscriber.consumer
-        if self._stopping is not None or consumer is None:
+        if self._stopping is not None or self.subscriber.consumer is None:
             # Fetched by a `getone` that was pending when the stop began: not admitted, so never committed past.
             return
-        if consumer is not self.consumer:
-            self._adopt(consumer)
         if isinstance(raw, tuple):
             self._consume_batch(raw)
             return
@@ -257,7 +267,8 @@ class SubscriberAttachment:
             if commit.ledger.closed:
                 continue
             self._health.note_halt(commit, reason)
-            self._window.close(commit.topic_partition)
+            if (partition := TopicPartition(*commit.topic_partition)) in self.consumer.assignment():
+                self._pauses.add(Reason.HALTED, partition)
 
     async def dead_letter(self, record: Record, error: BaseException) -> None:
         """Publish the record, each of a batch, to the dead letter topic; returns when that is acknowledged."""
@@ -273,7 +284,6 @@ class SubscriberAttachment:
 
     def _take_over(self, loop: asyncio.Task[Any], raw: Any, message: Any) -> None:
         """Answer for the record or batch that FastStream's loop has in hand; the next ones do not wait for it."""
-        self._adopt(self.subscriber.consumer)
         commits: Sequence[KafkaCommitTask] = ()
         if self.commits and self._committer.is_alive:
             admitted = [self._admit(each) for each in (raw if isinstance(raw, tuple) else (raw,))]

@@ -89,25 +89,39 @@ def context_of(subscriber: LogicSubscriber[Any]) -> Any:
     return subscriber._outer_config.context
 
 
-def listener_of(subscriber: LogicSubscriber[Any]) -> Any:
-    """Return the rebalance listener that the user gave the subscriber, if any."""
-    return subscriber._listener
+class _Parser:
+    """In place of a subscriber's own: it is what FastStream shows each new consumer to before that subscribes."""
+
+    def __init__(self, parser: Any, adopt: Callable[[Any], Any]) -> None:
+        self.parser = parser
+        self._adopt = adopt
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.parser, name)
+
+    def _setup(self, consumer: Any) -> None:
+        self.parser._setup(self._adopt(consumer))
 
 
-def set_listener(subscriber: LogicSubscriber[Any], listener: Any) -> None:
-    """Have it subscribe with this listener when it starts."""
-    subscriber._listener = listener
+def tell_of_consumers(subscriber: LogicSubscriber[Any], adopt: Callable[[Any], Any] | None) -> None:
+    """Have `adopt` called with each new consumer before that subscribes; messages acknowledge through its result."""
+    parser: Any = subscriber.parser
+    own = parser.parser if isinstance(parser, _Parser) else parser
+    attributes: Any = subscriber
+    attributes.parser = own if adopt is None else _Parser(own, adopt)
 
 
-def wrap_listener_of_consumer(consumer: Any, wrap: Callable[[Any], Any]) -> None:
-    """Replace the listener of a consumer whose subscription has been made."""
+def wrap_listener(consumer: Any, wrap: Callable[[Any], Any]) -> None:
+    """Replace the listener of a consumer whose subscription has been made; manually assigned ones have none."""
     subscription = consumer._subscription
-    subscription._listener = wrap(subscription._listener)
+    if subscription.partitions_auto_assigned():
+        subscription._listener = wrap(subscription._listener)
 
 
 def set_consumer_of_messages(subscriber: LogicSubscriber[Any], consumer: Any) -> None:
     """Have the messages of the subscriber acknowledge through `consumer`."""
-    subscriber.parser._setup(consumer)
+    parser: Any = subscriber.parser
+    (parser.parser if isinstance(parser, _Parser) else parser)._setup(consumer)
 
 
 def max_poll_interval_sec(consumer: Any) -> float:

@@ -1,5 +1,6 @@
 """What happens when partitions are taken away and given: a bounded drain, a commit, a new epoch."""
 
+import functools
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
@@ -19,6 +20,22 @@ logger = logging.getLogger(__package__)
 LEAST_COMMIT_SEC = 1.0
 
 
+def listen(consumer: Any, wrap: Callable[[Any], ConsumerRebalanceListener]) -> None:
+    """Have a consumer subscribe with our listener around the one that `subscribe` is given, now and at run time."""
+    subscribe = consumer.subscribe
+    signature = inspect.signature(subscribe)
+
+    @functools.wraps(subscribe)
+    def with_ours(*arguments: Any, **keywords: Any) -> None:
+        call = signature.bind(*arguments, **keywords)
+        listener = call.arguments.get("listener")
+        if listener is None or isinstance(listener, ConsumerRebalanceListener):
+            call.arguments["listener"] = wrap(listener)
+        subscribe(*call.args, **call.kwargs)
+
+    consumer.subscribe = with_ours
+
+
 class ConcurrentRebalanceListener(ConsumerRebalanceListener):
     """Flushes a consumer before its partitions go, and calls the user's own listener.
 
@@ -28,7 +45,7 @@ class ConcurrentRebalanceListener(ConsumerRebalanceListener):
     def __init__(  # noqa: PLR0913 - what it lies between
         self,
         handler: KafkaConcurrentHandler,
-        get_consumer: Callable[[], Any],
+        consumer: Any,
         belongs: Callable[[Record], bool],
         straddling: MutableMapping[KafkaCommitTask, Record],
         *,
@@ -36,7 +53,7 @@ class ConcurrentRebalanceListener(ConsumerRebalanceListener):
         restore: Callable[[Collection[TopicPartition]], Awaitable[None]] | None = None,
     ) -> None:
         self._handler = handler
-        self._get_consumer = get_consumer
+        self._consumer = consumer
         self._belongs = belongs
         self._straddling = straddling
         self._users = users
@@ -47,7 +64,7 @@ class ConcurrentRebalanceListener(ConsumerRebalanceListener):
         """Wait for running handlers, commit, end the epoch; then the user's listener, which may tear things down."""
         try:
             if self._handler.is_running:
-                await self._flush(self._get_consumer())
+                await self._flush(self._consumer)
         finally:
             await self._call_users("on_partitions_revoked", revoked)
 
@@ -85,9 +102,13 @@ class ConcurrentRebalanceListener(ConsumerRebalanceListener):
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         """Learn what had finished, let commits start again, then call the user's listener."""
         if self._handler.is_running:
-            if self._restore is not None:
-                await self._restore(assigned)
-            self._handler.committer.release(self._get_consumer())
+            try:
+                if self._restore is not None:
+                    await self._restore(assigned)
+            except Exception:
+                logger.exception("What had finished above the committed offsets is not known, and is handled again")
+            finally:
+                self._handler.committer.release(self._consumer)
             if self._handler.settings.cancel_lost_handlers:
                 self._handler.start_helper(self._cancel_lost(frozenset(assigned)))
         await self._call_users("on_partitions_assigned", assigned)

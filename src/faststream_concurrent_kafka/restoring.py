@@ -11,6 +11,7 @@ from aiokafka.errors import IllegalStateError, KafkaError
 from faststream_concurrent_kafka import private_parts
 from faststream_concurrent_kafka.consumer_offsets import ConsumerOffsets
 from faststream_concurrent_kafka.offset_map import OffsetMap
+from faststream_concurrent_kafka.pauses import Pauses, Reason
 
 
 logger = logging.getLogger(__package__)
@@ -26,12 +27,14 @@ class Restorer:
         self._name = name
         self._has_warned = False
 
-    async def restore(self, offsets: ConsumerOffsets, consumer: Any, assigned: Collection[TopicPartition]) -> None:
+    async def restore(
+        self, offsets: ConsumerOffsets, consumer: Any, pauses: Pauses, assigned: Collection[TopicPartition]
+    ) -> None:
         """Let `offsets` know what had finished, before the first record of these partitions is delivered."""
         if not assigned:
             return
         # Records may be delivered before the listener has returned.
-        consumer.pause(*assigned)
+        pauses.add(Reason.ASSIGNMENT, *assigned)
         try:
             async with asyncio.timeout(_READ_TIMEOUT_SEC):
                 committed = await private_parts.committed_offsets(consumer, assigned)
@@ -45,7 +48,7 @@ class Restorer:
             )
         finally:
             try:
-                consumer.resume(*assigned)
+                pauses.remove(Reason.ASSIGNMENT, *assigned)
             except IllegalStateError:
                 logger.debug("%s has lost its partitions again", self._name)
 

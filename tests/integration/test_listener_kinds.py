@@ -295,3 +295,29 @@ async def test_a_pause_of_the_users_outlasts_the_windows(cluster, new_broker, ne
         assert consumer.paused() == {partition}
         consumer.resume(partition)
         await cluster.until_committed(topic, {0: 20})
+
+
+@pytest.mark.parametrize("commit_metadata", [True, False])
+@pytest.mark.parametrize("kind", ["group", "by hand"])
+async def test_a_pause_right_after_the_start(cluster, new_broker, new_topic, kind, commit_metadata):
+    """Nothing is delivered before the user resumes, whatever the library does meanwhile at the assignment."""
+    topic, broker, seen = await new_topic(), new_broker(), Seen()
+    partition = Place(topic, 0)
+    chosen: dict[str, Any] = {} if kind == "group" else {"partitions": [TopicPartition(topic, 0)]}
+    subscriber: Any = broker.subscriber(*([] if chosen else [topic]), **chosen, **manual(topic))
+
+    async def handle(number: int):
+        with seen.handling(number):
+            pass
+
+    subscriber(handle)
+    await cluster.send(topic, range(20))
+    async with serving(broker, commit_metadata=commit_metadata, **SOON):
+        subscriber.consumer.pause(partition)
+        # By then it would have had them: the broker has answered another fetch of the same consumer.
+        await subscriber.consumer.end_offsets([partition])
+        await cluster.until_committed(topic, {})
+        assert subscriber.consumer.paused() == {partition}
+        assert seen.values == []
+        subscriber.consumer.resume(partition)
+        await cluster.until_committed(topic, {0: 20})

@@ -201,7 +201,7 @@ def a_stop_and_a_rebalance_cancel_each_others_commit(patch: pytest.MonkeyPatch) 
 
 @mutant("what the metadata tells is not handled again")
 def metadata_is_not_read(patch: pytest.MonkeyPatch) -> None:
-    async def restore(_self: Any, _offsets: Any, _consumer: Any, _assigned: Any) -> None:
+    async def restore(*_: Any) -> None:
         pass
 
     patch.setattr(Restorer, "restore", restore)

@@ -255,7 +255,7 @@ def test_what_fails_after_its_partition_has_gone_is_left_to_the_next_owner(error
         raise error
 
     async def scenario(world):
-        listener = ConcurrentRebalanceListener(world.handler, lambda: world.consumer, lambda _: True, {})
+        listener = ConcurrentRebalanceListener(world.handler, world.consumer, lambda _: True, {})
         world.deliver(outlast, key=b"a")
         world.deliver(outlast, key=b"a")
         await asyncio.sleep(1)
@@ -287,7 +287,7 @@ def test_a_rebalance_ends_the_waits_for_attempts_and_dead_letters():
 
     async def scenario(world):
         world.source.publishing_sec = 600
-        listener = ConcurrentRebalanceListener(world.handler, lambda: world.consumer, lambda _: True, {})
+        listener = ConcurrentRebalanceListener(world.handler, world.consumer, lambda _: True, {})
         world.deliver(ask_again)
         world.deliver(deny, partition=1)
         await asyncio.sleep(1)
@@ -309,7 +309,7 @@ def test_what_is_delivered_while_a_rebalance_commits_is_not_tried_again_here():
         raise ConnectionError
 
     async def scenario(world):
-        listener = ConcurrentRebalanceListener(world.handler, lambda: world.consumer, lambda _: True, {})
+        listener = ConcurrentRebalanceListener(world.handler, world.consumer, lambda _: True, {})
         await asyncio.wait({world.deliver(quick).task})
         world.consumer.hold = asyncio.Event()
         rebalance = asyncio.create_task(listener.on_partitions_revoked(world.consumer.assigned))
@@ -324,3 +324,21 @@ def test_what_is_delivered_while_a_rebalance_commits_is_not_tried_again_here():
         assert world.consumer.committed == {T0: 1}
 
     play(scenario, on_failure=FailurePolicy(max_attempts=0), ordering="key")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("broken"), ConnectionError(), TypeError("of ours")])
+def test_commits_start_again_whatever_goes_wrong_at_an_assignment(error, caplog):
+    """They were held from the revocation on: without them, the window would fill and the partition stand still."""
+
+    async def fail(_assigned):
+        raise error
+
+    async def scenario(world):
+        listener = ConcurrentRebalanceListener(world.handler, world.consumer, lambda _: True, {}, restore=fail)
+        await listener.on_partitions_revoked(set())
+        await listener.on_partitions_assigned(world.consumer.assigned)
+        await asyncio.wait({world.deliver(quick).task})
+        await world.until(lambda: world.consumer.committed == {T0: 1})
+
+    play(scenario)
+    assert [record.exc_info[1] for record in caplog.records if record.exc_info] == [error]

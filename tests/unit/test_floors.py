@@ -33,6 +33,7 @@ FLOORS = {
     "slots": 8,
     "dead_letter": 8,
     "private_parts": 4,
+    "pauses": 3,
     "restoring": 8,
     "window": 8,
     "subscriber_health": 8,

@@ -52,7 +52,7 @@ class Group:
 
     def __init__(self, options, scripts):
         self.world = World(**options)
-        self.listener = ConcurrentRebalanceListener(self.world.handler, lambda: self.world.consumer, lambda _: True, {})
+        self.listener = ConcurrentRebalanceListener(self.world.handler, self.world.consumer, lambda _: True, {})
         self.ordering = options["ordering"]
         self.scripts = scripts
         self.failed = dict.fromkeys(range(len(scripts)), 0)

@@ -17,7 +17,6 @@ from aiokafka.protocol.commit import OffsetCommitRequest
 from faststream import BaseMiddleware, Context
 from faststream._internal.endpoint.subscriber.usecase import SubscriberUsecase
 from faststream.kafka import KafkaBroker, KafkaRouter, TestKafkaBroker
-from faststream.kafka.helpers import make_logging_listener
 from faststream.kafka.message import KafkaAckableMessage, KafkaMessage
 from faststream.kafka.parser import AioKafkaBatchParser, AioKafkaParser
 from faststream.kafka.subscriber.usecase import BatchSubscriber, DefaultSubscriber, LogicSubscriber
@@ -160,7 +159,6 @@ def test_subscriber_has_the_attributes_that_are_read(subscriber):
     """Names of FastStream's subscriber."""
     for name in (
         "_broker_middlewares",
-        "_listener",
         "_outer_config",
         "ack_policy",
         "calls",
@@ -218,16 +216,17 @@ async def test_a_parser_gives_messages_the_consumer_of_its_setup(parser):
     assert message.consumer is consumer
 
 
+def test_the_parser_is_shown_each_new_consumer_before_that_subscribes():
+    """`start`: nothing is called on a consumer before `parser._setup(consumer)`, which is where we take it over."""
+    source = inspect.getsource(LogicSubscriber.start)
+    shown = source.index("self.parser._setup(consumer)")
+    assert min(source.index(f"consumer.{name}(") for name in ("subscribe", "assign", "start")) > shown
+
+
 def test_ack_and_nack_go_through_message_consumer():
     """`ack` commits by `message.consumer`, `nack` seeks by it: what stands in for it makes them harmless."""
     assert "self.consumer.commit()" in calls_in(KafkaAckableMessage.ack)
     assert any(call.startswith("self.consumer.seek(") for call in calls_in(KafkaAckableMessage.nack))
-
-
-def test_the_logging_listener_calls_ours():
-    """The subscriber's `_listener` is called by what FastStream subscribes with."""
-    assert "self._listener" in inspect.getsource(LogicSubscriber.start)
-    assert make_logging_listener(consumer=None, logger=None, log_extra={}, listener=None) is None  # ty: ignore[invalid-argument-type]
 
 
 async def test_a_consumer_has_the_private_parts_that_are_read():
