@@ -125,6 +125,7 @@ class SubscriberAttachment:
         self._has_begun = False
         self._straddling.clear()
         self._poll_pause_sec = min(_LONGEST_POLL_PAUSE_SEC, private_parts.max_poll_interval_sec(consumer) / 3)
+        self.handler.loop_lag.heed_session(private_parts.session_timeout_sec(consumer))
         if not self.commits:
             return consumer
         self._pauses = Pauses(consumer)
@@ -175,7 +176,7 @@ class SubscriberAttachment:
             self._health.note_fetch_error(error, self.handler.now())
 
     def _must_wait(self) -> bool:
-        if self._slots.are_spoken_for:
+        if self._slots.are_spoken_for or self.handler.loop_lag.is_late:
             return True
         # What a dead committer can't commit would all be handled again after the restart: take nothing more. Where
         # nothing is committed, there is no window per partition to bound what waits for its order or another attempt.

@@ -54,6 +54,9 @@ class HealthReport:
     """Of those, the ones that wait for a free slot, for others in their order, or for another attempt."""
     retrying: int
     """Of those, the ones that have failed and wait for another attempt."""
+    loop_lag_sec: float
+    """How late the event loop was at worst within the last minute: so long nothing else came to run, no heartbeat
+    either."""
     partitions: tuple[PartitionReport, ...]
 
 
@@ -62,8 +65,9 @@ def is_kafka_handler_healthy(context: ContextRepo) -> bool:
 
     False before initialising and after stopping, when the observer, the committer or a consumer's loop is dead, when
     commits have been failing for `commit_failure_timeout_sec`, when a partition has got nothing for `stall_timeout_sec`
-    although it has records, while a partition is halted, while a dead letter can't be published, and while a handler
-    goes on that was cancelled at its time limit.
+    although it has records, while a partition is halted, while a dead letter can't be published, while a handler
+    goes on that was cancelled at its time limit, and for a minute after the event loop was blocked for half a session
+    timeout.
     """
     handler = _running(context)
     return handler is not None and not handler.problems()
@@ -74,7 +78,9 @@ def get_kafka_handler_report(context: ContextRepo) -> HealthReport:
     handler = _running(context)
     if handler is None:
         problems = ("concurrent processing is not initialised",)
-        return HealthReport(is_healthy=False, problems=problems, in_flight=0, waiting=0, retrying=0, partitions=())
+        return HealthReport(
+            is_healthy=False, problems=problems, in_flight=0, waiting=0, retrying=0, loop_lag_sec=0.0, partitions=()
+        )
     problems = tuple(handler.problems())
     records = {commit: record for record in handler.records for commit in record.commits}
     return HealthReport(
@@ -83,6 +89,7 @@ def get_kafka_handler_report(context: ContextRepo) -> HealthReport:
         in_flight=len(handler.records),
         waiting=handler.records.waiting,
         retrying=handler.records.retrying,
+        loop_lag_sec=handler.loop_lag.worst_sec,
         partitions=tuple(
             _report(topic, partition, ledger, records, now=handler.now())
             for topic, partition, ledger in handler.committer.partitions()

@@ -23,6 +23,7 @@ _PASS = LogicSubscriber.process_message.__code__
 # That of a consumer which has not joined its group, or was thrown out of it.
 _NO_GENERATION = -1
 _DEFAULT_MAX_POLL_INTERVAL_MS = 300_000
+_DEFAULT_SESSION_TIMEOUT_MS = 10_000
 # One attempt to publish: long enough for a broker that is busy, short enough to say that something is wrong.
 _PUBLISH_TIMEOUT_MS = 10_000
 # What is too large is for the broker to decide: it can be changed there without a restart of this process.
@@ -127,6 +128,11 @@ def set_consumer_of_messages(subscriber: LogicSubscriber[Any], consumer: Any) ->
 def max_poll_interval_sec(consumer: Any) -> float:
     """Return after how many seconds without a fetch a consumer leaves its group."""
     return float(getattr(consumer, "_max_poll_interval_ms", _DEFAULT_MAX_POLL_INTERVAL_MS)) / 1000
+
+
+def session_timeout_sec(consumer: Any) -> float:
+    """Return after how many seconds without a heartbeat a broker evicts a consumer from its group."""
+    return float(getattr(consumer, "_session_timeout_ms", _DEFAULT_SESSION_TIMEOUT_MS)) / 1000
 
 
 def group_coordination_has_died(consumer: Any) -> bool:

@@ -14,11 +14,13 @@ from faststream_concurrent_kafka.batch_committer import KafkaBatchCommitter
 from faststream_concurrent_kafka.errors import SettingsError, SetupError, brief
 from faststream_concurrent_kafka.failures import Failures
 from faststream_concurrent_kafka.in_flight import InFlight
+from faststream_concurrent_kafka.loop_lag import LoopLag
 from faststream_concurrent_kafka.records import UP_TO_POLICY, Outcome, Record, RecordSource, current_record, outcome_of
 from faststream_concurrent_kafka.settings import Settings
 from faststream_concurrent_kafka.signals import SignalGuard
 from faststream_concurrent_kafka.slots import Slots
 from faststream_concurrent_kafka.time_limits import TimeLimits
+from faststream_concurrent_kafka.turns import Paced, Turns
 
 
 logger = logging.getLogger(__package__)
@@ -81,6 +83,8 @@ class KafkaConcurrentHandler:
         self.slots = Slots(settings.concurrency_limit, unlimited)
         self.records = InFlight(self.slots, self._start, self.committer.complete)
         self.time_limits = TimeLimits()
+        self.turns = Turns()
+        self.loop_lag = LoopLag(self.turns)
         self._failures = Failures(settings, self.slots)
         self._observer: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
@@ -117,6 +121,8 @@ class KafkaConcurrentHandler:
             return
         self._loop = loop
         self.context = contextvars.copy_context()
+        self.turns.start(loop)
+        self.loop_lag.start(loop)
         if self.settings.enable_batch_commit:
             self.committer.spawn()
         self._observer = loop.create_task(self._observe(), name="kafka-concurrent-observer")
@@ -149,6 +155,7 @@ class KafkaConcurrentHandler:
     def discard(self) -> None:
         """Let go of subscribers and signals, and let the next initialisation make a new handler."""
         self._signals.uninstall()
+        self.loop_lag.stop()
         for source in self.sources:
             source.detach()
         self.sources.clear()
@@ -204,7 +211,7 @@ class KafkaConcurrentHandler:
                     if record.attempt == 0 and record.is_passed_over:
                         break
                     record.begin()
-                    await record.process(record.raw)
+                    await Paced(self.turns, record.process(record.raw))
                 except BaseException as raised:  # noqa: BLE001 - FastStream has logged it; here its meaning is decided
                     error = raised
                 finally:
@@ -301,7 +308,7 @@ class KafkaConcurrentHandler:
             problems.append("concurrent processing is stopping")
         if self.settings.enable_batch_commit:
             problems += self.committer.problems()
-        problems += self.time_limits.problems(self.now())
+        problems += self.time_limits.problems(self.now()) + self.loop_lag.problems()
         return problems + [problem for source in self.sources for problem in source.problems()]
 
 

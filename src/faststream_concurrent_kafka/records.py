@@ -3,7 +3,7 @@
 import asyncio
 import contextvars
 import enum
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from typing import Any, Protocol
 
 from faststream.exceptions import AckMessage, NackMessage, RejectMessage, SkipMessage, StopConsume
@@ -41,7 +41,7 @@ class RecordSource(Protocol):
         ...
 
     @property
-    def process(self) -> Callable[[Any], Awaitable[Any]]:
+    def process(self) -> Callable[[Any], Coroutine[Any, Any, Any]]:
         """What makes one whole FastStream pass over a record."""
         ...
 
@@ -104,7 +104,7 @@ class Record:
     def __init__(  # noqa: PLR0913 - what a task works on
         self,
         raw: Any,
-        process: Callable[[Any], Awaitable[Any]],
+        process: Callable[[Any], Coroutine[Any, Any, Any]],
         *,
         source: RecordSource | None = None,
         commits: Sequence[KafkaCommitTask] = (),

@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from collections.abc import Sequence
 from pathlib import PurePath
 from types import FrameType
 from typing import Any
@@ -15,9 +16,14 @@ def suspended_at(task: asyncio.Task[Any]) -> str:
 
     They are followed from coroutine to coroutine, so what runs in a thread or another task is seen as the wait for it.
     """
-    frames = frames_of(task)[-_MOST_FRAMES:]
+    return places(frames_of(task))
+
+
+def places(frames: Sequence[FrameType]) -> str:
+    """Name the innermost lines of some frames, outermost first."""
     return " > ".join(
-        f"{PurePath(frame.f_code.co_filename).name}:{frame.f_lineno} in {frame.f_code.co_name}" for frame in frames
+        f"{PurePath(frame.f_code.co_filename).name}:{frame.f_lineno} in {frame.f_code.co_name}"
+        for frame in frames[-_MOST_FRAMES:]
     )
 
 

@@ -38,6 +38,8 @@ FLOORS = {
     "window": 8,
     "subscriber_health": 8,
     "time_limits": 9,
+    "turns": 3,
+    "loop_lag": 4,
     "failures": 9,
     "in_flight": 9,
     "processing": 10,

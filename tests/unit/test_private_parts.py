@@ -230,10 +230,11 @@ def test_ack_and_nack_go_through_message_consumer():
 
 
 async def test_a_consumer_has_the_private_parts_that_are_read():
-    """`_max_poll_interval_ms`, `_subscription._listener`, `_coordinator` and its `_coordination_task`."""
-    consumer = AIOKafkaConsumer(max_poll_interval_ms=1234)
+    """`_max_poll_interval_ms`, `_session_timeout_ms`, `_subscription._listener`, and the coordinator with its task."""
+    consumer = AIOKafkaConsumer(max_poll_interval_ms=1234, session_timeout_ms=2345)
     try:
         assert consumer._max_poll_interval_ms == 1234
+        assert consumer._session_timeout_ms == 2345
         assert consumer._subscription._listener is None
         assert consumer._coordinator is None
         assert "_coordination_task" in names_in(GroupCoordinator.__init__)
