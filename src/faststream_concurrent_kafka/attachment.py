@@ -26,7 +26,7 @@ from faststream_concurrent_kafka.message_consumer import MessageConsumer
 from faststream_concurrent_kafka.pauses import Pauses, Reason
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
 from faststream_concurrent_kafka.rebalance import ConcurrentRebalanceListener, listen
-from faststream_concurrent_kafka.records import Record, current_record
+from faststream_concurrent_kafka.records import Record, current_record, records_in
 from faststream_concurrent_kafka.restoring import Restorer
 from faststream_concurrent_kafka.retries import DeadLetter
 from faststream_concurrent_kafka.settings import Settings
@@ -90,7 +90,8 @@ class SubscriberAttachment:
                 # Its subscription was made before we came: what it calls, we call.
                 private_parts.wrap_listener(consumer, functools.partial(self._listener, consumer))
         self.handler.sources.append(self)
-        if subscriber.running and (found := private_parts.in_hand(subscriber)) is not None:
+        can_admit = subscriber.running and (self._committer.is_alive or not self.commits)
+        if can_admit and (found := private_parts.in_hand(subscriber)) is not None:
             self._take_over(*found)
 
     def detach(self) -> None:
@@ -204,8 +205,18 @@ class SubscriberAttachment:
         else:
             self._handle(wanted, commits, raw)
 
-    def _consume_batch(self, batch: tuple[ConsumerRecord[Any, Any], ...]) -> None:
-        wanted, commits, delivered = [], [], []
+    def _consume_batch(self, batch: Sequence[ConsumerRecord[Any, Any]]) -> None:
+        wanted, commits, delivered = self._admit_batch(batch)
+        if wanted:
+            self._handle(wanted, commits, delivered)
+
+    def _admit_batch(
+        self, batch: Sequence[ConsumerRecord[Any, Any]]
+    ) -> tuple[tuple[ConsumerRecord[Any, Any], ...], Sequence[KafkaCommitTask], tuple[ConsumerRecord[Any, Any], ...]]:
+        """Return what is to be handled of a batch, its commits, and how that was delivered."""
+        wanted: list[ConsumerRecord[Any, Any]] = []
+        commits: list[KafkaCommitTask] = []
+        delivered: list[ConsumerRecord[Any, Any]] = []
         for raw in batch:
             task = self._admit(raw) if self.commits else None
             if self.commits and task is None:
@@ -218,8 +229,7 @@ class SubscriberAttachment:
                 wanted.append(readable)
                 delivered.append(raw)
                 commits += admitted
-        if wanted:
-            self._handle(tuple(wanted), commits, tuple(delivered))
+        return tuple(wanted), commits, tuple(delivered)
 
     def _handle(self, raw: Any, commits: Sequence[KafkaCommitTask], delivered: Any) -> None:
         lanes = self.lanes_of(raw)
@@ -276,7 +286,7 @@ class SubscriberAttachment:
         to = self.settings.on_failure.then
         if not isinstance(to, DeadLetter):
             raise TypeError(f"{to!r} is not a dead letter topic")
-        for raw in record.delivered if isinstance(record.delivered, tuple) else (record.delivered,):
+        for raw in records_in(record.delivered):
             headers = describe(raw, self.subscriber.group_id, error, record.attempt)
             await self._dead_letters.publish(raw, to, headers)
         logger.warning("%r is a dead letter after attempt %d: %s", record, record.attempt, brief(error))
@@ -285,14 +295,20 @@ class SubscriberAttachment:
 
     def _take_over(self, loop: asyncio.Task[Any], raw: Any, message: Any) -> None:
         """Answer for the record or batch that FastStream's loop has in hand; the next ones do not wait for it."""
-        commits: Sequence[KafkaCommitTask] = ()
-        if self.commits and self._committer.is_alive:
-            admitted = [self._admit(each) for each in (raw if isinstance(raw, tuple) else (raw,))]
-            commits = [task for task in admitted if task is not None]
+        wanted, commits, delivered = self._admit_batch(records_in(raw))
+        if not wanted:
+            # Our middleware skips it.
+            return
         if message is not None:
             self.guard(message)
         self.in_hand = call = InlineCall(raw, loop, message)
-        call.submit(self.handler, Record(raw, call.process, source=self, commits=commits, lanes=self.lanes_of(raw)))
+        kept = (wanted, delivered) if isinstance(raw, tuple) else (wanted[0], delivered[0])
+        call.submit(
+            self.handler,
+            Record(
+                kept[0], call.process, source=self, commits=commits, lanes=self.lanes_of(kept[0]), delivered=kept[1]
+            ),
+        )
         # Its way back to `get_msg`, or the end of its task, says that the pass is over.
         loop.add_done_callback(self._is_superseded)
         self.handler.context.run(private_parts.replace_loop, self.subscriber, loop)

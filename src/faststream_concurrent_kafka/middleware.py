@@ -16,12 +16,12 @@ from typing_extensions import override
 from faststream_concurrent_kafka import discovery
 from faststream_concurrent_kafka.errors import SettingsError, SetupError
 from faststream_concurrent_kafka.inline_call import InlineCall
-from faststream_concurrent_kafka.private_parts import around_innermost, is_real
+from faststream_concurrent_kafka.private_parts import around_innermost, is_real, narrow_batch
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
-from faststream_concurrent_kafka.records import Record, current_record
+from faststream_concurrent_kafka.records import Record, current_record, records_in
 from faststream_concurrent_kafka.retries import FailurePolicy
 from faststream_concurrent_kafka.settings import Ordering, Settings
-from faststream_concurrent_kafka.topic_groups import TOPIC_GROUP_HEADER
+from faststream_concurrent_kafka.topic_groups import for_group, make_readable
 
 
 logger = logging.getLogger(__package__)
@@ -84,6 +84,14 @@ class KafkaConcurrentProcessingMiddleware(BaseMiddleware):
         return type(cls.__name__, (cls,), {"overrides": MappingProxyType(overrides)})  # ty: ignore[unsupported-dynamic-base, invalid-explicit-return]
 
     @override
+    async def on_receive(self) -> None:
+        """Take out a `topic_group` that FastStream could not read, where the record's own task has not done so."""
+        record = current_record.get()
+        if (record is None or record.raw is not self.msg) and self.context.get_local("handler_") is not None:
+            for raw in records_in(self.msg):
+                make_readable(raw)
+
+    @override
     async def consume_scope(
         self,
         call_next: Callable[[StreamMessage[Any]], Awaitable[Any]],
@@ -91,22 +99,37 @@ class KafkaConcurrentProcessingMiddleware(BaseMiddleware):
     ) -> Any:
         """Go on in the record's own task; from anywhere else, submit the handling to the handler and await it."""
         record = current_record.get()
-        if record is not None:
-            if record.raw is self.msg and record.message is None:
-                # Its own task. Where a broker and its router both have us, the outer one sets the scene.
+        if record is not None and record.raw is self.msg:
+            # Its own task. Where a broker and its router both have us, the outer one sets the scene.
+            if record.message is None:
                 record.message = msg
                 if record.source is not None and record.source.settings.handler_timeout_sec:
                     return await self._limited(call_next, msg, record)
                 self._tell_attempt(record)
-                return await call_next(msg)
-            if record.task is None or not record.task.done():
-                # Something that its handler has called: that is part of it.
-                return await call_next(msg)
-        subscriber = self.context.get_local("handler_")
-        if subscriber is None or not is_real(subscriber):
-            # get_one(), `async for`, request(), TestKafkaBroker.
             return await call_next(msg)
-        return await self._handle(call_next, msg, subscriber)
+        subscriber = self.context.get_local("handler_")
+        if subscriber is None:
+            # get_one(), `async for`, request(): whoever asked gets what there is.
+            return await call_next(msg)
+        if not await self._is_wanted(msg, subscriber):
+            self._is_skipped = True
+            return None
+        if record is not None and (record.task is None or not record.task.done()):
+            # Something that its handler has called: that is part of it.
+            return await call_next(msg)
+        # TestKafkaBroker handles records inline.
+        return await (self._handle(call_next, msg, subscriber) if is_real(subscriber) else call_next(msg))
+
+    async def _is_wanted(self, msg: StreamMessage[Any], subscriber: Any) -> bool:
+        """Whether it is meant for the subscriber's group; of a batch, only what is stays in the message."""
+        wanted = self._wanted(msg.raw_message, subscriber)
+        if any(wanted) and not all(wanted):
+            await narrow_batch(subscriber, msg, wanted)
+        return any(wanted)
+
+    @staticmethod
+    def _wanted(raw: Any, subscriber: Any) -> list[bool]:
+        return [for_group(each, subscriber.group_id) is not None for each in records_in(raw)]
 
     async def _handle(
         self,
@@ -132,10 +155,6 @@ class KafkaConcurrentProcessingMiddleware(BaseMiddleware):
                 return await call_next(msg)
             attachment = discovery.attach(subscriber, handler, KafkaConcurrentProcessingMiddleware)
         attachment.guard(msg)
-        group = msg.headers.get(TOPIC_GROUP_HEADER)
-        self._is_skipped = group is not None and group != subscriber.group_id
-        if self._is_skipped:
-            return None
         call = attachment.in_hand
         if call is None or call.raw is not self.msg:
             self._call = call = InlineCall(self.msg, asyncio.current_task())
@@ -187,16 +206,24 @@ class KafkaConcurrentProcessingMiddleware(BaseMiddleware):
         exc_tb: TracebackType | None = None,
     ) -> bool | None:
         """Tell the task of a record whose pass it does not make itself how that has ended."""
-        if self._call is not None:
-            self._call.note(exc_val)
-            self._call.end()
-        elif not self._is_left_alone and current_record.get() is None:
-            self._note_end(exc_val)
+        record = current_record.get()
+        if record is not None and record.raw is self.msg:
+            return False
+        subscriber = self.context.get_local("handler_")
+        if isinstance(exc_val, Exception) and subscriber is not None and not any(self._wanted(self.msg, subscriber)):
+            # That it can't be parsed, or that no handler takes it, is up to the group that it is meant for.
+            self._note_end(subscriber, None)
+            return True
+        self._note_end(subscriber, exc_val)
         return False
 
-    def _note_end(self, error: BaseException | None) -> None:
-        subscriber, handler = self.context.get_local("handler_"), KafkaConcurrentHandler.running()
-        if handler is None or subscriber is None or not is_real(subscriber):
+    def _note_end(self, subscriber: Any, error: BaseException | None) -> None:
+        if self._call is not None:
+            self._call.note(error)
+            self._call.end()
+            return
+        handler = KafkaConcurrentHandler.running()
+        if handler is None or self._is_left_alone or subscriber is None or not is_real(subscriber):
             return
         attachment = discovery.attachment_of(subscriber, handler)
         if attachment is None and _why_not(subscriber, handler) is None:

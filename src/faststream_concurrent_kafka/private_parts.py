@@ -5,11 +5,13 @@
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+import itertools
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, cast
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import CommitFailedError
+from faststream.kafka.parser import AioKafkaBatchParser
 from faststream.kafka.subscriber.usecase import LogicSubscriber
 
 from faststream_concurrent_kafka.stalls import FetchState
@@ -83,6 +85,21 @@ def replace_loop(subscriber: LogicSubscriber[Any], loop: asyncio.Task[Any]) -> N
     """
     subscriber.tasks.remove(loop)
     subscriber.add_task(subscriber._run_consume_loop, (subscriber.consumer,))
+
+
+async def narrow_batch(subscriber: LogicSubscriber[Any], message: Any, wanted: Sequence[bool]) -> None:
+    """Leave in the message of a batch only the wanted records: as if FastStream had parsed no others."""
+    records = tuple(itertools.compress(message.raw_message, wanted))
+    parsed = await cast("AioKafkaBatchParser", subscriber.parser).parse_batch(records)
+    # A parser of the user's own may have made anything of the values.
+    if isinstance(message.body, list) and len(message.body) == len(wanted):
+        message.body = list(itertools.compress(message.body, wanted))
+    for name in (
+        *("raw_message", "headers", "batch_headers", "reply_to", "content_type"),
+        *("correlation_id", "message_id", "path"),
+    ):
+        setattr(message, name, getattr(parsed, name))
+    message.clear_cache()
 
 
 def context_of(subscriber: LogicSubscriber[Any]) -> Any:

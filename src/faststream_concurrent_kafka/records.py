@@ -159,6 +159,11 @@ class Record:
         return ", ".join(map(repr, self.commits)) or f"a record of {self.source.name if self.source else '?'}"
 
 
+def records_in(raw: Any) -> Sequence[Any]:
+    """Return the raw records of a batch, or the one; TestKafkaBroker's batches are lists."""
+    return raw if isinstance(raw, tuple | list) else (raw,)
+
+
 # Two that stop something (or the restart would stop at the same record), and three that a handler raises to say so.
 _MEANS_DONE = (StopConsume, SystemExit, AckMessage, RejectMessage, SkipMessage)
 

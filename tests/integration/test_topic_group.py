@@ -1,10 +1,17 @@
 """The `topic_group` header: one topic for several groups, each record meant for one of them."""
 
+import asyncio
 import logging
+from contextlib import asynccontextmanager
+from itertools import chain
+from typing import Any
 
 import pytest
+from faststream.kafka import KafkaRouter, TestKafkaBroker
 from faststream.kafka.annotations import KafkaMessage
+from faststream.middlewares import AckPolicy
 
+from faststream_concurrent_kafka import KafkaConcurrentProcessingMiddleware as Ours
 from tests.brokers import Record, end_offsets, produce
 from tests.integration.helpers import Seen, consuming, publishing, serving, serving_plainly, warnings_of
 
@@ -105,3 +112,128 @@ async def test_the_record_that_attaches_is_filtered_as_well(cluster, new_broker,
     assert sorted(seen.values) == (["own", "second"] if first == "own" else ["second"])
     assert await end_offsets(cluster.bootstrap_servers, out) == {0: len(seen.values)}
     assert [each for each in caplog.records if each.exc_info] == []
+
+
+@asynccontextmanager
+async def not_initialised(broker):
+    """Run the broker by itself."""
+    await broker.start()
+    try:
+        yield broker
+    finally:
+        await broker.stop()
+
+
+def not_committing(broker):
+    """Concurrent, while the subscriber's own policy acknowledges."""
+    return serving(broker, enable_batch_commit=False)
+
+
+OTHERS = [
+    Record(b"theirs", None, [("topic_group", b"another-group")]),
+    Record(b"theirs", None, [("topic_group", b"another-group"), ("topic_group", b"GROUP")]),
+    Record(b"theirs", None, [("topic_group", b"\xff"), ("topic_group", b"another-group")]),
+    # FastStream can't parse it, and would have it delivered again and again.
+    Record(b"theirs", None, [("topic_group", b"another-group"), ("note", b"\xff")]),
+    Record(b"\xff", None, [("topic_group", b"another-group")]),
+]
+OWN = [
+    Record(b"ours", None, [("topic_group", b"GROUP"), ("topic_group", b"another-group")]),
+    Record(b"ours", None, [("topic_group", b"\xff"), ("topic_group", b"GROUP")]),
+    Record(b"ours", None, [("topic_group", b"GROUP"), ("topic_group", b"\xff")]),
+    Record(b"ours", None, [("topic_group", b"\xff\xfe")]),
+    Record(b"ours", None, None),
+]
+
+
+def in_group(record, group):
+    """Write the group's name into the headers."""
+    headers = [(name, value.replace(b"GROUP", group.encode())) for name, value in record.headers or ()]
+    return Record(record.value, record.key, headers or None)
+
+
+@pytest.mark.parametrize("batch", [False, True], ids=["records", "batches"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        (AckPolicy.ACK_FIRST, serving),
+        (AckPolicy.ACK, serving),
+        (AckPolicy.NACK_ON_ERROR, serving),
+        (AckPolicy.NACK_ON_ERROR, not_committing),
+        (AckPolicy.NACK_ON_ERROR, serving_plainly),
+        (AckPolicy.MANUAL, not_initialised),
+        (AckPolicy.NACK_ON_ERROR, not_initialised),
+    ],
+    ids=lambda case: f"{case[0].name} {case[1].__name__}",
+)
+async def test_it_is_the_same_where_records_are_not_concurrent(cluster, new_broker, new_topic, case, batch):
+    """Another ack policy, not initialised: the handler has its group's records alone, and the rest counts as done."""
+    policy, run = case
+    topic, out, seen = await new_topic(), await new_topic(), Seen()
+    broker, router = new_broker(), KafkaRouter(middlewares=[Ours])
+
+    async def handle(name: str) -> str:
+        with seen.handling(name):
+            return name
+
+    async def handle_batch(names: list[str], message: KafkaMessage) -> str:
+        assert len(names) == len(message.batch_headers) == len(message.body)
+        for name in names:
+            with seen.handling(name):
+                pass
+        return "batch"
+
+    more: dict[str, Any] = {"batch": True, "max_records": 4} if batch else {}
+    consuming(router, topic, ack_policy=policy, **more)(publishing(router, out)(handle_batch if batch else handle))
+    broker.include_router(router)
+    pairs = chain.from_iterable(zip(OTHERS, OWN, strict=True))
+    # Those that can't be parsed as a batch are left to the test of single records.
+    sent = [each for each in pairs if not batch or (each.headers or [])[-1:] != [("note", b"\xff")]]
+    await produce(cluster.bootstrap_servers, topic, [in_group(each, f"{topic}-group") for each in sent])
+    async with run(broker):
+        await seen.until(len(OWN))
+        if policy is not AckPolicy.MANUAL:
+            await cluster.until_committed(topic, {0: len(sent)})
+    assert seen.counts == {"ours": len(OWN)}
+    if not batch:
+        assert await end_offsets(cluster.bootstrap_servers, out) == {0: len(OWN)}
+
+
+@pytest.mark.parametrize("batch", [False, True], ids=["records", "batches"])
+async def test_it_is_the_same_in_memory(new_broker, batch):
+    """TestKafkaBroker skips what is meant for others, and publishes nothing for it."""
+    broker, seen, published = new_broker(), [], []
+
+    async def handle(name: str) -> str:
+        seen.append(name)
+        return "handled"
+
+    async def handle_batch(names: list[str]) -> str:
+        seen.extend(names)
+        return "handled"
+
+    async def receive(text: str) -> None:
+        published.append(text)
+
+    consuming(broker, "in", group="billing", batch=batch)(publishing(broker, "out")(handle_batch if batch else handle))
+    consuming(broker, "out")(receive)
+    async with TestKafkaBroker(broker):
+        await broker.publish("nobody's", "in")
+        await broker.publish("billing's", "in", headers={"topic_group": "billing"})
+        await broker.publish("audit's", "in", headers={"topic_group": "audit"})
+    assert seen == ["nobody's", "billing's"]
+    assert published == ["handled", "handled"]
+
+
+async def test_whoever_asks_for_a_record_gets_each(cluster, new_broker, new_topic):
+    """`get_one` and `async for` have no handler to keep records from: the header is theirs to read."""
+    topic, broker = await new_topic(), new_broker()
+    one, many = (broker.subscriber(topic, auto_offset_reset="earliest") for _ in range(2))
+    await cluster.send(topic, ["theirs"], headers=[("topic_group", b"another-group")])
+    async with serving(broker):
+        first = await one.get_one(timeout=10)
+        assert first.body == b"theirs"
+        async with asyncio.timeout(10):
+            async for message in many:
+                assert message.headers["topic_group"] == "another-group"
+                break

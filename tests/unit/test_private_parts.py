@@ -29,6 +29,7 @@ from faststream_concurrent_kafka.private_parts import (
     fetch_states,
     in_hand,
     make_producer,
+    narrow_batch,
     replace_loop,
 )
 from faststream_concurrent_kafka.stalls import FetchState
@@ -221,6 +222,26 @@ def test_the_parser_is_shown_each_new_consumer_before_that_subscribes():
     source = inspect.getsource(LogicSubscriber.start)
     shown = source.index("self.parser._setup(consumer)")
     assert min(source.index(f"consumer.{name}(") for name in ("subscribe", "assign", "start")) > shown
+
+
+async def test_a_narrowed_batch_is_as_if_the_others_had_not_come():
+    """All that FastStream makes of a batch is that of the wanted records; values of a parser's own are kept."""
+    subscriber = KafkaBroker(logger=None).subscriber("topic", batch=True)
+    parser = subscriber.parser
+    assert isinstance(parser, AioKafkaBatchParser)
+    headers = ((("reply_to", b"a"), ("correlation_id", b"1")), (("reply_to", b"b"), ("correlation_id", b"2")))
+    first, second = (ConsumerRecord("t", 0, place, 1, 0, None, b"x", None, 0, 1, headers[place]) for place in (0, 1))
+    parsed, only = await parser.parse_batch((first, second)), await parser.parse_batch((second,))
+    parsed.set_decoder(parser.decode_batch)
+    assert await parsed.decode() == [b"x", b"x"]
+    parsed.body = ["one", "two"]
+    await narrow_batch(subscriber, parsed, [False, True])
+    assert await parsed.decode() == [b"x"]
+    assert parsed.body == ["two"]
+    told = {"body", "_StreamMessage__decoder", "_StreamMessage__decoded_caches", "source_type", "consumer"}
+    assert {name: value for name, value in vars(parsed).items() if name not in told} == {
+        name: value for name, value in vars(only).items() if name not in told
+    }
 
 
 def test_ack_and_nack_go_through_message_consumer():
