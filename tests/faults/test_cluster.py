@@ -20,7 +20,8 @@ from tests.faults.scene import (
     topic_at,
     until_all_committed,
 )
-from tests.integration.helpers import Cluster, serving
+from tests.integration.helpers import Cluster, consuming, serving
+from tests.integration.letters import failing, read, to, until_red
 
 
 COMMITS_GO_ON_WITHIN_SEC = 15
@@ -49,10 +50,11 @@ async def _commits_go_on(app):
     )
 
 
-async def _topic_on(three, name, replicas):
+async def _topic_on(three, name, replicas, **config: str):
     """Create a topic of one partition, led by the first of these brokers."""
     async with admin_at(three.bootstrap_servers) as admin:
-        await admin.create_topics([NewTopic(name, -1, -1, replica_assignments={0: list(replicas)})])
+        topic = NewTopic(name, -1, -1, replica_assignments={0: list(replicas)}, topic_configs=config)
+        await admin.create_topics([topic])
         await wait_until(lambda: _leader(three, name, admin), 20, "a leader")
 
 
@@ -137,3 +139,28 @@ async def test_a_partition_moves_to_another_broker(three):
         await until_all_committed(cluster, topic)
         assert is_kafka_handler_healthy(app.context)
     assert not seen.repeated
+
+
+async def test_a_dead_letter_waits_for_replicas(three):
+    """While there are fewer than its topic asks for, its record is not done, whatever the leader has got."""
+    servers = three.bootstrap_servers
+    cluster = Cluster(servers)
+    topic = named("with-a-dead-letter")
+    letters = f"{topic}.dead"
+    coordinator = await coordinator_of(servers, f"{topic}-group")
+    leader, follower = ((coordinator + step) % 3 for step in (1, 2))
+    await _topic_on(three, topic, [leader])
+    await _topic_on(three, letters, [leader, follower], **{"min.insync.replicas": "2"})
+    broker = broker_at(servers)
+    seen, handle = failing(3)
+    consuming(broker, topic)(handle)
+    await cluster.send(topic, range(6))
+    async with serving(broker, **to(letters), concurrency_limit=1) as app:
+        three.pause(follower)
+        try:
+            await until_red(app, f"{topic}[0]@3", "can't be published")
+        finally:
+            three.resume(follower)
+        await cluster.until_committed(topic, {0: 6})
+    assert {letter.value for letter in await read(cluster, letters, 1)} == {b"3"}
+    assert seen.counts == dict.fromkeys(range(6), 1) | {3: 2}
