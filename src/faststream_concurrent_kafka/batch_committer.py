@@ -284,8 +284,11 @@ class KafkaBatchCommitter:
             else:
                 if again:
                     self._request(offsets)
-                refused_until = offsets.refusals.next_at(offsets.dirty())
-                if refused_until is not None and offsets.retry_refused is None:
+                if offsets.retry_refused is not None:
+                    # Of an earlier answer: it would come too early, find nothing due, and be the last.
+                    offsets.retry_refused.cancel()
+                    offsets.retry_refused = None
+                if (refused_until := offsets.refusals.next_at(offsets.dirty())) is not None:
                     offsets.retry_refused = self._loop.call_at(refused_until, self._try_refused_again, offsets)
 
     def _try_again(self, offsets: ConsumerOffsets) -> None:

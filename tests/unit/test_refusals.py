@@ -230,6 +230,24 @@ def test_what_the_last_commit_has_achieved_is_known(caplog):
     assert sum("gone[0]" in record.message and "refuses" in record.message for record in caplog.records) == 1
 
 
+def test_after_a_rebalance_it_goes_on_being_tried():
+    """When the last commit before it would have tried again, nothing is due: the attempt after that still comes."""
+    broker = Broker()
+
+    async def scenario(committer, flow):
+        await flow.run(1)
+        await committer.hold(broker)
+        await committer.flush(broker, timeout_sec=1.0)
+        await asyncio.sleep(1)
+        committer.release(broker)
+        await asyncio.sleep(1)
+        broker.refused.clear()
+        await asyncio.sleep(AGAIN_SEC)
+        assert broker.offset(BAD) == flow.next
+
+    play(scenario, broker)
+
+
 @pytest.mark.parametrize("every_sec", [4, 12])
 def test_a_rebalance_does_not_forget_for_how_long_a_partition_has_been_refused(every_sec):
     """It is tried again at once, and red although no assignment lasts as long as the limit."""
