@@ -4,9 +4,12 @@ import argparse
 import secrets
 import sys
 import time
+from typing import get_args
 
-from tests.simulation.plan import make_plan, options_of
+from tests.simulation.draws import make_plan
+from tests.simulation.plan import options_of
 from tests.simulation.run import play_all, simulate
+from tests.simulation.twists import Twist
 
 
 def main() -> int:
@@ -14,13 +17,14 @@ def main() -> int:
     parser.add_argument("seed", type=int, nargs="?", help="the seed to replay, with its plan and its trace")
     parser.add_argument("--seeds", type=int, default=1000, help="how many to play instead")
     parser.add_argument("--first", type=int, help="from which on; without it a random one")
+    parser.add_argument("--twist", choices=get_args(Twist), help="what is in all of them, instead of what they draw")
     arguments = parser.parse_args()
     if arguments.seed is not None:
-        return replay(arguments.seed)
+        return replay(arguments.seed, arguments.twist)
     first = secrets.randbelow(10**9) if arguments.first is None else arguments.first
     tell(f"{arguments.seeds} seeds from {first} on")
     began = time.monotonic()
-    failed = play_all(range(first, first + arguments.seeds), progress=tell)
+    failed = play_all(range(first, first + arguments.seeds), arguments.twist, progress=tell)
     if failed is not None:
         tell(failed.report())
         return 1
@@ -28,8 +32,8 @@ def main() -> int:
     return 0
 
 
-def replay(seed: int) -> int:
-    plan = make_plan(seed)
+def replay(seed: int, twist: Twist | None) -> int:
+    plan = make_plan(seed, twist)
     tell(f"seed {seed}: {plan.partitions} partitions, until {plan.ends_at} s, session timeout {plan.session_sec} s")
     for name, value in options_of(plan.settings).items():
         tell(f"  {name}={value!r}")
@@ -37,7 +41,7 @@ def replay(seed: int) -> int:
         steps = ", ".join(f"{step.end} after {step.takes_sec:.3f} s" for step in script.steps)
         place = f"{script.partition}@{script.offset}"
         tell(f"  record {script.number} at {place}, key {script.key!r}, {script.kind}, {script.at:.3f} s: {steps}")
-    played = simulate(seed)
+    played = simulate(seed, twist)
     tell(played.story())
     tell(played.violation or "no promise broken")
     return int(played.violation is not None)

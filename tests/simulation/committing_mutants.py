@@ -40,7 +40,7 @@ def ack_forgets_nothing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(PartitionLedger, "ack", ack)
 
 
-@mutant("window", "handled once", "everything is committed in the end")
+@mutant("window", "handled once", "everything is committed in the end", "committed before partitions go")
 def ack_forgets_everything(patch: pytest.MonkeyPatch) -> None:
     ack = PartitionLedger.ack
     patch.setattr(PartitionLedger, "ack", lambda self, _offset, *more: ack(self, self.admitted, *more))

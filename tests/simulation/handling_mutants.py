@@ -111,7 +111,12 @@ def a_halted_partition_goes_on(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(SubscriberAttachment, "halt", lambda _self, _record, _reason: None)
 
 
-@mutant("no record is left by a stop", "committed by a clean stop", "no task is left")
+@mutant(
+    "no record is left by a stop",
+    "committed by a clean stop",
+    "no task is left",
+    "nothing begins in a partition that is gone",
+)
 def stop_neither_drains_nor_cancels(patch: pytest.MonkeyPatch) -> None:
     async def drain(_self: Any, _belongs: Any, *, timeout_sec: float) -> bool:  # noqa: ARG001
         return True

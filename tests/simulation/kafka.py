@@ -3,7 +3,8 @@
 import asyncio
 import contextvars
 import random
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from aiokafka import ConsumerRebalanceListener, TopicPartition
@@ -13,13 +14,14 @@ from typing_extensions import override
 
 from faststream_concurrent_kafka.fake_kafka import Offsets, Record
 from faststream_concurrent_kafka.testing import FakeKafka, FakeKafkaConsumer
-from tests.simulation.plan import DEAD_TOPIC
+from tests.simulation.plan import DEAD_TOPIC, Plan
 
 
 TOPIC = "orders"
 GROUP = "billing"
 LATE_SEC = 0.5
 """An answer that is later than this may come too late for what waits for it."""
+_RESOLUTION_SEC = 1e-6
 # Of the commit that is on its way: its offsets are of that moment, however often it is tried again.
 _sent_at: contextvars.ContextVar[float] = contextvars.ContextVar("sent_at")
 
@@ -34,6 +36,9 @@ class Witness(Protocol):
     def is_answered(self, request: int, error: Exception | None) -> None:
         """It has come to its end."""
 
+    def is_refused(self, partitions: Mapping[int, Exception]) -> None:
+        """The broker takes it, but not of these partitions."""
+
     def sends_commit(self) -> None:
         """A commit leaves the member."""
 
@@ -41,7 +46,7 @@ class Witness(Protocol):
         """The broker accepts a commit."""
 
     def is_told_of_commit(self, offsets: dict[TopicPartition, int]) -> None:
-        """The member sees the answer."""
+        """The member learns what is committed."""
 
     def gets(self, record: Record) -> None:
         """A record is delivered."""
@@ -54,6 +59,12 @@ class Witness(Protocol):
 
     def assigned(self, positions: dict[TopicPartition, int]) -> None:
         """Partitions are assigned, and read from these offsets on."""
+
+    def resets(self, positions: dict[TopicPartition, int]) -> None:
+        """Nothing is committed of these, and they are read from these offsets on."""
+
+    def is_evicted(self) -> None:
+        """It has not fetched for too long, and leaves its group."""
 
     def published(self, value: bytes | None) -> None:
         """A dead letter is acknowledged, and the member knows it."""
@@ -68,6 +79,15 @@ class SimulatedKafka(FakeKafka):
         self._witness = witness
         self.silent_until = 0.0
         self.publishing_fails_until = 0.0
+        self._refusals: dict[int, tuple[float, Exception]] = {}
+
+    def refuse(self, partition: int, until: float, error: Exception) -> None:
+        """Answer commits of one partition with an error for a while."""
+        self._refusals[partition] = (until, error)
+
+    def refuse_no_more(self) -> None:
+        """Take commits of all partitions again."""
+        self._refusals.clear()
 
     def latency_sec(self) -> float:
         """Draw how long something is on its way."""
@@ -88,26 +108,37 @@ class SimulatedKafka(FakeKafka):
     @override
     async def answer_commit(self, group_id: str, member_id: str, generation: int, offsets: Offsets) -> None:
         witness, failure = self._witness(), None
+        refusals: dict[int, Exception] = {}
         request = witness.asks()
         try:
             await self.travel()
-            await super().answer_commit(group_id, member_id, generation, offsets)
-            witness.has_committed({tp: entry.offset for tp, entry in offsets.items()}, _sent_at.get())
+            now = asyncio.get_running_loop().time()
+            refusals = {place: error for place, (until, error) in self._refusals.items() if until > now}
+            taken = {tp: entry for tp, entry in offsets.items() if tp.partition not in refusals}
+            await super().answer_commit(group_id, member_id, generation, taken)
+            witness.has_committed({tp: entry.offset for tp, entry in taken.items()}, _sent_at.get())
             await self.travel()
         except Exception as error:
             failure = error
             raise
         finally:
             witness.is_answered(request, failure)
+        if refused := {tp.partition: refusals[tp.partition] for tp in sorted(offsets) if tp.partition in refusals}:
+            witness.is_refused(refused)
+            raise next(iter(refused.values()))
 
 
 class SimulatedConsumer(FakeKafkaConsumer):
     """A member's consumer, which tells a witness what it does; FastStream takes it for aiokafka's."""
 
-    def __init__(self, kafka: SimulatedKafka, witness: Witness, **options: Any) -> None:
-        super().__init__(kafka=kafka, group_id=options["group_id"], auto_offset_reset="earliest")
+    def __init__(self, kafka: SimulatedKafka, witness: Witness, plan: Plan, **options: Any) -> None:
+        super().__init__(kafka=kafka, group_id=options["group_id"], auto_offset_reset=plan.reset)
         self._simulated = kafka
         self._witness = witness
+        self._fetches_late = 0.1 if plan.delays_fetches else 0.0
+        self._max_poll_interval_ms = plan.max_poll_sec * 1000
+        self._coordinator.fetch_committed_offsets = self._ask(self._coordinator.fetch_committed_offsets)
+        self._polls = _Polls(asyncio.get_running_loop(), plan.max_poll_sec, self._leave_idle)
 
     @override
     def subscribe(
@@ -116,12 +147,53 @@ class SimulatedConsumer(FakeKafkaConsumer):
         super().subscribe(topics, _Watched(listener, self, self._witness))
 
     @override
+    async def stop(self) -> None:
+        self._polls.end()
+        await super().stop()
+
+    @override
     async def getone(self, *partitions: TopicPartition) -> Record:
-        if self._simulated.rng.random() < 0.1:
-            await self._simulated.travel()
-        record = await super().getone(*partitions)
+        with self._polls.one():
+            if self._simulated.rng.random() < self._fetches_late:
+                await self._simulated.travel()
+            record = await super().getone(*partitions)
         self._witness.gets(record)
         return record
+
+    @override
+    async def getmany(self, *partitions: TopicPartition, timeout_ms: int = 0, max_records: int | None = None) -> Any:
+        with self._polls.one():
+            return await super().getmany(*partitions, timeout_ms=timeout_ms, max_records=max_records)
+
+    @override
+    async def committed(self, partition: TopicPartition) -> int | None:
+        offset = await super().committed(partition)
+        if offset is not None:
+            self._witness.is_told_of_commit({partition: offset})
+        return offset
+
+    def _ask(self, fetch: Callable[[Any], Awaitable[Offsets]]) -> Any:
+        async def ask(partitions: Iterable[TopicPartition]) -> Offsets:
+            offsets = await fetch(partitions)
+            self._witness.is_told_of_commit({tp: entry.offset for tp, entry in offsets.items()})
+            return offsets
+
+        return ask
+
+    def position_of(self, tp: TopicPartition) -> int:
+        """Return the offset of the next record."""
+        return self._assigned(tp)[tp]
+
+    def _leave_idle(self) -> None:
+        if self._member.id in self._group.members:
+            self._witness.is_evicted()
+            self.lose_membership()
+
+    @override
+    def _set_assignment(self, partitions: Iterable[TopicPartition]) -> None:
+        super()._set_assignment(partitions)
+        positions, committed = self._positions or {}, self._group.committed
+        self._witness.resets({tp: positions[tp] for tp in positions if tp not in committed})
 
     @override
     async def commit(self, offsets: Any = None) -> None:
@@ -129,6 +201,40 @@ class SimulatedConsumer(FakeKafkaConsumer):
         _sent_at.set(asyncio.get_running_loop().time())
         await super().commit(offsets)
         self._witness.is_told_of_commit({tp: entry.offset for tp, entry in commit_structure_validate(offsets).items()})
+
+
+class _Polls:
+    """When a consumer last fetched: as aiokafka has it, a fetch that waits counts for as long as it waits."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, limit_sec: float, leave: Callable[[], None]) -> None:
+        self._loop = loop
+        self._limit_sec = limit_sec
+        self._leave = leave
+        self._waiting = 0
+        self._last_ended = loop.time()
+        self._timer = loop.call_later(limit_sec, self._look)
+
+    @contextmanager
+    def one(self) -> Generator[None]:
+        """Be a fetch."""
+        self._waiting += 1
+        try:
+            yield
+        finally:
+            self._waiting -= 1
+            self._last_ended = self._loop.time()
+
+    def _look(self) -> None:
+        idle_sec = 0.0 if self._waiting else self._loop.time() - self._last_ended
+        left_sec = self._limit_sec - idle_sec
+        if left_sec < _RESOLUTION_SEC:
+            self._leave()
+            left_sec = self._limit_sec
+        self._timer = self._loop.call_later(left_sec, self._look)
+
+    def end(self) -> None:
+        """Look no more."""
+        self._timer.cancel()
 
 
 class _Watched(ConsumerRebalanceListener):

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, ClassVar
 
@@ -28,10 +29,16 @@ from tests.simulation.plan import NACK_DELAY_SEC, SWALLOWS_SEC, Plan, Script, op
 
 
 _EXACT_SEC = 1e-6
+# Who runs the record again would do it again.
+_MOST_STOPS_FROM_WITHIN = 2
 
 
 class HandlingError(Exception):
     """What a handler raises by its script."""
+
+
+class PanicError(BaseException):
+    """What a handler raises that is no `Exception`: so does what is written in Rust."""
 
 
 class Member:
@@ -80,14 +87,17 @@ class Member:
         # What makes the consumers; `connect` has put aiokafka's there.
         config: Any = broker.config.broker_config
         config.builder = self._make_consumer
-        self.handler = await initialize_concurrent_processing(
-            broker.context, broker=broker, **options_of(self._plan.settings)
-        )
+        if not (after_sec := self._plan.initialises_after_sec):
+            await self._initialize(broker)
         await broker.start()
+        if after_sec:
+            await asyncio.sleep(after_sec)
+            await self._initialize(broker)
         self.is_running = True
         self.oracle.note("runs")
         by_broker = await self._stop_wanted
-        self.oracle.stopping()
+        if not self.oracle.is_stopping:
+            self.oracle.stopping()
         began = self.loop.time()
         if by_broker:
             await broker.stop()
@@ -98,8 +108,13 @@ class Member:
             self.oracle.violated("a stop is bounded", took_sec)
         self.has_ended, self.ended_at = True, self.loop.time()
 
+    async def _initialize(self, broker: KafkaBroker) -> None:
+        self.handler = await initialize_concurrent_processing(
+            broker.context, broker=broker, **options_of(self._plan.settings)
+        )
+
     def _make_consumer(self, **options: Any) -> SimulatedConsumer:
-        self.consumer = SimulatedConsumer(self._kafka, self.oracle, **options)
+        self.consumer = SimulatedConsumer(self._kafka, self.oracle, self._plan, **options)
         return self.consumer
 
     def stop(self, *, by_broker: bool) -> None:
@@ -118,7 +133,7 @@ class Member:
         handler, consumer = self.handler, self.consumer
         if handler is None or consumer is None or self._broker is None:
             return []
-        walls = {script.partition for script in self._plan.scripts if self._plan.is_wall(script)}
+        walls = self._oracle.walls()
         assigned = consumer.assignment()
         mine = sorted(tp for tp in assigned if tp.partition not in walls)
         offsets = handler.committer.watch(consumer)
@@ -136,6 +151,57 @@ class Member:
             if not is_kafka_handler_healthy(self._broker.context):
                 left += get_kafka_handler_report(self._broker.context).problems
         return left
+
+    def check_health(self) -> None:
+        """Check that a partition which stands still is named, for as long as it does."""
+        handler = self.handler
+        if handler is None or self._broker is None or not self.is_running or self.oracle.is_rebalancing:
+            return
+        problems = get_kafka_handler_report(self._broker.context).problems
+        for topic, partition, ledger in handler.committer.partitions():
+            if ledger.stopped_at is not None and not any(f"{topic}[{partition}]" in each for each in problems):
+                self.oracle.violated("what stands still is named", partition, "at", ledger.stopped_at, problems)
+
+    # -- the user --------------------------------------------------------------------------------------------------
+
+    def pause(self, place: int) -> Callable[[], None] | None:
+        """Pause one of the partitions; return what resumes it."""
+        consumer, tp = self._one_of_mine(place)
+        if tp is None or tp in consumer.paused():
+            return None
+        self.oracle.pauses(tp.partition)
+        consumer.pause(tp)
+
+        def resume() -> None:
+            if self.is_running and tp in consumer.assignment():
+                self.oracle.resumes(tp.partition)
+                consumer.resume(tp)
+
+        return resume
+
+    def seek_back(self, place: int) -> bool:
+        """Move the position of one of the partitions back, once all that was delivered of it has finished."""
+        consumer, tp = self._one_of_mine(place)
+        if tp is None or not self.oracle.has_all_of(tp.partition):
+            return False
+        offsets = sorted(self._oracle.offsets[tp.partition])
+        reachable = [offset for offset in offsets if offset >= self._oracle.began[tp.partition]]
+        to = reachable[place % len(reachable)]
+        if to >= consumer.position_of(tp):
+            return False
+        self.oracle.seeks(tp.partition, to)
+        consumer.seek(tp, to)
+        return True
+
+    def subscribe(self) -> None:
+        """Subscribe to the same topic again, as users do who add another."""
+        if self.consumer is not None and self.is_running:
+            self.oracle.note("subscribes")
+            self.consumer.subscribe([TOPIC])
+
+    def _one_of_mine(self, place: int) -> tuple[Any, Any]:
+        mine = sorted(self.consumer.assignment()) if self.consumer is not None and self.is_running else []
+        return self.consumer, mine[place % len(mine)] if mine and not self.oracle.is_rebalancing else None
 
     def _counts(self, handler: KafkaConcurrentHandler) -> dict[str, int]:
         in_flight = sum(source.in_flight for source in handler.sources)
@@ -181,6 +247,24 @@ class Member:
                 raise HandlingError
             case "raise RejectMessage":
                 raise RejectMessage
+            case "panic":
+                raise PanicError
+            case "exit its generator":
+                raise GeneratorExit
+            case "stop the broker":
+                await self._stop_from_within(self._broker)
+
+    async def _stop_from_within(self, broker: KafkaBroker) -> None:
+        """Stop the broker from one of its handlers; the process does the rest when that has returned."""
+        if not self.is_running or self._oracle.stopped_from_within >= _MOST_STOPS_FROM_WITHIN:
+            return
+        self._oracle.stopped_from_within += 1
+        self.is_running = False
+        self.oracle.stopping()
+        try:
+            await broker.stop()
+        finally:
+            self._stop_wanted.set_result(False)
 
     async def _take(self, a_pass: Pass, takes_sec: float, *, swallows: bool) -> None:
         limit_sec, began = self._plan.settings.handler_timeout_sec, self.loop.time()

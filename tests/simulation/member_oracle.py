@@ -1,13 +1,14 @@
 """What must hold for one process of the group."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 from typing_extensions import override
 
+from faststream_concurrent_kafka.batch_committer import COMMIT_REQUEST_TIMEOUT_SEC
 from faststream_concurrent_kafka.fake_kafka import Record
 from tests.simulation.kafka import LATE_SEC, Witness
 from tests.simulation.oracle import Oracle
@@ -42,9 +43,19 @@ class MemberOracle(Witness):
         self._requests = 0
         self._pending: dict[int, float] = {}
         self._disturbed_at = -1.0
+        self._refused_at: dict[int, float] = {}
+        self._held_up_until = 0.0
+        self._paused: set[int] = set()
+        # When what had finished, and is wanted again since a seek, came again.
+        self._again_at: dict[int, float] = {}
         self._since = self._stopping_since = 0.0
         self._is_between = True
-        self._is_stopping = False
+        self.is_stopping = False
+
+    @property
+    def is_rebalancing(self) -> bool:
+        """Whether its partitions are being taken away, or not given yet."""
+        return self._is_between
 
     def note(self, what: str, *more: Any) -> None:
         if not self.is_gone:
@@ -72,6 +83,14 @@ class MemberOracle(Witness):
         if now - self._pending.pop(request) >= LATE_SEC or error is not None:
             self._disturbed_at = now
 
+    @override
+    def is_refused(self, partitions: Mapping[int, Exception]) -> None:
+        self.note("is refused", *partitions)
+        self._refused_at |= dict.fromkeys(partitions, self._oracle.now())
+        if any(isinstance(error, KafkaError) and error.retriable for error in partitions.values()):
+            # aiokafka goes on with it, and the library lets it for so long.
+            self._held_up_until = self._oracle.now() + COMMIT_REQUEST_TIMEOUT_SEC
+
     def _was_calm_since(self, moment: float) -> bool:
         late = any(self._oracle.now() - began >= LATE_SEC for began in self._pending.values())
         return not (late or self._disturbed_at >= moment or self.has_lost_membership or self.is_broken)
@@ -80,10 +99,14 @@ class MemberOracle(Witness):
     def gets(self, record: Record) -> None:
         script = self._oracle.offsets[record.partition][record.offset]
         self.note("gets", script.number)
-        if self._is_stopping:
+        if script.partition in self._paused:
+            self.violated("a pause of the user's holds", script.number)
+        if self.is_stopping:
             # By a `getone` that was pending: it is not taken any more.
             return
         self._delivered[script.partition][script.offset] = self._oracle.now()
+        if script.number in self._again_at:
+            self._again_at[script.number] = self._oracle.now()
         unacked = self._unacked[script.partition]
         unacked.append(script.offset)
         if len(unacked) > self._settings.max_uncommitted_tasks:
@@ -103,11 +126,15 @@ class MemberOracle(Witness):
         for tp, offset in sorted(offsets.items()):
             before = self._oracle.committed[tp.partition]
             self.note("commits", tp.partition, offset)
-            if offset < before:
+            if offset < before and not self._oracle.may_go_back(tp.partition, offset):
                 self.violated("commits go forward", tp.partition, before, offset)
             self._oracle.committed[tp.partition] = offset
+            self._oracle.has_commit.add(tp.partition)
             self._oracle.told[tp.partition] = (offset, self._finished_above(tp.partition, offset, sent_at))
             for number in self._unfinished_between(tp.partition, before, offset):
+                if self._again_at.get(number, -1.0) >= sent_at:
+                    # It had finished when this was sent, and came again only then.
+                    continue
                 self.violated("committed <= first unfinished", tp.partition, offset, "record", number)
 
     def _unfinished_between(self, partition: int, begin: int, end: int) -> Iterator[int]:
@@ -151,6 +178,7 @@ class MemberOracle(Witness):
         if self._was_calm_since(self._since):
             self.check_committed("committed before partitions go", min(self._sent_at, self._oracle.now()))
         self._positions, self._delivered, self._unacked, self._walls = {}, {}, {}, {}
+        self._paused = set()
 
     @override
     def assigned(self, positions: dict[TopicPartition, int]) -> None:
@@ -174,12 +202,55 @@ class MemberOracle(Witness):
         self.note("has published", script.number)
         self._finish(script)
 
+    @override
+    def resets(self, positions: dict[TopicPartition, int]) -> None:
+        if not self.is_gone:
+            for tp, offset in sorted(positions.items()):
+                self._oracle.resets(tp.partition, offset)
+
+    @override
+    def is_evicted(self) -> None:
+        self.violated("a member goes on polling", "evicted at", self._oracle.now())
+        self.has_lost_membership = True
+
+    # -- the user --------------------------------------------------------------------------------------------------
+
+    def pauses(self, partition: int) -> None:
+        """Note that the user has paused a partition."""
+        self.note("pauses", partition)
+        self._paused.add(partition)
+
+    def resumes(self, partition: int) -> None:
+        """Note that the user resumes it."""
+        self.note("resumes", partition)
+        self._paused.discard(partition)
+
+    def has_all_of(self, partition: int) -> bool:
+        """Whether everything that was delivered of a partition has finished."""
+        delivered, offsets = self._delivered.get(partition, {}), self._oracle.offsets[partition]
+        return bool(delivered) and all(offsets[offset].number in self.finished_at for offset in delivered)
+
+    def seeks(self, partition: int, to: int) -> None:
+        """Note that the user moves the position of a partition back."""
+        self.note("seeks", partition, to)
+        again = {script.number for at, script in self._oracle.offsets[partition].items() if at >= to}
+        for number in again:
+            if self.finished_at.pop(number, None) is not None:
+                self._again_at[number] = NEVER
+        self._told -= again
+        self._attempts = {number: count for number, count in self._attempts.items() if number not in again}
+        self._delivered[partition], self._unacked[partition] = {}, deque()
+        self._walls.pop(partition, None)
+        self._positions[partition] = to
+        self._oracle.moves_back(partition, to)
+        self._since = self._oracle.now()
+
     # -- obligations -----------------------------------------------------------------------------------------------
 
     def stopping(self) -> None:
         """Note that a clean stop begins."""
         self.note("stopping")
-        self._is_stopping = True
+        self.is_stopping = True
         self._stopping_since, self._stop_sent_at = self._oracle.now(), NEVER
 
     def stopped(self) -> bool:
@@ -195,12 +266,16 @@ class MemberOracle(Witness):
     def check_timely(self) -> None:
         """Check that what could be committed was, where nothing has gone wrong since the assignment."""
         due = self._oracle.now() - self._settings.commit_batch_timeout_sec - COMMIT_LATENCY_SEC
+        if due < self._held_up_until:
+            return
         if not self._is_between and self._since < due and self._was_calm_since(self._since):
             self.check_committed("committed in time", due)
 
     def check_committed(self, invariant: str, finished_before: float) -> None:
         """Check that everything up to the first unfinished record is committed, but for what has just finished."""
         for partition, delivered in self._delivered.items():
+            if self._refused_at.get(partition, -1.0) >= self._since:
+                continue
             end = self._positions[partition]
             for offset, at in sorted(delivered.items()):
                 finished_at = self.finished_at.get(self._oracle.offsets[partition][offset].number, NEVER)
@@ -223,6 +298,7 @@ class MemberOracle(Witness):
         """Check whether a pass over a record may begin now."""
         number = script.number
         self._oracle.passes += 1
+        self._oracle.begun.add(number)
         self.note("begins", number)
         if number in self.running:
             self.violated("no overlap with itself", number)

@@ -1,7 +1,7 @@
 """What must hold at every moment, known from the plan and from what was seen of the members, never from the library."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from tests.simulation.plan import Plan, Script
@@ -26,17 +26,64 @@ class Oracle:
         self.violations: list[str] = []
         self.offsets: dict[int, dict[int, Script]] = defaultdict(dict)
         self.lanes: dict[Any, list[Script]] = defaultdict(list)
-        self.scripts = plan.scripts + plan.epilogue
+        self.scripts = {script.number: script for script in plan.scripts + plan.epilogue}
         self.has_epilogue = False
-        for script in self.scripts:
-            self.offsets[script.partition][script.offset] = script
-            if (lane := self.lane(script)) is not None:
-                self.lanes[lane].append(script)
+        for script in self.scripts.values():
+            self._place(script)
+        # Where the group is: what is committed, or what a reset has found while nothing is.
         self.committed = dict.fromkeys(range(plan.partitions), 0)
+        self.has_commit: set[int] = set()
+        # Where it began; what lies below, it never had.
+        self.began = dict.fromkeys(range(plan.partitions), 0)
+        # How far somebody has moved it back: for each time one commit may, too.
+        self._moved_back: dict[int, list[int]] = defaultdict(list)
         self.finished: set[int] = set()
         # By partition, the committed offset and what its metadata tells to have finished above it.
         self.told: dict[int, tuple[int, set[int]]] = {}
         self.passes = 0
+        self.begun: set[int] = set()
+        self.stopped_from_within = 0
+
+    def _place(self, script: Script) -> None:
+        self.offsets[script.partition][script.offset] = script
+        if (lane := self.lane(script)) is not None:
+            self.lanes[lane].append(script)
+
+    def replace(self, scripts: Iterable[Script]) -> None:
+        """Note that other records are where some were, which are gone."""
+        for script in scripts:
+            gone = self.offsets[script.partition][script.offset]
+            del self.scripts[gone.number]
+            if (lane := self.lane(gone)) is not None:
+                self.lanes[lane].remove(gone)
+            self.scripts[script.number] = script
+            self._place(script)
+            # What the metadata tells may or may not be believed now.
+            self.told.pop(script.partition, None)
+
+    def moves_back(self, partition: int, to: int) -> None:
+        """Note that somebody moves a position back."""
+        self._moved_back[partition].append(to)
+
+    def may_go_back(self, partition: int, to: int) -> bool:
+        """Return whether somebody has moved the position back so far that a commit of this offset follows; once."""
+        moves = [move for move in self._moved_back[partition] if move <= to]
+        if moves:
+            self._moved_back[partition].remove(max(moves))
+        return bool(moves)
+
+    def resets(self, partition: int, offset: int) -> None:
+        """Note where reading begins in a partition of which nothing is committed."""
+        if partition not in self.has_commit:
+            self.note("world", "has reset", partition, offset)
+            skipped = [
+                number
+                for at, script in self.offsets[partition].items()
+                if self.began[partition] <= at < offset and (number := script.number) in self.begun
+            ]
+            if skipped:
+                self.violated("world", "nothing is skipped by a reset", partition, "to", offset, "with", skipped)
+            self.committed[partition] = self.began[partition] = offset
 
     def note(self, who: str, what: str, *more: Any) -> None:
         """Put something on the trace."""
@@ -70,6 +117,10 @@ class Oracle:
             for partition, scripts in self.offsets.items()
         }
 
+    def walls(self) -> set[int]:
+        """Return the partitions that halt somewhere."""
+        return {script.partition for script in self.scripts.values() if self.plan.is_wall(script)}
+
     def missing(self) -> list[Script]:
         """Return what is to be committed in the end, and is not yet."""
         return [
@@ -82,6 +133,7 @@ class Oracle:
     def check_all_handled(self) -> None:
         """Check at the end that nobody was forgotten."""
         expected = self.expected()
-        for script in self.scripts:
-            if script.offset < expected[script.partition] and script.number not in self.finished:
+        for script in self.scripts.values():
+            place = self.began[script.partition] <= script.offset < expected[script.partition]
+            if place and script.number not in self.finished:
                 self.violated("world", "handled at least once", script)

@@ -9,9 +9,10 @@ from typing import Any
 from faststream_concurrent_kafka import KafkaCommitTask, KafkaConcurrentHandler
 from faststream_concurrent_kafka.offsets import PartitionLedger
 from faststream_concurrent_kafka.records import Record
+from tests.simulation.draws import make_plan
 from tests.simulation.environment import environment
 from tests.simulation.oracle import ViolationError
-from tests.simulation.plan import make_plan
+from tests.simulation.twists import Twist
 from tests.simulation.world import World
 
 
@@ -24,6 +25,7 @@ class Play:
     """What came of a seed."""
 
     seed: int
+    twist: Twist | None
     violation: str | None
     trace: list[tuple[Any, ...]]
     passes: int
@@ -32,7 +34,8 @@ class Play:
         """Say what broke, how to see it again, and what led to it."""
         story = self.story().splitlines()
         omitted = [f"... {len(story) - lines} lines before"] if len(story) > lines else []
-        replay = f"replay it with: python -m tests.simulation {self.seed}"
+        twist = f" --twist '{self.twist}'" if self.twist else ""
+        replay = f"replay it with: python -m tests.simulation {self.seed}{twist}"
         return "\n".join([f"seed {self.seed}: {self.violation}", replay, *omitted, *story[-lines:], replay])
 
     def story(self) -> str:
@@ -40,9 +43,9 @@ class Play:
         return "\n".join(f"{at:9.4f} {who:>6} {' '.join(map(str, what))}" for at, who, *what in self.trace)
 
 
-def simulate(seed: int) -> Play:
-    """Play the world of a seed."""
-    world = World(make_plan(seed))
+def simulate(seed: int, twist: Twist | None = None) -> Play:
+    """Play the world of a seed; with a twist, that one is in it."""
+    world = World(make_plan(seed, twist))
     violation = None
     with environment(world):
         try:
@@ -51,14 +54,14 @@ def simulate(seed: int) -> Play:
             violation = str(error)
         finally:
             world.dispose()
-    return Play(seed, violation, world.oracle.trace, world.oracle.passes)
+    return Play(seed, twist, violation, world.oracle.trace, world.oracle.passes)
 
 
-def play_all(seeds: Iterable[int], progress: Callable[[str], object] = str) -> Play | None:
+def play_all(seeds: Iterable[int], twist: Twist | None = None, progress: Callable[[str], object] = str) -> Play | None:
     """Play seeds, and return the first play in which a promise was broken."""
     with _collecting_by_hand():
         for count, seed in enumerate(seeds, 1):
-            played = simulate(seed)
+            played = simulate(seed, twist)
             if played.violation is not None:
                 return played
             if count % _BETWEEN_COLLECTIONS == 0:

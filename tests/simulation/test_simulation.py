@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.simulation.plan import make_plan
+from tests.simulation.draws import make_plan
 from tests.simulation.run import play_all, simulate, what_is_kept
 
 

@@ -2,18 +2,21 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import random
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
+from aiokafka import TopicPartition
 from aiokafka.errors import (
     GroupCoordinatorNotAvailableError,
     RebalanceInProgressError,
     RequestTimedOutError,
     TopicAuthorizationFailedError,
     UnknownMemberIdError,
+    UnknownTopicOrPartitionError,
 )
 
 from faststream_concurrent_kafka import KafkaConcurrentHandler
@@ -30,6 +33,9 @@ PATIENCE_SEC = 300.0
 LINGERS_SEC = 15.0
 _FAILURES = (GroupCoordinatorNotAvailableError, RequestTimedOutError)
 _REFUSALS = (TopicAuthorizationFailedError, UnknownMemberIdError, RebalanceInProgressError)
+_PARTLY = (TopicAuthorizationFailedError, UnknownTopicOrPartitionError)
+# Numbers of records that come in the place of others.
+_ANOTHER = 1000
 _library = logging.getLogger("faststream_concurrent_kafka")
 
 
@@ -118,8 +124,10 @@ class World:
 
     def _append(self, script: Script) -> None:
         headers = [("topic_group", b"shipping")] if script.kind == "of another group" else []
-        offset = script.offset
-        self._kafka.append(TOPIC, script.partition, script.value, key=script.key, headers=headers, offset=offset)
+        # Later than that of whatever was at its offset before.
+        timestamp = int(self.clock.now * 1000) + script.number
+        more: Any = {"key": script.key, "headers": headers, "offset": script.offset, "timestamp": timestamp}
+        self._kafka.append(TOPIC, script.partition, script.value, **more)
 
     def _leftovers(self) -> list[list[str]]:
         return [member.leftovers() for member in self._alive()]
@@ -133,6 +141,9 @@ class World:
                 self.oracle.violated("world", invariant, self.oracle.committed, self.oracle.missing(), found())
                 self.oracle.check()
             self._go_on_to(self.clock.now + 0.5)
+            for member in self._alive():
+                member.check_health()
+            self.oracle.check()
 
     def _alive(self) -> list[Member]:
         return [member for member in self._slots if member is not None]
@@ -140,6 +151,7 @@ class World:
     def _check_timely(self) -> None:
         for member in self._alive():
             member.oracle.check_timely()
+            member.check_health()
         self.oracle.check()
 
     # -- the end ---------------------------------------------------------------------------------------------------
@@ -150,6 +162,7 @@ class World:
         self._kafka.fail_commits(ZeroDivisionError(), 0)
         for hold in self._holds:
             hold.close()
+        self._kafka.refuse_no_more()
         self._kafka.silent_until = self._kafka.publishing_fails_until = 0.0
         for member in self._alive():
             if member.is_running and member.oracle.is_broken:
@@ -161,6 +174,9 @@ class World:
             self._until(lambda: all(member.is_running for member in self._alive()), "a process starts")
 
     def _is_drained(self) -> bool:
+        if not self._alive():
+            # A handler has stopped the last one.
+            self._start(0)
         return not self.oracle.missing()
 
     def _stop_all(self) -> None:
@@ -204,7 +220,6 @@ class World:
         self.oracle.note("world", event.what, event.slot, event.for_sec, event.times)
         member = self._slots[event.slot]
         running = member if member is not None and member.is_running else None
-        group = self._kafka.groups[GROUP]
         match event.what:
             case "start" if member is None:
                 self._start(event.slot)
@@ -214,26 +229,77 @@ class World:
                 self._crash(event.slot)
             case "lose membership" if running is not None:
                 self._lose_membership(running)
+            case "pause" if running is not None:
+                self._in_process(running, lambda: self._pause(running, event))
+            case "seek back" if running is not None:
+                self._seek_back(running, event.place, 20)
+            case "subscribe" if running is not None:
+                self._in_process(running, running.subscribe)
+            case _:
+                self._apply_to_broker(event)
+
+    def _apply_to_broker(self, event: Event) -> None:
+        kafka, group, until = self._kafka, self._kafka.groups[GROUP], self.clock.now + event.for_sec
+        match event.what:
             case "rebalance":
                 group.rebalance()
             case "rebalance twice":
                 group.rebalance()
                 self._timers.append((self.clock.now + event.for_sec / 4, group.rebalance))
             case "commits fail":
-                self._kafka.fail_commits(_FAILURES[event.times % 2](), event.times)
+                kafka.fail_commits(_FAILURES[event.times % 2](), event.times)
             case "commits are refused":
-                self._kafka.fail_commits(_REFUSALS[event.slot](), event.times)
+                kafka.fail_commits(_REFUSALS[event.slot](), event.times)
             case "commits break":
-                self._kafka.fail_commits(ZeroDivisionError("a fault of ours"))
+                kafka.fail_commits(ZeroDivisionError("a fault of ours"))
             case "commits wait":
                 hold = contextlib.ExitStack()
-                hold.enter_context(self._kafka.hold_commits())
-                self._timers.append((self.clock.now + event.for_sec, hold.close))
+                hold.enter_context(kafka.hold_commits())
+                self._timers.append((until, hold.close))
                 self._holds.append(hold)
             case "broker is silent":
-                self._kafka.silent_until = self.clock.now + event.for_sec
+                kafka.silent_until = until
             case "publishing fails":
-                self._kafka.publishing_fails_until = self.clock.now + event.for_sec
+                kafka.publishing_fails_until = until
+            case "refuse a partition":
+                kafka.refuse(event.place % self.plan.partitions, until, _PARTLY[event.times % 2]())
+            case "cut the log":
+                for slot in range(SLOTS):
+                    self._crash(slot)
+                self._cut(event.place)
+
+    def _in_process(self, member: Member, action: Callable[[], object]) -> None:
+        """Have something done by code of a process."""
+        member.loop.call_soon(action)
+
+    def _pause(self, member: Member, event: Event) -> None:
+        if (resume := member.pause(event.place)) is not None:
+            member.loop.call_later(event.for_sec, resume)
+
+    def _seek_back(self, member: Member, place: int, attempts: int) -> None:
+        def seek() -> None:
+            if not member.seek_back(place) and attempts and member.is_running:
+                member.loop.call_later(0.1, self._seek_back, member, place, attempts - 1)
+
+        self._in_process(member, seek)
+
+    def _cut(self, place: int) -> None:
+        """Have other records in a partition, from an offset on that nothing is committed of."""
+        partition = place % self.plan.partitions
+        log = self._kafka.logs[TopicPartition(TOPIC, partition)]
+        committed = self.oracle.committed[partition]
+        uncommitted = [record for record in log if record.offset >= committed]
+        if not uncommitted:
+            return
+        # That what the next one begins with is still there makes it hard to see.
+        cut = uncommitted[self._rng.choice([0, 1, 1, 1, 2, 3]) % len(uncommitted)].offset
+        gone = [self.oracle.offsets[partition][record.offset] for record in log if record.offset >= cut]
+        del log[-len(gone) :]
+        self.oracle.note("world", "has another tail", partition, cut)
+        others = [dataclasses.replace(script, number=script.number + _ANOTHER) for script in gone]
+        self.oracle.replace(others)
+        for script in others:
+            self._append(script)
 
     def _start(self, slot: int) -> None:
         member = Member(self.plan, self.oracle, self._kafka, self.clock, f"{slot}.{len(self._members)}")

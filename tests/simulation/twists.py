@@ -1,0 +1,207 @@
+"""What only some worlds have in them: each twist changes a plan, by random numbers of its own.
+
+So a seed that has no twist stays what it was, whatever is added here.
+"""
+
+import dataclasses
+import random
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from tests.simulation.plan import FOREVER, SLOTS, End, Event, Fault, Plan, Script, Step
+
+
+Twist = Literal[
+    "latest",
+    "one refused",
+    "wide gaps",
+    "another tail",
+    "polls",
+    "late",
+    "pauses",
+    "seeks",
+    "subscribes",
+    "bursts",
+    "panics",
+    "stops itself",
+]
+_HAS_ONE = 0.45
+_HAS_TWO = 0.1
+_DRAWN: tuple[Twist, ...] = ("one refused", "wide gaps", "bursts", "seeks")
+
+
+def twisted(plan: Plan, twist: Twist | None) -> Plan:
+    """Return the plan with what its seed adds to it, or with a certain twist alone."""
+    rng = random.Random(f"twists of {plan.seed}")  # noqa: S311 - a simulation, no secret
+    draw = rng.random()
+    chosen = rng.sample(_DRAWN, (draw < _HAS_ONE) + (draw < _HAS_TWO)) if twist is None else [twist]
+    for each in chosen:
+        plan = _TWISTS[each](plan, rng)
+    events = tuple(sorted(plan.events, key=lambda event: event.at))
+    return dataclasses.replace(plan, events=events, epilogue=epilogue_of(plan.scripts, plan.partitions))
+
+
+def in_order(scripts: Sequence[Script]) -> tuple[Script, ...]:
+    """Have the records of each partition come in the order of their offsets."""
+    ordered = list(scripts)
+    for partition in {script.partition for script in scripts}:
+        places = [place for place, script in enumerate(scripts) if script.partition == partition]
+        moments = sorted(scripts[place].at for place in places)
+        for place, at in zip(places, moments, strict=True):
+            ordered[place] = dataclasses.replace(scripts[place], at=at)
+    return tuple(ordered)
+
+
+def epilogue_of(scripts: Sequence[Script], partitions: int) -> tuple[Script, ...]:
+    """Return one more record for each partition, behind all others."""
+    ends = [1 + max((each.offset for each in scripts if each.partition == it), default=-1) for it in range(partitions)]
+    step = Step(0.0, "return")
+    return tuple(
+        Script(len(scripts) + partition, partition, end, None, "good", FOREVER, (step,))
+        for partition, end in enumerate(ends)
+    )
+
+
+# -- the broker's --------------------------------------------------------------------------------------------------
+
+
+def _latest(plan: Plan, rng: random.Random) -> Plan:
+    """Reading begins at the end; some partitions have their first record late, and processes come and go meanwhile."""
+    quiet = [rng.choice([0.0, 0.3, 0.6]) * plan.ends_at for _ in range(plan.partitions)]
+    scripts = [
+        dataclasses.replace(script, at=rng.uniform(quiet[script.partition], plan.ends_at * 0.95))
+        for script in plan.scripts
+    ]
+    events = list(plan.events)
+    for _ in range(rng.choice([1, 2, 3])):
+        at = rng.uniform(0.1, 0.8) * plan.ends_at
+        events.append(_event(rng, at, rng.choice(["stop", "crash"]), slot=rng.choice([0, 0, 1])))
+        events.append(_event(rng, at + rng.random(), "start", slot=rng.randrange(SLOTS)))
+    return dataclasses.replace(plan, reset="latest", scripts=in_order(scripts), events=tuple(events))
+
+
+def _one_refused(plan: Plan, rng: random.Random) -> Plan:
+    """Commits of one partition are refused for a while, and the group rebalances or stops meanwhile."""
+    events = list(plan.events)
+    for _ in range(rng.choice([1, 2])):
+        at = rng.uniform(0, plan.ends_at)
+        events.append(_event(rng, at, "refuse a partition", for_sec=rng.choice([0.5, 3.0, 9.0])))
+        after: list[Fault] = ["rebalance", "rebalance", "stop", "start"]
+        events.append(_event(rng, at + rng.uniform(0, 6), rng.choice(after)))
+    return dataclasses.replace(plan, events=tuple(events))
+
+
+def _wide_gaps(plan: Plan, rng: random.Random) -> Plan:
+    """Compaction has left little."""
+    often = rng.choice([0.1, 1.0])
+    shifts = [0] * plan.partitions
+    scripts = []
+    for script in plan.scripts:
+        if rng.random() < often:
+            shifts[script.partition] += rng.choice([100, 3000, 20_000])
+        scripts.append(dataclasses.replace(script, offset=script.offset + shifts[script.partition]))
+    return dataclasses.replace(plan, scripts=tuple(scripts))
+
+
+def _another_tail(plan: Plan, rng: random.Random) -> Plan:
+    """All processes crash, and the leader that is elected has other records where they had read some."""
+    at = rng.uniform(0.2, 1.0) * plan.ends_at
+    events = [*plan.events, _event(rng, at, "cut the log"), _event(rng, at + rng.random(), "start", slot=0)]
+    return dataclasses.replace(plan, events=tuple(events))
+
+
+def _polls(plan: Plan, rng: random.Random) -> Plan:
+    """Handlers, drains and stops may all outlast what a member may take between two fetches."""
+    return dataclasses.replace(plan, max_poll_sec=rng.choice([0.3, 0.8, 2.0]))
+
+
+# -- the user's ----------------------------------------------------------------------------------------------------
+
+
+def _late(plan: Plan, rng: random.Random) -> Plan:
+    """The library is initialised when the broker runs already, and may have a record in hand."""
+    return dataclasses.replace(plan, initialises_after_sec=rng.choice([0.0, 0.05, 0.5, 2.0]) * rng.random())
+
+
+def _user_does(what: Fault) -> Callable[[Plan, random.Random], Plan]:
+    def add(plan: Plan, rng: random.Random) -> Plan:
+        more = [
+            _event(rng, rng.uniform(0, plan.ends_at), what, for_sec=rng.choice([0.01, 0.5, 3.0]))
+            for _ in range(rng.choice([1, 2, 4]))
+        ]
+        return dataclasses.replace(plan, events=(*plan.events, *more))
+
+    return add
+
+
+def _bursts(plan: Plan, rng: random.Random) -> Plan:
+    """Far more records than a window, all of them buffered."""
+    steps = (Step(rng.choice([0.0, 0.005, 0.05]), "return"),)
+    scripts, ends = list(plan.scripts), [script.offset for script in epilogue_of(plan.scripts, plan.partitions)]
+    at = rng.choice([0.0, 0.0, plan.ends_at / 2])
+    for _ in range(rng.choice([40, 80, 160])):
+        partition = rng.randrange(plan.partitions)
+        key = rng.choice([None, b"%d" % rng.randrange(12)])
+        scripts.append(Script(len(scripts), partition, ends[partition], key, "good", at, steps))
+        ends[partition] += 1
+    settings = dataclasses.replace(
+        plan.settings,
+        max_uncommitted_tasks=rng.choice([3, 8, 20, 1000]),
+        concurrency_limit=rng.choice([0, 4, 100]),
+    )
+    return dataclasses.replace(plan, settings=settings, scripts=in_order(scripts), delays_fetches=False)
+
+
+# -- handlers ------------------------------------------------------------------------------------------------------
+
+
+def _panics(plan: Plan, rng: random.Random) -> Plan:
+    """Some of what handlers raise is no `Exception`."""
+    kinds: list[End] = ["panic", "exit its generator"]
+    scripts = [
+        dataclasses.replace(
+            script,
+            steps=tuple(
+                dataclasses.replace(step, end=rng.choice(kinds)) if step.end == "raise" else step
+                for step in script.steps
+            ),
+        )
+        for script in plan.scripts
+    ]
+    if plan.settings.on_failure.max_attempts > 0:
+        chosen = rng.randrange(len(scripts))
+        step = Step(rng.random() * 0.1, rng.choice(kinds))
+        scripts[chosen] = dataclasses.replace(scripts[chosen], kind="good", steps=(step,))
+    return dataclasses.replace(plan, scripts=tuple(scripts))
+
+
+def _stops_itself(plan: Plan, rng: random.Random) -> Plan:
+    """A handler stops the broker that it runs on."""
+    scripts = list(plan.scripts)
+    chosen = rng.randrange(len(scripts))
+    step = Step(rng.random() * 0.3, "stop the broker")
+    scripts[chosen] = dataclasses.replace(scripts[chosen], kind="good", steps=(step,))
+    again = _event(rng, rng.uniform(0.5, 1) * plan.ends_at, "start")
+    return dataclasses.replace(plan, scripts=tuple(scripts), events=(*plan.events, again))
+
+
+def _event(rng: random.Random, at: float, what: Fault, *, slot: int | None = None, for_sec: float = 0) -> Event:
+    turns = rng.choice([0, 0, 1, 3, 8])
+    slot = rng.randrange(SLOTS) if slot is None else slot
+    return Event(at, turns, what, slot, for_sec, rng.choice([1, 2]), rng.randrange(1000))
+
+
+_TWISTS: dict[Twist, Callable[[Plan, random.Random], Plan]] = {
+    "latest": _latest,
+    "one refused": _one_refused,
+    "wide gaps": _wide_gaps,
+    "another tail": _another_tail,
+    "polls": _polls,
+    "late": _late,
+    "pauses": _user_does("pause"),
+    "seeks": _user_does("seek back"),
+    "subscribes": _user_does("subscribe"),
+    "bursts": _bursts,
+    "panics": _panics,
+    "stops itself": _stops_itself,
+}
