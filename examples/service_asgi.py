@@ -23,7 +23,7 @@ from faststream_concurrent_kafka import (
     KafkaConcurrentProcessingMiddleware,
     get_kafka_handler_report,
     initialize_concurrent_processing,
-    is_kafka_handler_healthy,
+    is_kafka_handler_alive,
     stop_concurrent_processing,
 )
 
@@ -66,9 +66,8 @@ async def lifespan(context: ContextRepo) -> AsyncGenerator[None, None]:
 
 @get
 async def livez(_scope: Scope) -> AsgiResponse:
-    """Liveness: when this fails for a while, a restart is the cure (a loop has died, or commits fail for long)."""
-    # It asks nothing of the broker, so it answers at once even when the broker does not.
-    return AsgiResponse(b"", 204 if is_kafka_handler_healthy(app.context) else 500)
+    """Liveness: fails only for what a restart is the cure of, so not because the broker is away."""
+    return AsgiResponse(b"", 204 if is_kafka_handler_alive(app.context) else 500)
 
 
 @get

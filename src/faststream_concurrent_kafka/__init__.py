@@ -12,6 +12,7 @@ from faststream_concurrent_kafka.healthcheck import (
     HealthReport,
     PartitionReport,
     get_kafka_handler_report,
+    is_kafka_handler_alive,
     is_kafka_handler_healthy,
 )
 from faststream_concurrent_kafka.middleware import (
@@ -41,6 +42,7 @@ __all__ = [
     "SetupError",
     "get_kafka_handler_report",
     "initialize_concurrent_processing",
+    "is_kafka_handler_alive",
     "is_kafka_handler_healthy",
     "is_retriable",
     "stop_concurrent_processing",

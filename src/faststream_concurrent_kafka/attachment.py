@@ -392,6 +392,14 @@ class SubscriberAttachment:
 
     def problems(self) -> list[str]:
         """Say why its records may not be arriving, or not be finished."""
-        if not self.subscriber.running or self._stopping is not None or not private_parts.is_real(self.subscriber):
+        if not self._is_meant_to_run:
             return []
         return self._health.problems(self.handler.now()) + self._dead_letters.problems()
+
+    def deaths(self) -> list[str]:
+        """Name what has ended of it, and begins again only with the process."""
+        return self._health.deaths() if self._is_meant_to_run else []
+
+    @property
+    def _is_meant_to_run(self) -> bool:
+        return self.subscriber.running and self._stopping is None and private_parts.is_real(self.subscriber)

@@ -85,8 +85,8 @@ class KafkaBatchCommitter:
         """Say why the committer is not healthy; empty when it is."""
         if self._main is None:
             return ["the committer is not running"]
-        if not self.is_alive:
-            return [f"the committer has died: {self._fatal!r}"]
+        if deaths := self.deaths():
+            return deaths
         now, limit_sec = self._loop.time(), self._commit_failure_timeout_sec
         problems = [
             f"no commit has succeeded for {age_sec:.0f} s: {offsets.clock.error or 'no answer'}"
@@ -99,6 +99,10 @@ class KafkaBatchCommitter:
             for key, age_sec, error in offsets.refused_for(limit_sec, now)
         ]
         return problems
+
+    def deaths(self) -> list[str]:
+        """Name what only a restart of the process brings back: the main task, once it has ended."""
+        return [] if self._main is None or self.is_alive else [f"the committer has died: {self._fatal!r}"]
 
     def partitions(self) -> list[tuple[str, int, PartitionLedger[KafkaCommitTask]]]:
         """Return topic, partition and ledger of everything that is consumed now."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from faststream import ContextRepo
 
 from faststream_concurrent_kafka.batch_committer import KafkaCommitTask
-from faststream_concurrent_kafka.middleware import CONTEXT_KEY
+from faststream_concurrent_kafka.middleware import CONTEXT_KEY, STOPPED
 from faststream_concurrent_kafka.offsets import PartitionLedger
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
 from faststream_concurrent_kafka.records import Record
@@ -61,16 +61,32 @@ class HealthReport:
 
 
 def is_kafka_handler_healthy(context: ContextRepo) -> bool:
-    """Whether records are being taken, handled and committed; never raises, and costs no request to the broker.
+    """Whether records are being taken, handled and committed: for readiness and alerts, and not for liveness.
 
     False before initialising and after stopping, when the observer, the committer or a consumer's loop is dead, when
     commits have been failing for `commit_failure_timeout_sec`, when a partition has got nothing for `stall_timeout_sec`
     although it has records, while a partition is halted, while a dead letter can't be published, while a handler
     goes on that was cancelled at its time limit, and for a minute after the event loop was blocked for half a session
-    timeout.
+    timeout. Never raises, and costs no request to the broker.
     """
     handler = _running(context)
     return handler is not None and not handler.problems()
+
+
+def is_kafka_handler_alive(context: ContextRepo) -> bool:
+    """Whether there is nothing that a restart of the process would mend: for a liveness probe.
+
+    False once something has ended that begins again only with the process: the observer, the committer, a subscriber's
+    consume loop, the coordination of its group, or the event loop; where another thread asks, once the event loop has
+    been blocked for a minute; and after a stop, also one that follows a start that has failed. True before initialising
+    and during a stop, and whatever else `is_kafka_handler_healthy` finds: a broker that is away, refused commits, a
+    halted partition or a stuck record would be the same after a restart, which only makes records run again.
+
+    Never raises, costs no request to the broker, and may be called from any thread.
+    """
+    known = context.get(CONTEXT_KEY)
+    handler = known or KafkaConcurrentHandler.running()
+    return not handler.deaths() if isinstance(handler, KafkaConcurrentHandler) else known is not STOPPED
 
 
 def get_kafka_handler_report(context: ContextRepo) -> HealthReport:

@@ -28,6 +28,8 @@ logger = logging.getLogger(__package__)
 
 # Under this key the running handler is found in the context it was initialised with.
 CONTEXT_KEY = "kafka_concurrent_handler"
+# What is there after a stop: as false as nothing, and yet not the same as before initialising.
+STOPPED = False
 
 # Under this one a handler finds which attempt it is, from 1 on.
 ATTEMPT_KEY = "kafka_attempt"
@@ -341,7 +343,7 @@ async def stop_concurrent_processing(context: ContextRepo) -> None:
     stopped here. Takes `shutdown_timeout_sec` and a little at most. Idempotent; when cancelled, the stop goes on.
     """
     handler = context.get(CONTEXT_KEY) or KafkaConcurrentHandler.running()
-    context.reset_global(CONTEXT_KEY)
+    context.set_global(CONTEXT_KEY, STOPPED)
     if handler is not None and handler.is_running:
         await handler.stop()
 

@@ -152,11 +152,21 @@ def session_timeout_sec(consumer: Any) -> float:
     return float(getattr(consumer, "_session_timeout_ms", _DEFAULT_SESSION_TIMEOUT_MS)) / 1000
 
 
-def group_coordination_has_died(consumer: Any) -> bool:
-    """Whether the task that keeps a consumer in its group has ended, after which nothing is delivered any more."""
-    coordinator = getattr(consumer, "_coordinator", None)
-    task = getattr(coordinator, "_coordination_task", None)
-    return task is not None and bool(task.done())
+# The tasks that a consumer runs on, and never starts again: where they are kept, and what they do.
+_TASKS_OF_A_CONSUMER = {
+    ("_coordinator", "_coordination_task"): "group coordination",
+    ("_fetcher", "_fetch_task"): "fetching",
+    ("_client", "_sync_task"): "metadata refresh",
+}
+
+
+def dead_tasks(consumer: Any) -> list[str]:
+    """Name the tasks of a consumer that have ended, after which sooner or later nothing is delivered any more."""
+    return [
+        what
+        for (owner, name), what in _TASKS_OF_A_CONSUMER.items()
+        if (task := getattr(getattr(consumer, owner, None), name, None)) is not None and task.done()
+    ]
 
 
 def revive_group_membership(consumer: Any) -> None:

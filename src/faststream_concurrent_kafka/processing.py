@@ -26,6 +26,8 @@ from faststream_concurrent_kafka.turns import Paced, Turns
 logger = logging.getLogger(__package__)
 
 HEALTH_CHECK_INTERVAL_SEC = 1.0
+# An event loop that has been blocked for so long is not late, but stuck.
+STUCK_AFTER_SEC = 60.0
 
 
 class KafkaConcurrentHandler:
@@ -91,6 +93,9 @@ class KafkaConcurrentHandler:
         self._signals = SignalGuard(self._stop_sources)
         self._known_problems: list[str] = []
         self._loop: asyncio.AbstractEventLoop
+        self._thread: int
+        # When the observer last had its turn.
+        self._looked_at: float
         # What runs as long as we do is started in it, wherever that happens: a record's must not live on in it.
         self.context: contextvars.Context
 
@@ -125,6 +130,8 @@ class KafkaConcurrentHandler:
         self.loop_lag.start(loop)
         if self.settings.enable_batch_commit:
             self.committer.spawn()
+        self._thread = threading.get_ident()
+        self._looked_at = loop.time()
         self._observer = loop.create_task(self._observe(), name="kafka-concurrent-observer")
         self._signals.install(loop)
 
@@ -276,6 +283,7 @@ class KafkaConcurrentHandler:
     async def _observe(self) -> None:
         while True:
             await asyncio.sleep(HEALTH_CHECK_INTERVAL_SEC)
+            self._looked_at = self.now()
             self._check_tasks_health()
 
     def _check_tasks_health(self) -> None:
@@ -303,13 +311,32 @@ class KafkaConcurrentHandler:
         """Say why the handler is not healthy; empty when it is."""
         if self._observer is None:
             return ["concurrent processing is not initialised"]
-        problems = ["the observer has died"] if self._observer.done() else []
+        problems = self._deaths_of_its_own(self._observer)
         if self._stopping is not None:
             problems.append("concurrent processing is stopping")
         if self.settings.enable_batch_commit:
             problems += self.committer.problems()
         problems += self.time_limits.problems(self.now()) + self.loop_lag.problems()
         return problems + [problem for source in self.sources for problem in source.problems()]
+
+    def deaths(self) -> list[str]:
+        """Name what only a restart of the process brings back; nothing while that has not begun, or is stopping.
+
+        May be asked from any thread.
+        """
+        if self._observer is None or self._stopping is not None:
+            return []
+        deaths = self._deaths_of_its_own(self._observer) + self.committer.deaths()
+        return deaths + [death for source in list(self.sources) for death in source.deaths()]
+
+    def _deaths_of_its_own(self, observer: asyncio.Task[None]) -> list[str]:
+        if self._loop.is_closed():
+            return ["its event loop was closed without a stop"]
+        if observer.done():
+            return ["the observer has died"]
+        # Who asks in the loop's own thread is the proof that it runs.
+        stuck_sec = 0.0 if threading.get_ident() == self._thread else self.now() - self._looked_at
+        return [f"the event loop has been blocked for {stuck_sec:.0f} s"] if stuck_sec >= STUCK_AFTER_SEC else []
 
 
 if hasattr(os, "register_at_fork"):

@@ -36,6 +36,10 @@ class RecordSource(Protocol):
         """Say why records may not be arriving; empty when all is well."""
         ...
 
+    def deaths(self) -> list[str]:
+        """Name what has ended, and begins again only with the process; asked from any thread."""
+        ...
+
     def look(self) -> None:
         """Note how far its consumer has come; called about once a second."""
         ...

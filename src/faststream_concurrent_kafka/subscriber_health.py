@@ -69,13 +69,17 @@ class SubscriberHealth:
             self._missing.last = now
             private_parts.ask_for_topics(consumer)
 
+    def deaths(self) -> list[str]:
+        """Name what has ended of a subscriber that is meant to run, and begins again only with the process."""
+        subscriber = self._subscriber
+        if subscriber.calls and all(task.done() for task in list(subscriber.tasks)):
+            return [f"the consume loop of {self._name} has ended"]
+        return [f"the {what} of {self._name} has died" for what in private_parts.dead_tasks(subscriber.consumer)]
+
     def problems(self, now: float) -> list[str]:
         """Say what is wrong with a subscriber that is meant to run; empty when all is well."""
-        subscriber = self._subscriber
-        if subscriber.calls and all(task.done() for task in subscriber.tasks):
-            return [f"the consume loop of {self._name} has ended"]
-        if private_parts.group_coordination_has_died(subscriber.consumer):
-            return [f"the group coordination of {self._name} has died"]
+        if deaths := self.deaths():
+            return deaths
         self._halted = {commit: reason for commit, reason in self._halted.items() if not commit.ledger.closed}
         return [*self._halted.values(), *self._silences(now)]
 

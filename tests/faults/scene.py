@@ -14,7 +14,11 @@ from aiokafka.errors import KafkaError, for_code
 from aiokafka.protocol.admin import CreateAclsRequest, DeleteAclsRequest, DeleteGroupsRequest
 from faststream.kafka import KafkaBroker
 
-from faststream_concurrent_kafka import KafkaConcurrentProcessingMiddleware, get_kafka_handler_report
+from faststream_concurrent_kafka import (
+    KafkaConcurrentProcessingMiddleware,
+    get_kafka_handler_report,
+    is_kafka_handler_alive,
+)
 from tests.brokers import create_topic, end_offsets, wait_until
 from tests.integration.helpers import Seen, consuming
 
@@ -119,15 +123,21 @@ class Traffic:
 
 
 class Watch:
-    """What was seen of the library, looked at every 50 ms."""
+    """What was seen of the library, looked at every 50 ms.
+
+    A restart mends nothing that befalls a broker, so it is an error if the process is ever not alive.
+    """
 
     def __init__(self, context):
         self._context = context
         self.largest_window = 0
+        self.deaths = 0
         self.problems = Counter()
 
     async def _look(self):
         while True:
+            if not is_kafka_handler_alive(self._context):
+                self.deaths += 1
             report = get_kafka_handler_report(self._context)
             self.problems.update(report.problems)
             self.largest_window = max([self.largest_window, *(each.uncommitted for each in report.partitions)])
@@ -144,6 +154,7 @@ class Watch:
         finally:
             task.cancel()
             await asyncio.wait({task})
+        assert not watch.deaths, "a liveness probe would have had it restarted"
 
 
 class Busyness:

@@ -7,7 +7,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer
 
-from faststream_concurrent_kafka import DeadLetter, FailurePolicy, get_kafka_handler_report
+from faststream_concurrent_kafka import DeadLetter, FailurePolicy, get_kafka_handler_report, is_kafka_handler_alive
 from tests.brokers import wait_until
 from tests.integration.helpers import PATIENCE_SEC, Seen
 
@@ -62,10 +62,12 @@ def failing(*poison):
 
 
 async def until_red(app, *words):
-    """Wait until a problem is reported that has these words, and return it."""
+    """Wait until a problem is reported that has these words, and return it; it is none that a restart would mend."""
 
     def found():
         problems = get_kafka_handler_report(app.context).problems
         return next((each for each in problems if all(word in each for word in words)), None)
 
-    return await wait_until(found, PATIENCE_SEC, lambda: str(get_kafka_handler_report(app.context).problems))
+    problem = await wait_until(found, PATIENCE_SEC, lambda: str(get_kafka_handler_report(app.context).problems))
+    assert is_kafka_handler_alive(app.context)
+    return problem

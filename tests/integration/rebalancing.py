@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 
 from faststream_concurrent_kafka import KafkaConcurrentHandler, get_kafka_handler_report
 from tests.brokers import wait_until
@@ -134,6 +134,16 @@ async def delete_topic(cluster, topic):
     await admin.start()
     try:
         await admin.delete_topics([topic])
+    finally:
+        await admin.close()
+
+
+async def add_partitions(cluster, topic, total):
+    """Give a topic more partitions."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=cluster.bootstrap_servers)
+    await admin.start()
+    try:
+        await admin.create_partitions({topic: NewPartitions(total)})
     finally:
         await admin.close()
 

@@ -5,7 +5,12 @@ import asyncio
 import pytest
 from aiokafka import ConsumerRecord
 
-from faststream_concurrent_kafka import SetupError, get_kafka_handler_report, initialize_concurrent_processing
+from faststream_concurrent_kafka import (
+    SetupError,
+    get_kafka_handler_report,
+    initialize_concurrent_processing,
+    is_kafka_handler_alive,
+)
 from tests.brokers import wait_until
 from tests.integration.helpers import Gated, Seen, consuming, manual, serving, serving_plainly, warnings_of
 
@@ -110,6 +115,7 @@ async def test_a_dead_committer_is_named_and_takes_nothing_more(cluster, new_bro
         await cluster.send(topic, range(3))
         await wait_until(lambda: not get_kafka_handler_report(app.context).is_healthy, 5, "unhealthy")
         assert get_kafka_handler_report(app.context).problems == ("the committer has died: TypeError('a bug')",)
+        assert not is_kafka_handler_alive(app.context)
         taken = len(seen.values)
         await cluster.send(topic, range(3, 50))
         # One `getone` was pending when it died, and what it brings is not admitted either.

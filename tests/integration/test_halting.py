@@ -10,6 +10,7 @@ from faststream_concurrent_kafka import (
     SettingsError,
     get_kafka_handler_report,
     initialize_concurrent_processing,
+    is_kafka_handler_alive,
     is_kafka_handler_healthy,
 )
 from tests.brokers import wait_until
@@ -68,6 +69,7 @@ async def test_a_halted_partition_commits_nothing_after_its_failed_record(cluste
         assert "attempt 2" in problem
         assert "ValueError: number 3" in problem
         assert not is_kafka_handler_healthy(app.context)
+        assert is_kafka_handler_alive(app.context)
         await cluster.until_committed(topic, {0: 1, 1: 10})
         seen.gate.set()
         await cluster.until_committed(topic, {0: 3, 1: 10})

@@ -2,18 +2,30 @@
 
 import asyncio
 import dataclasses
+import time
 
 import pytest
+from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from aiokafka.errors import KafkaConnectionError
+from faststream import FastStream
+from faststream.kafka import KafkaBroker
 from faststream.kafka.annotations import KafkaMessage
+from typing_extensions import override
 
 from faststream_concurrent_kafka import (
     HealthReport,
+    KafkaConcurrentProcessingMiddleware,
     get_kafka_handler_report,
     initialize_concurrent_processing,
+    is_kafka_handler_alive,
     is_kafka_handler_healthy,
+    processing,
+    stop_concurrent_processing,
 )
 from tests.brokers import wait_until
+from tests.brokers.process import free_ports
 from tests.integration.helpers import Gated, Seen, both_loops, consuming, manual, serving
+from tests.integration.rebalancing import add_partitions
 
 
 @pytest.mark.asyncio(**both_loops)
@@ -22,8 +34,10 @@ async def test_healthy_from_initialising_to_stopping(cluster, new_broker, new_to
     topic, broker = await new_topic(), new_broker()
     seen = Gated().subscribe(broker, topic)
     assert not is_kafka_handler_healthy(broker.context)
+    assert is_kafka_handler_alive(broker.context)
     async with serving(broker) as app:
         assert is_kafka_handler_healthy(app.context)
+        assert is_kafka_handler_alive(app.context)
         await cluster.send(topic, range(5))
         await seen.until_running(5)
         assert is_kafka_handler_healthy(app.context)
@@ -31,6 +45,7 @@ async def test_healthy_from_initialising_to_stopping(cluster, new_broker, new_to
         await seen.until(5)
         assert get_kafka_handler_report(app.context).problems == ()
     assert not is_kafka_handler_healthy(app.context)
+    assert not is_kafka_handler_alive(app.context)
     (problem,) = get_kafka_handler_report(app.context).problems
     assert "not initialised" in problem
 
@@ -103,6 +118,7 @@ async def test_a_dead_consume_loop_is_noticed(cluster, new_broker, new_topic):
         (problem,) = get_kafka_handler_report(app.context).problems
         assert topic in problem
         assert "loop" in problem
+        assert not is_kafka_handler_alive(app.context)
         await cluster.send(other, range(5))
         await seen.together(5)
 
@@ -115,6 +131,7 @@ async def test_a_stopped_subscriber_is_not_a_problem(new_broker, new_topic):
     async with serving(broker) as app:
         await subscriber.stop()
         assert is_kafka_handler_healthy(app.context)
+        assert is_kafka_handler_alive(app.context)
         await subscriber.start()
         assert is_kafka_handler_healthy(app.context)
 
@@ -129,3 +146,94 @@ async def test_initialised_before_the_broker_starts_is_healthy(new_broker, new_t
     assert is_kafka_handler_healthy(broker.context)
     await handler.stop()
     assert not is_kafka_handler_healthy(broker.context)
+
+
+class Assignor(RoundRobinPartitionAssignor):
+    """Fails when it is told to, where aiokafka does not expect it."""
+
+    fails = False
+
+    @classmethod
+    @override
+    def metadata(cls, topics):
+        """Say what the member wants to have."""
+        if cls.fails:
+            raise ZeroDivisionError
+        return super().metadata(topics)
+
+
+async def test_a_dead_group_coordination_is_noticed(cluster, new_broker, new_topic, monkeypatch):
+    """aiokafka's task that keeps the consumer in its group has ended: only a restart of the process begins it again."""
+    topic, broker = await new_topic(), new_broker(metadata_max_age_ms=500)
+    subscriber = broker.subscriber(topic, **manual(topic), partition_assignment_strategy=[Assignor])
+    subscriber(Gated().handle)
+    async with serving(broker) as app:
+        assert is_kafka_handler_alive(app.context)
+        monkeypatch.setattr(Assignor, "fails", True)
+        await add_partitions(cluster, topic, 2)
+        await wait_until(lambda: not is_kafka_handler_alive(app.context), 10, "noticed")
+        (problem,) = get_kafka_handler_report(app.context).problems
+        assert problem.startswith("the group coordination of")
+        assert topic in problem
+
+
+async def test_a_stop_is_alive_until_it_is_over(cluster, new_broker, new_topic):
+    """A probe does not kill what drains: red for readiness, green for liveness; afterwards a restart would mend it."""
+    topic, broker = await new_topic(), new_broker()
+    seen = Gated().subscribe(broker, topic)
+    async with serving(broker) as app:
+        await cluster.send(topic, range(3))
+        await seen.until_running(3)
+        stopping = asyncio.create_task(stop_concurrent_processing(app.context))
+        await wait_until(lambda: not is_kafka_handler_healthy(broker.context), 5, "stopping")
+        assert is_kafka_handler_alive(broker.context)
+        seen.gate.set()
+        await stopping
+        assert not is_kafka_handler_alive(app.context)
+    await initialize_concurrent_processing(app.context)
+    assert is_kafka_handler_alive(app.context)
+    await stop_concurrent_processing(app.context)
+
+
+async def test_a_start_that_has_failed_is_not_alive_once_that_is_over():
+    """A probe must not kill a process that is waiting for its broker, but one that has given up."""
+    (nobody,) = free_ports(1)
+    broker = KafkaBroker([f"127.0.0.1:{nobody}"], middlewares=[KafkaConcurrentProcessingMiddleware], logger=None)
+    Gated().subscribe(broker, "anything")
+    app = FastStream(broker, logger=None)
+    await initialize_concurrent_processing(app.context)
+    with pytest.raises(KafkaConnectionError):
+        await app.start()
+    assert is_kafka_handler_alive(app.context)
+    await stop_concurrent_processing(app.context)
+    assert not is_kafka_handler_alive(app.context)
+
+
+async def test_a_blocked_event_loop_is_dead_to_other_threads(new_broker, new_topic, monkeypatch):
+    """After a minute, here two seconds; who asks in the loop itself is the proof that it runs."""
+    monkeypatch.setattr(processing, "STUCK_AFTER_SEC", 2.0)
+    broker = new_broker()
+    Gated().subscribe(broker, await new_topic())
+
+    async def ask_elsewhere():
+        return await asyncio.to_thread(is_kafka_handler_alive, broker.context)
+
+    async with serving(broker):
+        assert await ask_elsewhere()
+        blocking = asyncio.create_task(asyncio.to_thread(asked_until_dead, broker.context))
+        # Its thread is asking when the loop is blocked.
+        await asyncio.sleep(0)
+        time.sleep(4)  # noqa: ASYNC251 - the loop is blocked
+        assert is_kafka_handler_alive(broker.context)
+        first, *_, last = await blocking
+        assert (first, last) == (True, False)
+        await wait_until(ask_elsewhere, 5, "alive again")
+
+
+def asked_until_dead(context):
+    """Ask again and again in a thread of its own, for some seconds at most; return the answers."""
+    answers, deadline = [], time.monotonic() + 6
+    while False not in answers and time.monotonic() < deadline:
+        answers.append(is_kafka_handler_alive(context))
+        time.sleep(0.02)
+    return answers

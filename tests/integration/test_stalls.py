@@ -10,6 +10,7 @@ from faststream.kafka import KafkaBroker
 from faststream_concurrent_kafka import (
     KafkaConcurrentProcessingMiddleware,
     get_kafka_handler_report,
+    is_kafka_handler_alive,
     is_kafka_handler_healthy,
 )
 from tests.brokers import create_topic, wait_until
@@ -24,7 +25,7 @@ LONG_ENOUGH_SEC = LIMIT_SEC + 2.5
 
 
 async def until_red(app, *words, timeout_sec=PATIENCE_SEC):
-    """Wait until health is red, and says so."""
+    """Wait until health is red, and says so; it is nothing that a restart would mend."""
 
     def problems():
         return get_kafka_handler_report(app.context).problems
@@ -34,6 +35,7 @@ async def until_red(app, *words, timeout_sec=PATIENCE_SEC):
 
     await wait_until(is_said, timeout_sec, lambda: f"{words} in {problems()}")
     assert not is_kafka_handler_healthy(app.context)
+    assert is_kafka_handler_alive(app.context)
 
 
 async def assert_green(app):

@@ -75,11 +75,11 @@ async def test_greets():
 from faststream.asgi import AsgiFastStream, AsgiResponse, get
 from service import broker, lifespan
 
-from faststream_concurrent_kafka import is_kafka_handler_healthy
+from faststream_concurrent_kafka import is_kafka_handler_alive
 
 @get
 async def livez(scope):
-    return AsgiResponse(b"", 204 if is_kafka_handler_healthy(app.context) else 500)
+    return AsgiResponse(b"", 204 if is_kafka_handler_alive(app.context) else 500)
 
 app = AsgiFastStream(broker, lifespan=lifespan, asgi_routes=[("/livez", livez)])
 ```

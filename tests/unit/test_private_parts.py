@@ -10,6 +10,7 @@ from typing import Annotated
 
 import pytest
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.consumer.fetcher import Fetcher
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.consumer.subscription_state import SubscriptionState
 from aiokafka.errors import ConsumerStoppedError
@@ -25,6 +26,7 @@ from typing_extensions import override
 
 from faststream_concurrent_kafka.private_parts import (
     committed_offsets,
+    dead_tasks,
     exists,
     fetch_states,
     in_hand,
@@ -251,14 +253,23 @@ def test_ack_and_nack_go_through_message_consumer():
 
 
 async def test_a_consumer_has_the_private_parts_that_are_read():
-    """`_max_poll_interval_ms`, `_session_timeout_ms`, `_subscription._listener`, and the coordinator with its task."""
+    """Its intervals, `_subscription._listener`, `_coordinator`, and the tasks that it runs on."""
     consumer = AIOKafkaConsumer(max_poll_interval_ms=1234, session_timeout_ms=2345)
     try:
         assert consumer._max_poll_interval_ms == 1234
         assert consumer._session_timeout_ms == 2345
         assert consumer._subscription._listener is None
         assert consumer._coordinator is None
+        assert consumer._fetcher is None
         assert "_coordination_task" in names_in(GroupCoordinator.__init__)
+        assert "_fetch_task" in names_in(Fetcher.__init__)
+        assert consumer._client._sync_task is None
+        assert dead_tasks(consumer) == []
+        consumer._client._sync_task = task = asyncio.create_task(asyncio.sleep(0))
+        assert dead_tasks(consumer) == []
+        await task
+        assert dead_tasks(consumer) == ["metadata refresh"]
+        consumer._client._sync_task = None
         assert "_listener" in names_in(SubscriptionState.listener.fget)
     finally:
         await consumer.stop()

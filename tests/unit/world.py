@@ -42,6 +42,9 @@ class Source:
     def problems(self):
         return self.trouble
 
+    def deaths(self):
+        return []
+
     def look(self):
         pass
 
