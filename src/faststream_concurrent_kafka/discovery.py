@@ -1,5 +1,6 @@
 """Which subscribers are to be concurrent, with which settings, and why one can't be."""
 
+import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,6 +15,9 @@ from faststream_concurrent_kafka.retries import DeadLetter
 from faststream_concurrent_kafka.settings import Settings
 
 
+logger = logging.getLogger(__package__)
+
+
 def attachment_of(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler) -> SubscriberAttachment | None:
     """Return the attachment of a subscriber to this handler, if there is one."""
     for source in handler.sources:
@@ -24,7 +28,14 @@ def attachment_of(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHand
 
 def attach(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler, middleware: type) -> SubscriberAttachment:
     """Attach a subscriber that is not attached yet, and that nothing speaks against."""
-    attachment = SubscriberAttachment(subscriber, handler, _settings_of(subscriber, handler, middleware))
+    settings = _settings_of(subscriber, handler, middleware)
+    if settings.enable_batch_commit and subscriber.group_id is None:
+        logger.warning(
+            "The subscriber of %s has no group_id: it is concurrent, but nothing can be committed for it: each start "
+            "begins where its auto_offset_reset says",
+            subscriber.topic_names,
+        )
+    attachment = SubscriberAttachment(subscriber, handler, settings)
     attachment.attach()
     return attachment
 
@@ -64,15 +75,19 @@ def why_not(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler, m
     return None
 
 
-def subscribers_with(middleware: type, brokers: Iterable[Any]) -> list[LogicSubscriber[Any]]:
-    """Return the Kafka subscribers of the brokers that have this middleware, from the broker or a router."""
+def subscribers_of(brokers: Iterable[Any]) -> list[LogicSubscriber[Any]]:
+    """Return the Kafka subscribers of the brokers that have a handler: `get_one()` and `async for` are left alone."""
     return [
         subscriber
         for broker in brokers
         for subscriber in broker.subscribers
-        # Without a handler there is no loop: get_one() and `async for` are left alone.
-        if isinstance(subscriber, LogicSubscriber) and subscriber.calls and _ours(subscriber, middleware)
+        if isinstance(subscriber, LogicSubscriber) and subscriber.calls
     ]
+
+
+def has(subscriber: LogicSubscriber[Any], middleware: type) -> bool:
+    """Whether the subscriber has this middleware, from its broker or a router."""
+    return bool(_ours(subscriber, middleware))
 
 
 def _ours(subscriber: LogicSubscriber[Any], middleware: type) -> list[Any]:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import weakref
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextvars import ContextVar
 from types import MappingProxyType, TracebackType
 from typing import Annotated, Any, ClassVar, Self
@@ -11,9 +11,11 @@ from typing import Annotated, Any, ClassVar, Self
 from faststream import BaseMiddleware, ContextRepo, Depends
 from faststream.kafka import KafkaBroker
 from faststream.message import StreamMessage
+from faststream.middlewares import AckPolicy
 from typing_extensions import override
 
 from faststream_concurrent_kafka import discovery
+from faststream_concurrent_kafka.attachment import SubscriberAttachment
 from faststream_concurrent_kafka.errors import SettingsError, SetupError
 from faststream_concurrent_kafka.inline_call import InlineCall
 from faststream_concurrent_kafka.private_parts import around_innermost, is_real, narrow_batch
@@ -44,7 +46,9 @@ async def _current_attempt() -> int:
 Attempt = Annotated[int, Depends(_current_attempt)]
 """Type of a handler's parameter that gets the number of this attempt at its record, from 1 on."""
 
-_warned: weakref.WeakSet[Any] = weakref.WeakSet()
+# What each subscriber was warned of.
+_warned: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
+_NO_MIDDLEWARE = "KafkaConcurrentProcessingMiddleware is not among its middlewares"
 _DEFAULTS = Settings()
 
 
@@ -155,7 +159,7 @@ class KafkaConcurrentProcessingMiddleware(BaseMiddleware):
                 _warn_once(subscriber, reason)
                 self._is_left_alone = True
                 return await call_next(msg)
-            attachment = discovery.attach(subscriber, handler, KafkaConcurrentProcessingMiddleware)
+            attachment = _attach_late(subscriber, handler)
         attachment.guard(msg)
         call = attachment.in_hand
         if call is None or call.raw is not self.msg:
@@ -230,7 +234,7 @@ class KafkaConcurrentProcessingMiddleware(BaseMiddleware):
         attachment = discovery.attachment_of(subscriber, handler)
         if attachment is None and _why_not(subscriber, handler) is None:
             # It did not come to `consume_scope` since we were initialised: it can't be parsed, or had begun before.
-            attachment = discovery.attach(subscriber, handler, KafkaConcurrentProcessingMiddleware)
+            attachment = _attach_late(subscriber, handler)
         if attachment is not None and attachment.in_hand is not None and attachment.in_hand.raw is self.msg:
             attachment.in_hand.note(error)
 
@@ -312,28 +316,51 @@ async def initialize_concurrent_processing(  # noqa: PLR0913 - each is one setti
         handler_timeout_sec=handler_timeout_sec,
     )
 
-    def discover() -> None:
-        app = context.get("app")
-        brokers = {id(each): each for each in (*getattr(app, "brokers", ()), *((broker,) if broker else ()))}
-        for subscriber in discovery.subscribers_with(KafkaConcurrentProcessingMiddleware, brokers.values()):
-            if discovery.attachment_of(subscriber, handler) is None:
-                reason = discovery.why_not(subscriber, handler, KafkaConcurrentProcessingMiddleware)
-                if reason is None:
-                    discovery.attach(subscriber, handler, KafkaConcurrentProcessingMiddleware)
-                else:
-                    _warn_once(subscriber, reason)
+    def discover() -> list[str]:
+        found = [*getattr(context.get("app"), "brokers", ()), *((broker,) if broker else ())]
+        return _attach_those_of({id(each): each for each in found}.values(), handler)
 
     try:
         handler.start()
-        discover()
+        handler.add_discovery(discover)
     except BaseException:
         if previous is None:
             await handler.stop()
             handler.discard()
         raise
-    handler.add_discovery(discover)
+    if broker is None and not hasattr(context.get("app"), "brokers"):
+        handler.knows_all_brokers = False
+        logger.warning(
+            "initialize_concurrent_processing() was given a context without an application, and no broker: each "
+            "subscriber becomes concurrent when its first record is handled, and before that none of its offsets is "
+            "held. Call initialize_concurrent_processing(context, broker=broker)"
+        )
     context.set_global(CONTEXT_KEY, handler)
     return handler
+
+
+def _attach_those_of(brokers: Iterable[Any], handler: KafkaConcurrentHandler) -> list[str]:
+    """Attach the subscribers of the brokers that are not; say what is wrong with all of them."""
+    subscribers = discovery.subscribers_of(brokers)
+    for subscriber in subscribers:
+        if not discovery.has(subscriber, KafkaConcurrentProcessingMiddleware):
+            if subscriber.ack_policy is AckPolicy.MANUAL:
+                _warn_once(
+                    subscriber,
+                    f"{_NO_MIDDLEWARE}. With AckPolicy.MANUAL nothing is committed for it, unless "
+                    "its handlers do that: add the middleware to its broker or router",
+                )
+        elif discovery.attachment_of(subscriber, handler) is None:
+            reason = discovery.why_not(subscriber, handler, KafkaConcurrentProcessingMiddleware)
+            if reason is None:
+                discovery.attach(subscriber, handler, KafkaConcurrentProcessingMiddleware)
+            else:
+                _warn_once(subscriber, reason)
+    has_middleware = any(discovery.has(each, KafkaConcurrentProcessingMiddleware) for each in subscribers)
+    forgotten = [each.topic_names for each in subscribers if each.ack_policy is AckPolicy.MANUAL]
+    if forgotten and not has_middleware:
+        return [f"no subscriber is concurrent: KafkaConcurrentProcessingMiddleware is in none of those of {forgotten}"]
+    return []
 
 
 async def stop_concurrent_processing(context: ContextRepo) -> None:
@@ -355,7 +382,24 @@ def _why_not(subscriber: Any, handler: KafkaConcurrentHandler) -> str | None:
         return str(error)
 
 
+def _attach_late(subscriber: Any, handler: KafkaConcurrentHandler) -> SubscriberAttachment:
+    """Attach a subscriber that nothing speaks against, and that was not found before its first record."""
+    # It may have been declared a moment ago.
+    handler.discover()
+    attachment = discovery.attachment_of(subscriber, handler)
+    if attachment is None:
+        if handler.knows_all_brokers:
+            logger.warning(
+                "The subscriber of %s was found only by its first record, before which none of its offsets was held. "
+                "Give initialize_concurrent_processing() the context of the application that runs, or broker=",
+                subscriber.topic_names,
+            )
+        attachment = discovery.attach(subscriber, handler, KafkaConcurrentProcessingMiddleware)
+    return attachment
+
+
 def _warn_once(subscriber: Any, reason: str) -> None:
-    if subscriber not in _warned:
-        _warned.add(subscriber)
+    warned = _warned.setdefault(subscriber, set())
+    if reason not in warned:
+        warned.add(reason)
         logger.warning("The subscriber of %s is not concurrent: %s", subscriber.topic_names, reason)

@@ -78,7 +78,10 @@ class KafkaConcurrentHandler:
             commit_metadata=settings.commit_metadata,
         )
         self.sources: list[RecordSource] = []
-        self._discoveries: list[Callable[[], None]] = []
+        self._discoveries: list[Callable[[], list[str]]] = []
+        self._setup_problems: list[str] = []
+        self.knows_all_brokers = True
+        """Whether those who have initialised it have named their brokers."""
         self._helpers: set[asyncio.Task[None]] = set()
         # Without a limit of its own or a window of uncommitted records, something else has to bound memory.
         unlimited = float("inf") if settings.enable_batch_commit else settings.max_uncommitted_tasks
@@ -187,9 +190,20 @@ class KafkaConcurrentHandler:
             if isinstance(error, BaseException):
                 logger.error("Stopping %s failed", source.name, exc_info=error)
 
-    def add_discovery(self, discover: Callable[[], None]) -> None:
-        """Have `discover` called from time to time: it attaches subscribers that were declared meanwhile."""
+    def add_discovery(self, discover: Callable[[], list[str]]) -> None:
+        """Call `discover` now and from time to time: it attaches subscribers, and returns what is wrong with them."""
+        self._setup_problems += discover()
         self._discoveries.append(discover)
+
+    def discover(self) -> None:
+        """Attach subscribers that were declared meanwhile."""
+        problems: list[str] = []
+        for discover in self._discoveries:
+            try:
+                problems += discover()
+            except (SetupError, SettingsError) as error:
+                problems.append(str(error))
+        self._setup_problems = list(dict.fromkeys(problems))
 
     def now(self) -> float:
         """Seconds of the event loop's clock."""
@@ -295,12 +309,8 @@ class KafkaConcurrentHandler:
             self.records.leave(record, Outcome.NOT_DONE)
         for source in self.sources:
             source.look()
+        self.discover()
         problems = self.problems()
-        for discover in self._discoveries:
-            try:
-                discover()
-            except (SetupError, SettingsError) as error:
-                problems.append(str(error))
         if problems and not self._known_problems:
             logger.error("Unhealthy: %s", "; ".join(problems))
         if self._known_problems and not problems:
@@ -316,7 +326,7 @@ class KafkaConcurrentHandler:
             problems.append("concurrent processing is stopping")
         if self.settings.enable_batch_commit:
             problems += self.committer.problems()
-        problems += self.time_limits.problems(self.now()) + self.loop_lag.problems()
+        problems += self._setup_problems + self.time_limits.problems(self.now()) + self.loop_lag.problems()
         return problems + [problem for source in self.sources for problem in source.problems()]
 
     def deaths(self) -> list[str]:

@@ -171,6 +171,25 @@ async def test_without_initialising_records_are_handled_with_one_warning(cluster
     assert topic in warning
 
 
+@pytest.mark.parametrize("whose", ["another application's", "another broker's"])
+async def test_the_context_of_something_else(cluster, new_broker, new_topic, caplog, whose):
+    """The subscriber is found by its first record all the same, and one line says what was to be given."""
+    topic, broker, stranger = await new_topic(), new_broker(), new_broker()
+    other = FastStream(new_broker(), logger=None)
+    seen = Gated().subscribe(broker, topic)
+    app = FastStream(broker, logger=None)
+    await initialize_concurrent_processing(other.context if whose == "another application's" else stranger.context)
+    await app.start()
+    await cluster.send(topic, range(10))
+    await seen.together(10)
+    await app.stop()
+    await stop_concurrent_processing(app.context)
+    assert await cluster.committed(topic) == {0: 10}
+    (warning,) = warnings_of(caplog)
+    assert "broker=" in warning
+    assert (topic in warning) is (whose == "another application's")
+
+
 async def test_stopped_and_initialised_again_with_the_same_broker(cluster, new_broker, new_topic):
     """A second life in the same process: other settings, the same subscribers, nothing twice."""
     topic, broker = await new_topic(), new_broker()
