@@ -51,7 +51,8 @@ class HealthReport:
     in_flight: int
     """Records whose handling has not ended."""
     waiting: int
-    """Of those, the ones that wait for a free slot, for others in their order, or for another attempt."""
+    """Of those, the ones that wait for a free slot, for others in their order, for a thread, for a turn of the event
+    loop, or for another attempt."""
     retrying: int
     """Of those, the ones that have failed and wait for another attempt."""
     loop_lag_sec: float

@@ -49,8 +49,8 @@ class InFlight:
 
     @property
     def waiting(self) -> int:
-        """How many are not being handled: they wait for others, for a slot, or for another attempt."""
-        return sum(not record.is_running for record in self._records)
+        """How many are not being handled: they wait for others, a slot, a thread, a turn, or for another attempt."""
+        return sum(not record.is_running or record.waits > 0 for record in self._records)
 
     @property
     def retrying(self) -> int:

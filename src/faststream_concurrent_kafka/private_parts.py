@@ -7,12 +7,15 @@ import asyncio
 import functools
 import itertools
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, cast
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import CommitFailedError
+from anyio import CapacityLimiter
 from faststream.kafka.parser import AioKafkaBatchParser
 from faststream.kafka.subscriber.usecase import LogicSubscriber
+from typing_extensions import override
 
 from faststream_concurrent_kafka.stalls import FetchState
 from faststream_concurrent_kafka.suspension import frames_of
@@ -100,6 +103,32 @@ async def narrow_batch(subscriber: LogicSubscriber[Any], message: Any, wanted: S
     ):
         setattr(message, name, getattr(parsed, name))
     message.clear_cache()
+
+
+def surround_waits(limiter: CapacityLimiter, waiting: Callable[[], AbstractContextManager[None]]) -> Callable[[], None]:
+    """Have whoever must wait for a token of anyio's limiter wait within `waiting()`; return what ends that.
+
+    It has slots, so nothing can be set on the instance: it gets a class of its own.
+    """
+    original: Any = type(limiter)
+
+    class Surrounded(original):
+        __slots__ = ()
+
+        @override
+        async def acquire_on_behalf_of(self, borrower: object) -> None:
+            if self.available_tokens > 0:
+                await super().acquire_on_behalf_of(borrower)
+                return
+            with waiting():
+                await super().acquire_on_behalf_of(borrower)
+
+    def undo() -> None:
+        if isinstance(limiter, Surrounded):
+            limiter.__class__ = original
+
+    limiter.__class__ = Surrounded
+    return undo
 
 
 def context_of(subscriber: LogicSubscriber[Any]) -> Any:

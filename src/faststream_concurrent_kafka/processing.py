@@ -19,6 +19,7 @@ from faststream_concurrent_kafka.records import UP_TO_POLICY, Outcome, Record, R
 from faststream_concurrent_kafka.settings import Settings
 from faststream_concurrent_kafka.signals import SignalGuard
 from faststream_concurrent_kafka.slots import Slots
+from faststream_concurrent_kafka.threads import Threads
 from faststream_concurrent_kafka.time_limits import TimeLimits
 from faststream_concurrent_kafka.turns import Paced, Turns
 
@@ -89,6 +90,7 @@ class KafkaConcurrentHandler:
         self.records = InFlight(self.slots, self._start, self.committer.complete)
         self.time_limits = TimeLimits()
         self.turns = Turns()
+        self._threads = Threads(settings.concurrency_limit)
         self.loop_lag = LoopLag(self.turns)
         self._failures = Failures(settings, self.slots)
         self._observer: asyncio.Task[None] | None = None
@@ -130,6 +132,7 @@ class KafkaConcurrentHandler:
         self._loop = loop
         self.context = contextvars.copy_context()
         self.turns.start(loop)
+        self._threads.start()
         self.loop_lag.start(loop)
         if self.settings.enable_batch_commit:
             self.committer.spawn()
@@ -160,6 +163,7 @@ class KafkaConcurrentHandler:
             if self._observer is not None:
                 self._observer.cancel()
             self._observer = None
+            self._threads.stop()
             self.discard()
 
     def discard(self) -> None:
@@ -232,7 +236,7 @@ class KafkaConcurrentHandler:
                     if record.attempt == 0 and record.is_passed_over:
                         break
                     record.begin()
-                    await Paced(self.turns, record.process(record.raw))
+                    await Paced(self.turns, record.process(record.raw), record)
                 except BaseException as raised:  # noqa: BLE001 - FastStream has logged it; here its meaning is decided
                     error = raised
                 finally:

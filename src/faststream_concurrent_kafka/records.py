@@ -70,6 +70,21 @@ class RecordSource(Protocol):
         ...
 
 
+class TimeLimit(Protocol):
+    """The time limit of a handler that runs, as far as this floor has to know it."""
+
+    task: asyncio.Task[Any]
+    """The one that is cancelled at the limit."""
+
+    def pause(self) -> None:
+        """Let no time pass."""
+        ...
+
+    def resume(self) -> None:
+        """Let time pass again."""
+        ...
+
+
 class Outcome(enum.Enum):
     """What one pass means for its record, and what its policy makes of that."""
 
@@ -97,11 +112,13 @@ class Record:
         "is_last_pass",
         "is_running",
         "lanes",
+        "limit",
         "message",
         "process",
         "raw",
         "source",
         "task",
+        "waits",
         "wakes_at",
     )
 
@@ -131,6 +148,10 @@ class Record:
         self.is_last_pass = False
         self.begin_by: float | None = None
         self.is_cancelled = False
+        # While its handler runs under a time limit.
+        self.limit: TimeLimit | None = None
+        # How many things keep its pass waiting that are none of its own: a free thread, a turn of the event loop.
+        self.waits = 0
         # None while another record has its lane.
         self.task: asyncio.Task[None] | None = None
 
@@ -139,6 +160,18 @@ class Record:
         self.attempt += 1
         self.is_running = True
         self.message = None
+
+    def begin_to_wait(self) -> None:
+        """Note that its pass is kept from going on: its time limit stands still."""
+        self.waits += 1
+        if self.limit is not None and self.waits == 1:
+            self.limit.pause()
+
+    def go_on(self) -> None:
+        """Note that its pass goes on."""
+        self.waits -= 1
+        if self.limit is not None and not self.waits:
+            self.limit.resume()
 
     @property
     def is_passed_over(self) -> bool:

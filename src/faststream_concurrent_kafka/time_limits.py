@@ -7,6 +7,7 @@ from typing import Any
 
 from faststream_concurrent_kafka.errors import HandlerTimeoutError
 from faststream_concurrent_kafka.private_parts import is_in_thread
+from faststream_concurrent_kafka.records import Record
 from faststream_concurrent_kafka.suspension import suspended_at
 
 
@@ -25,7 +26,7 @@ class TimeLimits:
         self._overdue: dict[_Limit, tuple[float, str]] = {}
 
     async def run(self, handle: Callable[[], Awaitable[Any]], limit_sec: float, record: object) -> Any:
-        """Await `handle()` for at most `limit_sec` seconds.
+        """Await `handle()` for at most `limit_sec` seconds; while a `Record` is kept waiting none of them passes.
 
         Raises:
             HandlerTimeoutError: it took longer, whatever it made of its cancellation. A TimeoutError of the handler's
@@ -33,6 +34,8 @@ class TimeLimits:
 
         """
         limit = _Limit(self, limit_sec, record)
+        if isinstance(record, Record):
+            record.limit = limit
         try:
             async with limit.scope:
                 result = await handle()
@@ -42,6 +45,8 @@ class TimeLimits:
                 raise HandlerTimeoutError(limit.describe()) from error
             raise
         finally:
+            if isinstance(record, Record):
+                record.limit = None
             limit.end()
         if limit.is_over:
             raise HandlerTimeoutError(f"{limit.describe()}, and has gone on to its end")
@@ -71,12 +76,14 @@ class _Limit:
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("a time limit needs a task")
-        self._task = task
+        self.task = task
         self._limits = limits
         self._limit_sec = limit_sec
         self._record = record
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(limit_sec, self._expire)
+        self._deadline = self._loop.time() + limit_sec
+        self._left_sec = limit_sec
         self._complaint: asyncio.TimerHandle | None = None
         # asyncio's own, but set off by our timer: once it has cancelled the task, nobody can tell where that was.
         self.scope = asyncio.timeout(None)
@@ -84,17 +91,29 @@ class _Limit:
         self.is_over = False
         self._is_cancelled = False
 
+    def pause(self) -> None:
+        """Let no time pass, unless it is over."""
+        if not self.is_over:
+            self._left_sec = self._deadline - self._loop.time()
+            self._timer.cancel()
+
+    def resume(self) -> None:
+        """Let time pass again."""
+        if not self.is_over:
+            self._deadline = self._loop.time() + self._left_sec
+            self._timer = self._loop.call_later(self._left_sec, self._expire)
+
     def _expire(self) -> None:
         now = self._loop.time()
         # Otherwise the await would end, and the thread go on: in no slot, and beside the next attempt.
-        self._is_cancelled = not is_in_thread(self._task)
+        self._is_cancelled = not is_in_thread(self.task)
         if self._is_cancelled:
             self.scope.reschedule(now)
         else:
             self._timer = self._loop.call_later(_THREAD_CHECK_SEC, self._expire)
         if not self.is_over:
             self.is_over = True
-            self._place = suspended_at(self._task)
+            self._place = suspended_at(self.task)
             self._limits.exceeded(self, now)
             self._complaint = self._loop.call_later(GRACE_SEC, self._complain)
 
@@ -108,7 +127,7 @@ class _Limit:
     @property
     def now_at(self) -> str:
         """Where it is waiting now."""
-        return f"at {suspended_at(self._task) or 'no await'}"
+        return f"at {suspended_at(self.task) or 'no await'}"
 
     def describe(self) -> str:
         """Say what happened."""

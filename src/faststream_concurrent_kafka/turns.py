@@ -4,7 +4,7 @@ import asyncio
 import contextvars
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 
 # What passes may use of one turn, in steps that are worth counting: a hundred of them may wake in the same turn.
@@ -25,6 +25,18 @@ def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
     ):
         return loop.time
     return time.monotonic
+
+
+class Waiting(Protocol):
+    """Whose coroutine is put off."""
+
+    def begin_to_wait(self) -> None:
+        """Note that it can't go on."""
+        ...
+
+    def go_on(self) -> None:
+        """Note that it goes on."""
+        ...
 
 
 class Turns:
@@ -75,10 +87,12 @@ class Paced:
     put off.
     """
 
-    __slots__ = ("_send", "_turns", "cr_await")
+    __slots__ = ("_is_put_off", "_send", "_turns", "_waiting", "cr_await")
 
-    def __init__(self, turns: Turns, coroutine: Coroutine[Any, Any, Any]) -> None:
+    def __init__(self, turns: Turns, coroutine: Coroutine[Any, Any, Any], waiting: Waiting) -> None:
         self._turns = turns
+        self._waiting = waiting
+        self._is_put_off = False
         self._send = coroutine.send
         # Named as a coroutine names what it waits for: that is how the stack of a task is followed.
         self.cr_await = coroutine
@@ -95,7 +109,12 @@ class Paced:
         """Go on to the next future that it waits for; or give the turn up, as `asyncio.sleep(0)` does."""
         turns = self._turns
         if turns.is_used_up:
+            if not self._is_put_off:
+                self._is_put_off = True
+                self._waiting.begin_to_wait()
             return None
+        if self._is_put_off:
+            self._go_on()
         clock = turns.clock
         began = clock()
         try:
@@ -107,9 +126,17 @@ class Paced:
 
     def throw(self, error: Any, value: Any = None, traceback: Any = None) -> Any:
         """Raise an error where the coroutine waits."""
+        if self._is_put_off:
+            self._go_on()
         error = error if value is None else value
         return self.cr_await.throw(error if traceback is None else error.with_traceback(traceback))
 
     def close(self) -> None:
         """End the coroutine where it waits."""
+        if self._is_put_off:
+            self._go_on()
         self.cr_await.close()
+
+    def _go_on(self) -> None:
+        self._is_put_off = False
+        self._waiting.go_on()

@@ -38,6 +38,7 @@ FLOORS = {
     "window": 8,
     "subscriber_health": 8,
     "time_limits": 9,
+    "threads": 9,
     "turns": 3,
     "loop_lag": 4,
     "failures": 9,

@@ -167,17 +167,38 @@ async def outcome_of(program, cancel_at, await_):
     return interpreter.trace, outcome, task.cancelling(), round(loop.time() - began)
 
 
+class Waits:
+    """Counts how often something was put off, and whether it is."""
+
+    def __init__(self):
+        self.count = 0
+        self.now = False
+
+    def begin_to_wait(self):
+        assert not self.now
+        self.count += 1
+        self.now = True
+
+    def go_on(self):
+        assert self.now
+        self.now = False
+
+
 async def plainly(_turns, coroutine):
     return await coroutine
 
 
 async def paced(turns, coroutine):
-    return await Paced(turns, coroutine)
+    waits = Waits()
+    try:
+        return await Paced(turns, coroutine, waits)
+    finally:
+        assert not waits.now
 
 
 async def paced_in_used_up_turns(turns, coroutine):
     turns.spend(HEAVY_SEC)
-    return await Paced(turns, coroutine)
+    return await paced(turns, coroutine)
 
 
 @given(program=st.lists(STEPS, max_size=6), cancel_at=st.lists(st.integers(0, 4), max_size=2))
@@ -209,7 +230,7 @@ async def test_a_cancellation_is_not_put_off():
     future = asyncio.get_running_loop().create_future()
     second = asyncio.create_task(paced(computing.turns, waits(future)))
     await asyncio.sleep(0)
-    await Paced(computing.turns, use_up())
+    await paced(computing.turns, use_up())
     first = asyncio.create_task(paced(computing.turns, never()))
     future.set_result(None)
     await asyncio.sleep(0)
@@ -246,6 +267,7 @@ async def test_closed_it_closes_what_it_awaits():
         coroutine.close()
         del coroutine
         gc.collect()
+    assert seen == ["closed"]
 
 
 @virtual
