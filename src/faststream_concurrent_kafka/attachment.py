@@ -5,6 +5,7 @@ broker calls its `stop`.
 """
 
 import asyncio
+import contextvars
 import functools
 import logging
 import weakref
@@ -13,6 +14,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import ConsumerStoppedError, KafkaError
+from faststream.exceptions import IgnoredException
 from faststream.kafka.subscriber.usecase import LogicSubscriber
 from faststream.message import StreamMessage
 
@@ -54,6 +56,7 @@ class SubscriberAttachment:
         self.settings = settings
         self.commits = settings.enable_batch_commit and subscriber.group_id is not None
         self.in_flight = 0
+        self.context: contextvars.Context | None = None
         self._slots = handler.slots
         self._committer = handler.committer
         self.consumer: Any = None
@@ -64,7 +67,7 @@ class SubscriberAttachment:
         self._window: Window
         # What was still running when its partition was revoked, until it ends.
         self._straddling: MutableMapping[KafkaCommitTask, Record] = weakref.WeakValueDictionary()
-        self._dead_letters = DeadLetterPublisher(lambda: private_parts.make_producer(subscriber))
+        self._dead_letters = DeadLetterPublisher(lambda: private_parts.make_producer(subscriber), handler.background)
         self._stopping: asyncio.Task[None] | None = None
         self._turns = 0
         self._poll_pause_sec = _LONGEST_POLL_PAUSE_SEC
@@ -151,6 +154,8 @@ class SubscriberAttachment:
             raise ConsumerStoppedError
         if not self._has_begun:
             self._has_begun = True
+            # That of FastStream's loop, in which records would be handled without us; unless a handler has started it.
+            self.context = contextvars.copy_context() if current_record.get() is None else None
             if self.commits and self.subscriber.partitions:
                 # Without a group's assignment no listener is called.
                 await self._restore(consumer, consumer.assignment())
@@ -272,12 +277,18 @@ class SubscriberAttachment:
 
     # -- records that fail ---------------------------------------------------------------------------------------
 
-    def halt(self, record: Record, reason: str) -> None:
+    def has_logged(self, error: BaseException) -> bool:
+        """Whether FastStream has logged the failure of a pass; what a handler raises to say something has no trace."""
+        return isinstance(error, IgnoredException) or private_parts.logs_failures(self.subscriber, error)
+
+    def halt(self, record: Record, reason: str, error: BaseException | None = None) -> None:
         """Take nothing more from the record's partitions: what comes after it there is delivered after a restart."""
+        trace = None if error is None or self.has_logged(error) else error
         for commit in record.commits:
             if commit.ledger.closed:
                 continue
-            self._health.note_halt(commit, reason)
+            commit.ledger.stop_at(commit.offset, reason)
+            logger.error("%r has halted its partition: %s. A restart tries it again.", commit, reason, exc_info=trace)
             if (partition := TopicPartition(*commit.topic_partition)) in self.consumer.assignment():
                 self._pauses.add(Reason.HALTED, partition)
 
@@ -289,7 +300,11 @@ class SubscriberAttachment:
         for raw in records_in(record.delivered):
             headers = describe(raw, self.subscriber.group_id, error, record.attempt)
             await self._dead_letters.publish(raw, to, headers)
-        logger.warning("%r is a dead letter after attempt %d: %s", record, record.attempt, brief(error))
+        logger.warning(
+            "%r is a dead letter after attempt %d: %s",
+            *(record, record.attempt, brief(error)),
+            exc_info=None if self.has_logged(error) else error,
+        )
 
     # -- a record that FastStream's own loop took before we were attached ------------------------------------------
 
@@ -311,7 +326,7 @@ class SubscriberAttachment:
         )
         # Its way back to `get_msg`, or the end of its task, says that the pass is over.
         loop.add_done_callback(self._is_superseded)
-        self.handler.context.run(private_parts.replace_loop, self.subscriber, loop)
+        self.handler.background.context.copy().run(private_parts.replace_loop, self.subscriber, loop)
 
     def _is_superseded(self, loop: asyncio.Task[Any]) -> None:
         if not loop.cancelled():
@@ -337,7 +352,7 @@ class SubscriberAttachment:
         """
         self.subscriber.running = False
         if self._stopping is None or (self._stopping.done() and self.subscriber.consumer is not None):
-            self._stopping = asyncio.get_running_loop().create_task(self._stop(), name=f"kafka-stop {self.name}")
+            self._stopping = self.handler.background.create_task(self._stop(), name=f"kafka-stop {self.name}")
         record = current_record.get()
         if record is None or record.source is not self or record.task is None or record.task.done():
             await asyncio.shield(self._stopping)
@@ -355,7 +370,7 @@ class SubscriberAttachment:
             if not await self._committer.flush(consumer, timeout_sec=max(deadline - handler.now(), _LEAST_STOP_SEC)):
                 logger.error("The last commit of %s failed: its records will be delivered again", self.name)
         # Never cancelled: a consumer that is interrupted while it leaves stays in the group as a ghost.
-        closing = asyncio.get_running_loop().create_task(self._close(), name=f"kafka-close {self.name}")
+        closing = handler.background.create_task(self._close(), name=f"kafka-close {self.name}")
         await asyncio.wait({closing}, timeout=max(deadline - handler.now(), _LEAST_STOP_SEC))
         if consumer is not None:
             # Only now: a rebalance that was under way while the consumer left has asked for it again.

@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import logging
+from typing import Any
 
 from faststream_concurrent_kafka.adoption import Earlier
+from faststream_concurrent_kafka.background import Background
 from faststream_concurrent_kafka.commit_request import commit, commit_last, describe
 from faststream_concurrent_kafka.commit_task import Consumer, KafkaCommitTask
 from faststream_concurrent_kafka.consumer_offsets import CommitFailure, ConsumerOffsets, classify
@@ -47,6 +49,7 @@ class KafkaBatchCommitter:
         self.is_alive = False
         """Whether the main task runs."""
         self._loop: asyncio.AbstractEventLoop
+        self._background: Background
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -54,7 +57,8 @@ class KafkaBatchCommitter:
         """Start the main task in the running event loop; a second call does nothing."""
         if self._main is None:
             self._loop = asyncio.get_running_loop()
-            self._main = self._loop.create_task(self._run(), name="kafka-batch-committer")
+            self._background = Background(self._loop)
+            self._main = self._background.create_task(self._run(), name="kafka-batch-committer")
             self.is_alive = True
             self._main.add_done_callback(self._ended)
 
@@ -135,7 +139,7 @@ class KafkaBatchCommitter:
         if self._finished >= self._commit_batch_size:
             self._wake()
         elif self._timer is None:
-            self._timer = self._loop.call_later(self._commit_batch_timeout_sec, self._wake)
+            self._timer = self._background.call_later(self._commit_batch_timeout_sec, self._wake)
 
     # -- consumers -----------------------------------------------------------------------------------------------
 
@@ -252,10 +256,13 @@ class KafkaBatchCommitter:
 
     def _start_request(
         self, offsets: ConsumerOffsets, timeout_sec: float, *, is_last: bool = False
-    ) -> asyncio.Task[None]:
-        request = offsets.request = self._loop.create_task(
+    ) -> asyncio.Task[Any]:
+        request = self._background.create_task(
             self._make_request(offsets, timeout_sec, is_last=is_last), name="kafka-commit"
         )
+        if not request.done():
+            # Else a task factory has started it eagerly, and it is over.
+            offsets.request = request
         return request
 
     @staticmethod

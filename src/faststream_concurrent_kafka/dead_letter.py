@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from aiokafka import ConsumerRecord
 
+from faststream_concurrent_kafka.background import Background
 from faststream_concurrent_kafka.errors import brief
 from faststream_concurrent_kafka.retries import DeadLetter, check_topic_name
 
@@ -62,8 +63,9 @@ class Producer(Protocol):
 class DeadLetterPublisher:
     """Publishes the dead letters of one subscriber, each tried again until it is acknowledged."""
 
-    def __init__(self, make_producer: Callable[[], Producer]) -> None:
+    def __init__(self, make_producer: Callable[[], Producer], background: Background) -> None:
         self._make_producer = make_producer
+        self._background = background
         self._producer: Producer | None = None
         self._starting = asyncio.Lock()
         self._stuck: dict[Hashable, str] = {}
@@ -116,7 +118,8 @@ class DeadLetterPublisher:
             if self._producer is None:
                 producer = self._make_producer()
                 try:
-                    await producer.start()
+                    # It goes on in tasks that it creates now.
+                    await self._background.create_task(producer.start(), name="kafka-dead-letters")
                 except BaseException:
                     await producer.stop()
                     raise

@@ -1,4 +1,6 @@
-"""The errors of the library: one root, and each says whose fault it is."""
+"""The errors of the library: one root, and each says whose fault it is. And how the errors of others are shown."""
+
+from collections.abc import Callable
 
 
 class ConcurrentKafkaError(Exception):
@@ -22,12 +24,41 @@ class CommitterIsDeadError(ConcurrentKafkaError, RuntimeError):
 
 
 def brief(error: BaseException, most: int = 200) -> str:
-    """Return the type and text of any exception, cut to `most` characters; its text may hold a whole record."""
-    try:
-        text = f"{type(error).__name__}: {error}"
-    except Exception:  # noqa: BLE001 - the exception is the user's
-        text = f"{type(error).__name__} (its text can't be read)"
+    """Return the type and text of any exception, on one line of at most `most` characters: it may hold a record."""
+    return escaped(f"{name_of(error)}: {text_of(error)}", most)
+
+
+def name_of(error: BaseException, *, qualified: bool = False) -> str:
+    """Return the name of an exception's type, with its module if `qualified`."""
+    kind = type(error)
+    return _read(lambda: f"{kind.__module__}.{kind.__qualname__}" if qualified else f"{kind.__name__}")
+
+
+def text_of(error: object) -> str:
+    """Return the text of any exception (or another object of the user's), whatever its `__str__` does."""
+    return _read(lambda: f"{error}")
+
+
+def escaped(text: str, most: int) -> str:
+    """Escape what is not printable in a text (line ends, NUL, lone surrogates), and cut it to `most` characters.
+
+    So a line of the log stays one line, and can be encoded.
+    """
+    text = "".join(map(_escaped, text[: most + 1]))
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def _escaped(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()
+
+
+def _read(read: Callable[[], str]) -> str:
+    try:
+        return read()
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - the object is the user's, and so is what it raises
+        return "(can't be read)"
 
 
 class HandlerTimeoutError(ConcurrentKafkaError):

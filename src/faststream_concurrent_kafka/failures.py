@@ -9,7 +9,8 @@ from collections.abc import Callable, Generator
 from faststream.exceptions import NackMessage
 
 from faststream_concurrent_kafka.checks import is_seconds
-from faststream_concurrent_kafka.errors import brief
+from faststream_concurrent_kafka.errors import brief, escaped, text_of
+from faststream_concurrent_kafka.private_parts import is_unreadable
 from faststream_concurrent_kafka.records import Outcome, Record
 from faststream_concurrent_kafka.retries import DeadLetter, FailurePolicy
 from faststream_concurrent_kafka.settings import Settings
@@ -20,6 +21,8 @@ logger = logging.getLogger(__package__)
 
 # A record that was not acknowledged is handled again after this: long enough not to spin, short enough to be "now".
 NACK_DELAY_SEC = 0.5
+_MOST_CAUSES = 10
+_MOST_TEXT = 200
 
 
 class Failures:
@@ -60,25 +63,32 @@ class Failures:
         if outcome is Outcome.NACKED:
             # Without retries there is no last attempt: the handler has asked for another, and gets it.
             return _nack_delay_sec(error) if not policy.retries or policy.has_attempts_left(attempt) else None
+        if not policy.has_attempts_left(attempt):
+            return None
         try:
-            again = policy.wants_again(error, attempt)
-        except Exception:
-            logger.exception("retry_on=%r has failed: %r is tried again", policy.retry_on, record)
-            again = policy.has_attempts_left(attempt)
+            again = policy.wants_again(error, attempt, is_unreadable=_is_unreadable(record, error))
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            logger.exception("retry_on has failed: %r is tried again", record)
+            again = True
         if not again:
             return None
         return policy.backoff_sec(attempt, self._jitter())
 
     async def _give_up(self, record: Record, then: str | DeadLetter, error: BaseException) -> Outcome:
-        source = record.source
+        source, attempt = record.source, record.attempt
         if source is None or then == "commit":
-            if record.attempt > 1:
+            is_logged = source is not None and source.has_logged(error)
+            if attempt > 1 or not is_logged:
                 logger.error(
-                    "%r is given up after %d attempts, as if it were done: %s", record, record.attempt, brief(error)
+                    "%r is given up after %d attempt%s, as if it were done: %s",
+                    *(record, attempt, "" if attempt == 1 else "s", brief(error)),
+                    exc_info=None if is_logged else error,
                 )
             return Outcome.DONE
         if then == "halt":
-            source.halt(record, f"failed at attempt {record.attempt}: {brief(error)}")
+            source.halt(record, f"failed at attempt {attempt}: {brief(error)}", error)
             return Outcome.NOT_DONE
         with self._without_slot():
             await source.dead_letter(record, error)
@@ -101,10 +111,20 @@ class Failures:
             self._slots.claim()
 
 
+def _is_unreadable(record: Record, error: BaseException | None) -> bool:
+    """Whether the record itself can't be read: an error of FastStream's parser, its decoder or a filter."""
+    for _ in range(_MOST_CAUSES):
+        if error is None or is_unreadable(error, record.raw):
+            return error is not None
+        # What a middleware makes of it counts as well, but not what a handler does.
+        error = (error.__cause__ or error.__context__) if record.message is None else None
+    return False
+
+
 def _nack_delay_sec(error: BaseException) -> float:
     options = error.extra_options if isinstance(error, NackMessage) else {}
     delay_sec = options.get("delay", NACK_DELAY_SEC)
     if set(options) - {"delay"} or not is_seconds(delay_sec):
-        logger.warning("NackMessage takes nothing but delay=<seconds>, got %r", options)
+        logger.warning("NackMessage takes nothing but delay=<seconds>, got %s", escaped(text_of(options), _MOST_TEXT))
         return NACK_DELAY_SEC
     return float(delay_sec)

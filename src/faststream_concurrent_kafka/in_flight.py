@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator
 
 from faststream_concurrent_kafka.batch_committer import KafkaCommitTask
@@ -34,6 +35,8 @@ class InFlight:
         self._records: dict[Record, None] = {}
         self._lanes: Lanes[Record] = Lanes()
         self._drains: list[asyncio.Event] = []
+        self._left: deque[Record] = deque()
+        self._is_handing_on = False
 
     def __len__(self) -> int:
         """Return how many there are."""
@@ -72,16 +75,27 @@ class InFlight:
     def leave(self, record: Record, outcome: Outcome) -> None:
         """Note that the task of a record has ended, and start those that waited for it."""
         self._settle(record, outcome)
-        leaving = [record] if record.lanes else []
-        while leaving:
-            left = leaving.pop()
-            lanes, left.lanes = left.lanes, ()
-            for successor in self._lanes.leave(lanes):
-                if successor in self._records and not successor.is_passed_over:
-                    self._start(successor)
-                else:
-                    self._settle(successor, Outcome.NOT_DONE)
-                    leaving.append(successor)
+        if record.lanes:
+            self._left.append(record)
+            self._hand_on()
+
+    def _hand_on(self) -> None:
+        if self._is_handing_on:
+            # A successor has started eagerly, and ended: one in each other would be as deep as the lane is long.
+            return
+        self._is_handing_on = True
+        try:
+            while self._left:
+                left = self._left.popleft()
+                lanes, left.lanes = left.lanes, ()
+                for successor in self._lanes.leave(lanes):
+                    if successor in self._records and not successor.is_passed_over:
+                        self._start(successor)
+                    else:
+                        self._settle(successor, Outcome.NOT_DONE)
+                        self._left.append(successor)
+        finally:
+            self._is_handing_on = False
 
     def _settle(self, record: Record, outcome: Outcome) -> None:
         """Note that a record needs no more work, or gets none. Its lanes stay taken while its task goes on."""
@@ -100,11 +114,11 @@ class InFlight:
             for commit in record.commits:
                 self._complete(commit)
             return
-        if source is not None and record.is_cancelled_by_others:
-            source.halt(record, "its task was cancelled by somebody else")
         for commit in record.commits:
             # Whatever comes after it will be delivered again with it.
             commit.ledger.stop_at(commit.offset)
+        if source is not None and record.is_cancelled_by_others:
+            source.halt(record, "its task was cancelled by somebody else")
 
     async def drain(self, belongs: Callable[[Record], bool], *, timeout_sec: float) -> bool:
         """Wait until no such record is in flight, at most `timeout_sec`; return whether that was reached.

@@ -6,7 +6,7 @@ from typing import Any
 from faststream.exceptions import StopConsume
 
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
-from faststream_concurrent_kafka.records import Record
+from faststream_concurrent_kafka.records import Record, is_interrupt
 
 
 class InlineCall:
@@ -37,7 +37,10 @@ class InlineCall:
         if self.record.source is not None:
             # If it has to be handled again, then like any other.
             self.record.process = self.record.source.process
-        if self._error is not None:
+        if self._error is not None and is_interrupt(self._error):
+            # It has ended the event loop's run there, and need not do so twice: the record is left undone.
+            self.record.is_cancelled = True
+        elif self._error is not None:
             raise self._error
 
     def submit(self, handler: KafkaConcurrentHandler, record: Record) -> None:

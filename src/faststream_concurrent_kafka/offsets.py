@@ -37,6 +37,7 @@ class PartitionLedger(Generic[T]):
         "finished_acked",
         "sent",
         "stopped_at",
+        "stopped_because",
     )
 
     def __init__(self, first_offset: int) -> None:
@@ -49,8 +50,9 @@ class PartitionLedger(Generic[T]):
         # How many records have finished, and how many had when what the broker has confirmed was sent.
         self.finished = 0
         self.finished_acked = 0
-        # The first record that was left undone, if any.
+        # The first record that was left undone, if any, and why.
         self.stopped_at: int | None = None
+        self.stopped_because = ""
         # Offsets in delivery order, from the last acknowledged one on, and beside each what tells its record from
         # another one at the same offset: 80 bytes, which is all that is kept of a finished record while an older one
         # is stuck. A plain dict would do for `_unfinished`, but finding its first key again and again while keys are
@@ -99,10 +101,11 @@ class PartitionLedger(Generic[T]):
             unacked.popleft()
             self._identities.popleft()
 
-    def stop_at(self, offset: int) -> None:
+    def stop_at(self, offset: int, reason: str = "it was left undone") -> None:
         """Note that the record at `offset` will not be finished: the frontier of this epoch stays at or below it."""
         if self.stopped_at is None or offset < self.stopped_at:
             self.stopped_at = offset
+            self.stopped_because = reason
 
     def stops_before(self, offset: int) -> bool:
         """Whether a record below `offset` will not be finished, so that all from there on is delivered again."""

@@ -6,8 +6,10 @@
 import asyncio
 import functools
 import itertools
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from types import FrameType
 from typing import Any, NamedTuple, cast
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -25,6 +27,10 @@ from faststream_concurrent_kafka.suspension import frames_of
 _THREADED = "run_sync_in_worker_thread"
 # A pass over a record, in the task that makes it.
 _PASS = LogicSubscriber.process_message.__code__
+# Where FastStream parses a record and filters it, decodes it, and logs how its pass has ended.
+_PARSES = ("faststream._internal.endpoint.subscriber.call_item", "is_suitable")
+_DECODES = ("faststream.message.message", "decode")
+_LOGS = ("faststream.middlewares.logging", "__aexit__")
 # That of a consumer which has not joined its group, or was thrown out of it.
 _NO_GENERATION = -1
 _DEFAULT_MAX_POLL_INTERVAL_MS = 300_000
@@ -129,6 +135,48 @@ def surround_waits(limiter: CapacityLimiter, waiting: Callable[[], AbstractConte
 
     limiter.__class__ = Surrounded
     return undo
+
+
+def is_unreadable(error: BaseException, raw: Any) -> bool:
+    """Whether an error was raised while FastStream read a record: by its parser, its decoder or a filter."""
+    for frame, place in _frames(error):
+        # Nothing is asked of other frames: what is asked stays in them, and may be the error itself.
+        if place == _PARSES and frame.f_locals["msg"] is raw:
+            return True
+        # A message is decoded when its handler is called, after the middlewares; and a handler may decode others.
+        if place == _DECODES and frame.f_locals["self"].raw_message is raw:
+            return True
+    return False
+
+
+def logs_failures(subscriber: LogicSubscriber[Any], error: BaseException) -> bool:
+    """Whether FastStream has logged an error that came out of a pass, with its traceback."""
+    if any(place == _LOGS for _, place in _frames(error)):
+        # It has tried to, and the text of the error can't be read.
+        return False
+    broker_logger = subscriber._outer_config.logger.logger.logger
+    return broker_logger is not None and not (isinstance(broker_logger, logging.Logger) and _is_off(broker_logger))
+
+
+def _frames(error: BaseException) -> Iterator[tuple[FrameType, tuple[str, str]]]:
+    """Yield the frames that an error went through, and the module and function of each."""
+    trace = error.__traceback__
+    while trace is not None:
+        frame = trace.tb_frame
+        yield frame, (str(frame.f_globals.get("__name__")), frame.f_code.co_name)
+        trace = trace.tb_next
+
+
+def _is_off(broker_logger: logging.Logger) -> bool:
+    if not broker_logger.isEnabledFor(logging.ERROR):
+        return True
+    logger: logging.Logger | None = broker_logger
+    handlers: list[logging.Handler] = []
+    while logger is not None:
+        handlers += logger.handlers
+        logger = logger.parent if logger.propagate else None
+    handlers = handlers or ([logging.lastResort] if logging.lastResort is not None else [])
+    return all(isinstance(each, logging.NullHandler) or each.level > logging.ERROR for each in handlers)
 
 
 def context_of(subscriber: LogicSubscriber[Any]) -> Any:

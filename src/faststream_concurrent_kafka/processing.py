@@ -1,7 +1,6 @@
 """`KafkaConcurrentHandler`: the one creator of record tasks, and the keeper of everything that runs beside them."""
 
 import asyncio
-import contextvars
 import logging
 import os
 import threading
@@ -10,12 +9,21 @@ from typing import Any, ClassVar, Self
 
 from faststream.exceptions import StopConsume
 
+from faststream_concurrent_kafka.background import Background
 from faststream_concurrent_kafka.batch_committer import KafkaBatchCommitter
 from faststream_concurrent_kafka.errors import SettingsError, SetupError, brief
 from faststream_concurrent_kafka.failures import Failures
 from faststream_concurrent_kafka.in_flight import InFlight
 from faststream_concurrent_kafka.loop_lag import LoopLag
-from faststream_concurrent_kafka.records import UP_TO_POLICY, Outcome, Record, RecordSource, current_record, outcome_of
+from faststream_concurrent_kafka.records import (
+    UP_TO_POLICY,
+    Outcome,
+    Record,
+    RecordSource,
+    current_record,
+    is_interrupt,
+    outcome_of,
+)
 from faststream_concurrent_kafka.settings import Settings
 from faststream_concurrent_kafka.signals import SignalGuard
 from faststream_concurrent_kafka.slots import Slots
@@ -101,8 +109,8 @@ class KafkaConcurrentHandler:
         self._thread: int
         # When the observer last had its turn.
         self._looked_at: float
-        # What runs as long as we do is started in it, wherever that happens: a record's must not live on in it.
-        self.context: contextvars.Context
+        self.background: Background
+        """In which everything runs; from `start` on."""
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -130,7 +138,7 @@ class KafkaConcurrentHandler:
                 raise SetupError("concurrent processing runs in another event loop: stop it there first")
             return
         self._loop = loop
-        self.context = contextvars.copy_context()
+        self.background = Background(loop)
         self.turns.start(loop)
         self._threads.start()
         self.loop_lag.start(loop)
@@ -138,7 +146,7 @@ class KafkaConcurrentHandler:
             self.committer.spawn()
         self._thread = threading.get_ident()
         self._looked_at = loop.time()
-        self._observer = loop.create_task(self._observe(), name="kafka-concurrent-observer")
+        self._observer = self.background.create_task(self._observe(), name="kafka-concurrent-observer")
         self._signals.install(loop)
 
     async def stop(self) -> None:
@@ -149,7 +157,7 @@ class KafkaConcurrentHandler:
         if self._observer is None:
             return
         if self._stopping is None:
-            self._stopping = self._loop.create_task(self._stop(), name="kafka-concurrent-stop")
+            self._stopping = self.background.create_task(self._stop(), name="kafka-concurrent-stop")
         record = current_record.get()
         if record is None or record.task is None or record.task.done():
             await asyncio.shield(self._stopping)
@@ -222,11 +230,16 @@ class KafkaConcurrentHandler:
 
     def _start(self, record: Record) -> None:
         self.slots.claim()
-        record.task = self._loop.create_task(self._own(record))
+        record.task = self.background.create_task(
+            self._own(record), context=None if record.source is None else record.source.context
+        )
 
     async def _own(self, record: Record) -> None:
+        # A task factory may have started it before anybody else has it.
+        record.task = asyncio.current_task()
         current_record.set(record)
         semaphore = self.slots.semaphore
+        outcome = Outcome.NOT_DONE
         try:
             while True:
                 outcome, error = Outcome.NOT_DONE, None
@@ -259,17 +272,19 @@ class KafkaConcurrentHandler:
             self.records.leave(record, outcome)
 
     def _meaning_of(self, record: Record, error: BaseException | None) -> Outcome:
+        if error is not None and is_interrupt(error):
+            # It is meant for the process, not for the record: it goes on, out of the event loop.
+            raise error
         if isinstance(error, StopConsume | SystemExit):
             self._stop_source(record, error)
-        elif error is not None and not isinstance(error, Exception | asyncio.CancelledError):
-            raise error
         return outcome_of(record, error)
 
     async def _deal_with(self, record: Record, outcome: Outcome, error: BaseException | None) -> Outcome:
         try:
             return await self._failures.deal_with(record, outcome, error)
-        except (Exception, asyncio.CancelledError) as problem:
-            if record.task is not None and record.task.cancelling():
+        except BaseException as problem:
+            is_cancellation = isinstance(problem, asyncio.CancelledError)
+            if is_interrupt(problem) or (is_cancellation and record.task is not None and record.task.cancelling()):
                 raise
             logger.exception("The failure of %r could not be dealt with", record)
             if record.source is not None:
@@ -283,13 +298,13 @@ class KafkaConcurrentHandler:
         self.start_helper(record.source.stop())
         if isinstance(error, SystemExit):
             # Not here: what the application makes of it must not become a matter of this record.
-            self._loop.call_soon(record.source.stop_application)
+            self.background.call_soon(record.source.stop_application)
 
     def start_helper(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something beside the records, in a task that is kept and whose failure is logged."""
-        helper = self._loop.create_task(work, name="kafka-concurrent-helper")
+        helper = self.background.create_task(work, name="kafka-concurrent-helper")
         self._helpers.add(helper)
-        helper.add_done_callback(self._helper_ended)
+        helper.add_done_callback(self._helper_ended, context=self.background.context)
 
     def _helper_ended(self, helper: asyncio.Task[None]) -> None:
         self._helpers.discard(helper)
@@ -330,6 +345,12 @@ class KafkaConcurrentHandler:
             problems.append("concurrent processing is stopping")
         if self.settings.enable_batch_commit:
             problems += self.committer.problems()
+        problems += [
+            f"{topic}[{partition}]@{ledger.stopped_at} has halted its partition: {ledger.stopped_because}. "
+            "A restart tries it again."
+            for topic, partition, ledger in self.committer.partitions()
+            if ledger.stopped_at is not None
+        ]
         problems += self._setup_problems + self.time_limits.problems(self.now()) + self.loop_lag.problems()
         return problems + [problem for source in self.sources for problem in source.problems()]
 

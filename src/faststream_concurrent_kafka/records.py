@@ -27,6 +27,9 @@ class RecordSource(Protocol):
     in_flight: int
     """How many of its records are in flight; counted by the handler."""
 
+    context: contextvars.Context | None
+    """What the tasks of its records get a copy of; None = what the handler was started with."""
+
     @property
     def name(self) -> str:
         """How logs and reports call it."""
@@ -61,8 +64,12 @@ class RecordSource(Protocol):
         """Ask the application, if there is one, to end."""
         ...
 
-    def halt(self, record: "Record", reason: str) -> None:
-        """Take nothing more from the record's partitions, and say so in `problems`."""
+    def has_logged(self, error: BaseException) -> bool:
+        """Whether FastStream has logged the failure of a pass, with its traceback."""
+        ...
+
+    def halt(self, record: "Record", reason: str, error: BaseException | None = None) -> None:
+        """Take nothing more from the record's partitions, and log why, with an error that nobody has logged."""
         ...
 
     async def dead_letter(self, record: "Record", error: BaseException) -> None:
@@ -208,8 +215,15 @@ _MEANS_DONE = (StopConsume, SystemExit, AckMessage, RejectMessage, SkipMessage)
 current_record: contextvars.ContextVar[Record | None] = contextvars.ContextVar("current_record", default=None)
 
 
+def is_interrupt(error: BaseException) -> bool:
+    """Whether somebody has pressed Ctrl-C while a record was handled: that says nothing about the record."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup(KeyboardInterrupt) is not None
+    return isinstance(error, KeyboardInterrupt)
+
+
 def outcome_of(record: Record, error: BaseException | None) -> Outcome:
-    """Decide what a finished pass means for its record; an error was logged by FastStream already."""
+    """Decide what a finished pass means for its record, whatever has ended it: any exception is a failure."""
     if record.is_cancelled:
         # The stop has given it up. Whatever it made of its cancellation, nobody can tell that its work was done.
         return Outcome.NOT_DONE

@@ -3,7 +3,9 @@
 Pure: no clock, no randomness, no logging. An attempt is one whole FastStream pass over the record; they count from 1.
 """
 
+import contextvars
 import dataclasses
+import functools
 import inspect
 import re
 from collections.abc import Callable
@@ -25,13 +27,21 @@ _TOPIC_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 _MOST_DOUBLINGS = 64
 
 
+# Whether the failure that `retry_on` is asked about is one of reading the record.
+_is_unreadable: contextvars.ContextVar[bool] = contextvars.ContextVar("is_unreadable", default=False)
+
+
 def is_retriable(error: BaseException, attempt: int) -> bool:  # noqa: ARG001 - what `retry_on` is called with
     """Tell the failures that another attempt may mend from records that are malformed. The default of `retry_on`.
 
-    Malformed is what raises pydantic's or FastDepends' ValidationError, JSONDecodeError, UnicodeDecodeError or
-    SubscriberNotFound: also where the handler itself has raised one of these, say over somebody else's answer.
+    A record is malformed when FastStream can't read it: when its parser, its decoder or a filter raises anything, so
+    that the handler was never called. And when an exception is pydantic's or FastDepends' ValidationError,
+    JSONDecodeError, UnicodeDecodeError or SubscriberNotFound: also where the handler itself has raised it, say over
+    somebody else's answer. Failures of middlewares and dependencies are like those of the handler.
+
+    To be called by a `retry_on` of your own: elsewhere it goes by the type alone.
     """
-    return not isinstance(error, _MALFORMED)
+    return not _is_unreadable.get() and not isinstance(error, _MALFORMED)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,8 +55,8 @@ class DeadLetter:
     """Its name, or a callable that gets the `aiokafka.ConsumerRecord` and returns it."""
 
     def __post_init__(self) -> None:
-        if inspect.iscoroutinefunction(self.topic):
-            raise SettingsError(f"topic must be a name or an ordinary function, no coroutine function: {self.topic!r}")
+        if is_async(self.topic):
+            raise SettingsError(f"topic must be a name or an ordinary function, not an async one: {self.topic!r}")
         if not callable(self.topic):
             check_topic_name(self.topic)
 
@@ -70,12 +80,14 @@ class FailurePolicy:
     max_backoff_sec: float = 30.0
     """Longest wait before any attempt, in seconds."""
 
-    retry_on: type[Exception] | tuple[type[Exception], ...] | Callable[[BaseException, int], bool] = is_retriable
+    retry_on: type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException, int], bool] = (
+        is_retriable
+    )
     """Which failures are tried again: exception types, or a callable that gets the exception and the number of the
-    attempt that raised it. By default all but those of records that are malformed: bytes that FastStream can't parse
-    or validate, and records that no handler takes."""
+    attempt that raised it. By default all but those of records that are malformed: see `is_retriable`. What is given
+    here decides about those as well: name the exceptions of a decoder that asks a schema registry."""
 
-    never_retry: type[Exception] | tuple[type[Exception], ...] = ()
+    never_retry: type[BaseException] | tuple[type[BaseException], ...] = ()
     """Exception types that are not tried again, whatever `retry_on` says."""
 
     then: Literal["commit", "halt"] | DeadLetter = "commit"
@@ -87,10 +99,10 @@ class FailurePolicy:
         check_seconds("first_backoff_sec", self.first_backoff_sec, zero_allowed=True)
         check_seconds("max_backoff_sec", self.max_backoff_sec, zero_allowed=True)
         is_function = callable(self.retry_on) and not isinstance(self.retry_on, type)
-        if not _are_exception_types(self.retry_on) and (not is_function or inspect.iscoroutinefunction(self.retry_on)):
+        if not _are_exception_types(self.retry_on) and (not is_function or is_async(self.retry_on)):
             raise SettingsError(
-                "retry_on must be an exception type, a tuple of them or an ordinary function that gets the exception "
-                f"and the attempt, got {self.retry_on!r}",
+                "retry_on must be an exception type, a tuple of them or an ordinary function (not an async one) that "
+                f"gets the exception and the attempt, got {self.retry_on!r}",
             )
         if not _are_exception_types(self.never_retry):
             raise SettingsError(f"never_retry must be an exception type or a tuple of them, got {self.never_retry!r}")
@@ -106,13 +118,24 @@ class FailurePolicy:
         """Whether there may be another attempt after the one of this number."""
         return self.max_attempts == 0 or attempt < self.max_attempts
 
-    def wants_again(self, error: BaseException, attempt: int) -> bool:
-        """Whether a record is tried again after this failure; raises what a callable `retry_on` raises."""
+    def wants_again(self, error: BaseException, attempt: int, *, is_unreadable: bool = False) -> bool:
+        """Whether a record is tried again after this failure; raises what a callable `retry_on` raises.
+
+        `is_unreadable` tells `is_retriable` that FastStream could not read the record.
+
+        Raises:
+            SettingsError: the callable has returned an awaitable.
+
+        """
         if not self.has_attempts_left(attempt) or isinstance(error, self.never_retry):
             return False
         if isinstance(self.retry_on, type | tuple):
             return isinstance(error, self.retry_on)
-        return bool(self.retry_on(error, attempt))
+        token = _is_unreadable.set(is_unreadable)
+        try:
+            return bool(ordinary("retry_on", self.retry_on(error, attempt)))
+        finally:
+            _is_unreadable.reset(token)
 
     def backoff_sec(self, attempt: int, jitter: float) -> float:
         """Return the wait after the attempt of this number, in seconds; `jitter` is drawn between 0 and 1."""
@@ -132,6 +155,28 @@ def check_topic_name(name: Any) -> str:
             f"a dead letter topic must have a name of 1 to 249 letters, digits, '.', '_' and '-', got {name!r}",
         )
     return name
+
+
+def is_async(function: Any) -> bool:
+    """Whether it is async: such a function, an object with such a `__call__`, or a partial of one."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    called = (function, type(function).__call__) if callable(function) else ()
+    return any(inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each) for each in called)
+
+
+def ordinary(name: str, value: Any) -> Any:
+    """Return what an ordinary function has returned; refuse what would have to be awaited.
+
+    Raises:
+        SettingsError: it would.
+
+    """
+    if not inspect.isawaitable(value):
+        return value
+    if inspect.iscoroutine(value):
+        value.close()
+    raise SettingsError(f"{name} must be an ordinary function, not one that returns an awaitable")
 
 
 def _are_exception_types(value: Any) -> bool:

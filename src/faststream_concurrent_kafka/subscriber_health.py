@@ -9,7 +9,6 @@ from aiokafka import TopicPartition
 from faststream.kafka.subscriber.usecase import LogicSubscriber
 
 from faststream_concurrent_kafka import private_parts
-from faststream_concurrent_kafka.commit_task import KafkaCommitTask
 from faststream_concurrent_kafka.stalls import StallWatch
 
 
@@ -36,16 +35,9 @@ class SubscriberHealth:
         self._subscriber = subscriber
         self._name = name
         self._stalls: StallWatch[TopicPartition] = StallWatch(stall_timeout_sec)
-        # Why a partition stands still, by the record that it stopped at; over when the ledger is.
-        self._halted: dict[KafkaCommitTask, str] = {}
         self._stall_timeout_sec = stall_timeout_sec
         self._fetching: _Trouble | None = None
         self._missing: _Trouble | None = None
-
-    def note_halt(self, commit: KafkaCommitTask, reason: str) -> None:
-        """Note that a partition stands still at a record."""
-        self._halted[commit] = f"{commit!r} has halted its partition: {reason}. A restart tries it again."
-        logger.error("%s", self._halted[commit])
 
     def note_fetch_error(self, error: Exception, now: float) -> None:
         """Note that a fetch has failed; FastStream makes another one soon."""
@@ -78,10 +70,7 @@ class SubscriberHealth:
 
     def problems(self, now: float) -> list[str]:
         """Say what is wrong with a subscriber that is meant to run; empty when all is well."""
-        if deaths := self.deaths():
-            return deaths
-        self._halted = {commit: reason for commit, reason in self._halted.items() if not commit.ledger.closed}
-        return [*self._halted.values(), *self._silences(now)]
+        return self.deaths() or list(self._silences(now))
 
     def _silences(self, now: float) -> Iterator[str]:
         for key, age_sec, reason in self._stalls.stalled(now):

@@ -41,7 +41,7 @@ class TimeLimits:
                 result = await handle()
         except BaseException as error:
             # A CancelledError that the scope has let through is not its own: somebody else cancels the task as well.
-            if limit.is_over and isinstance(error, Exception):
+            if limit.is_over and not isinstance(error, asyncio.CancelledError | KeyboardInterrupt | SystemExit):
                 raise HandlerTimeoutError(limit.describe()) from error
             raise
         finally:

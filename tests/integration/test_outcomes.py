@@ -2,14 +2,23 @@
 
 import asyncio
 import logging
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 from faststream.exceptions import AckMessage, NackMessage, RejectMessage, SkipMessage, StopConsume
 from faststream.kafka.annotations import KafkaMessage
 
+from faststream_concurrent_kafka import Attempt, DeadLetter, FailurePolicy, is_kafka_handler_healthy
 from tests.brokers import wait_until
-from tests.integration.helpers import Seen, both_loops, consuming, manual, serving
+from tests.integration.helpers import (
+    PATIENCE_SEC,
+    Seen,
+    both_loops,
+    consuming,
+    manual,
+    serving,
+    serving_plainly,
+)
 
 
 DONE = {
@@ -179,3 +188,94 @@ async def test_stop_consume_stops_its_subscriber_after_a_drain(cluster, new_brok
         await handled.until(20)
         await cluster.send(topic, range(10, 12))
     assert len(seen.values) == 10
+
+
+class PanicError(BaseException):
+    """As `pyo3_runtime.PanicException`, of a Rust extension."""
+
+
+@pytest.mark.parametrize(
+    "how", ["one by one", "batch", "the first record of a late one", "the first batch of a late one"]
+)
+async def test_a_panic_is_a_failure_like_any_other(cluster, new_broker, new_topic, how, caplog):
+    """It is retried, logged once with its traceback and given up; the partition goes on, and health is green."""
+    topic, broker, attempts, handled = await new_topic(), new_broker(), [], []
+
+    async def handle(numbers, attempt):
+        await asyncio.sleep(0)
+        if 0 in numbers:
+            attempts.append(attempt)
+            raise PanicError("index out of bounds")
+        handled.extend(numbers)
+
+    async def one(number: int, attempt: Attempt):
+        await handle([number], attempt)
+
+    async def several(numbers: list[int], attempt: Attempt):
+        await handle(numbers, attempt)
+
+    if "batch" in how:
+        consuming(broker, topic, batch=True, max_records=1)(several)
+    else:
+        consuming(broker, topic)(one)
+    await cluster.send(topic, range(20))
+    policy = FailurePolicy(max_attempts=2, first_backoff_sec=0.01)
+    run = serving_plainly if "late" in how else serving
+    async with run(broker, on_failure=policy, commit_batch_timeout_sec=0.05) as app:
+        await cluster.until_committed(topic, {0: 20})
+        assert is_kafka_handler_healthy(app.context)
+    assert (attempts, sorted(handled)) == ([1, 2], list(range(1, 20)))
+    logged = [each for each in caplog.records if each.levelno >= logging.ERROR and each.name != "asyncio"]
+    assert [str(each.exc_info[1]) for each in logged if each.exc_info] == ["index out of bounds"]
+
+
+def _silent(kind):
+    if kind == "none":
+        return None
+    logger = logging.Logger("test.silent")  # noqa: LOG001 - of no use to anybody else
+    if kind == "its level":
+        logger.addHandler(logging.StreamHandler())
+        logger.setLevel(logging.CRITICAL)
+    elif kind == "no handler that takes it":
+        logger.addHandler(logging.NullHandler())
+        strict = logging.StreamHandler()
+        strict.setLevel(logging.CRITICAL)
+        logger.addHandler(strict)
+    elif kind == "disabled":
+        logger.addHandler(logging.StreamHandler())
+        logger.disabled = True
+    return logger
+
+
+@pytest.mark.parametrize(
+    "case",
+    list(
+        product(["none", "its level", "no handler that takes it", "disabled", "on"], ["commit", "halt", "dead letter"])
+    ),
+)
+async def test_a_failure_is_logged_once_with_its_traceback(cluster, new_broker, new_topic, caplog, case):
+    """By FastStream where it has a logger, else by the library."""
+    kind, then = case
+    topic, dead = await new_topic(), await new_topic()
+    broker = new_broker(logger=logging.getLogger("test.loud") if kind == "on" else _silent(kind))
+
+    @consuming(broker, topic)
+    async def handle(number: int):
+        raise ValueError(f"boom {number}")
+
+    await cluster.send(topic, [7])
+    policy = FailurePolicy(then=DeadLetter(dead) if then == "dead letter" else then)
+    async with serving(broker, on_failure=policy, commit_batch_timeout_sec=0.05) as app:
+        if then == "halt":
+            await wait_until(lambda: not is_kafka_handler_healthy(app.context), PATIENCE_SEC, "halted")
+        else:
+            await cluster.until_committed(topic, {0: 1})
+    traces = [each for each in caplog.records if each.exc_info]
+    assert [str(each.exc_info[1]) for each in traces] == ["boom 7"]
+    assert traces[0].name == ("test.loud" if kind == "on" else "faststream_concurrent_kafka")
+    ours = [
+        each for each in caplog.records if each.name == "faststream_concurrent_kafka" and "boom" in each.getMessage()
+    ]
+    assert len(ours) == (kind != "on" or then != "commit")
+    if ours:
+        assert f"{topic}[0]@0" in ours[0].getMessage()

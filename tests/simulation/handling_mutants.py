@@ -107,7 +107,7 @@ def there_is_no_time_limit(patch: pytest.MonkeyPatch) -> None:
 
 @mutant("halted", "order")
 def a_halted_partition_goes_on(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(PartitionLedger, "stop_at", lambda _self, _offset: None)
+    patch.setattr(PartitionLedger, "stop_at", lambda *_: None)
     patch.setattr(SubscriberAttachment, "halt", lambda _self, _record, _reason: None)
 
 

@@ -104,7 +104,8 @@ class JournalingSource(Source):
         self.publishing = set()
 
     @override
-    def halt(self, record, reason):
+    def halt(self, record, reason, error=None):
+        super().halt(record, reason, error)
         self.journal.append(("halted", record.raw.partition, record.raw.offset))
 
     @override

@@ -11,6 +11,7 @@ import faststream_concurrent_kafka
 SOURCE = Path(faststream_concurrent_kafka.__file__).parent
 FLOORS = {
     "errors": 0,
+    "background": 1,
     "checks": 1,
     "retries": 2,
     "settings": 3,

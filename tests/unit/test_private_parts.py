@@ -5,8 +5,9 @@ import asyncio
 import dataclasses
 import functools
 import inspect
+import logging
 import textwrap
-from typing import Annotated
+from typing import Annotated, Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
@@ -18,7 +19,7 @@ from aiokafka.protocol.commit import OffsetCommitRequest
 from faststream import BaseMiddleware, Context
 from faststream._internal.endpoint.subscriber.usecase import SubscriberUsecase
 from faststream.kafka import KafkaBroker, KafkaRouter, TestKafkaBroker
-from faststream.kafka.message import KafkaAckableMessage, KafkaMessage
+from faststream.kafka.message import FAKE_CONSUMER, KafkaAckableMessage, KafkaMessage
 from faststream.kafka.parser import AioKafkaBatchParser, AioKafkaParser
 from faststream.kafka.subscriber.usecase import BatchSubscriber, DefaultSubscriber, LogicSubscriber
 from faststream.middlewares import AckPolicy
@@ -30,6 +31,8 @@ from faststream_concurrent_kafka.private_parts import (
     exists,
     fetch_states,
     in_hand,
+    is_unreadable,
+    logs_failures,
     make_producer,
     narrow_batch,
     replace_loop,
@@ -360,3 +363,69 @@ def test_records_are_dataclasses_that_can_be_copied():
 def test_topic_partitions_are_found_by_plain_tuples():
     """Ledgers are looked up by `(topic, partition)`, which must hash and compare like a TopicPartition."""
     assert {TopicPartition("t", 1): "found"}[("t", 1)] == "found"  # ty: ignore[invalid-argument-type]
+
+
+async def fails(*_args):
+    raise LookupError
+
+
+@pytest.mark.parametrize("batch", [False, True])
+@pytest.mark.parametrize("place", ["parser", "decoder", "filter", "handler", "another's decoder"])
+async def test_where_a_record_could_not_be_read_is_seen_in_the_traceback(place, batch):
+    """`is_suitable(msg)` parses and filters, `StreamMessage.decode` of a message with that `raw_message` decodes."""
+    broker = KafkaBroker(logger=None)
+
+    async def handle():
+        if place == "another's decoder":
+            await other.decode()
+        raise LookupError
+
+    other = KafkaMessage(raw_message="another", body=b"", consumer=FAKE_CONSUMER)
+    other.set_decoder(fails)
+    options = {place: fails} if place in {"parser", "decoder", "filter"} else {}
+    subscriber = broker.subscriber("topic", batch=batch)
+    subscriber(handle, **options)
+    record = ConsumerRecord("topic", 0, 5, 1, 0, None, b"x", None, 0, 1, ())
+    raw = (record,) if batch else record
+    async with TestKafkaBroker(broker):
+        with pytest.raises(LookupError) as raised:
+            await subscriber.process_message(raw)
+    assert is_unreadable(raised.value, raw) == bool(options)
+    assert not is_unreadable(raised.value, dataclasses.replace(record))
+
+
+class UnreadableError(Exception):
+    """FastStream puts its text into a line."""
+
+    @override
+    def __str__(self):
+        raise LookupError
+
+
+@pytest.mark.parametrize("error", [ValueError, BaseException, UnreadableError])
+async def test_faststream_logs_what_comes_out_of_a_pass(error):
+    """Whatever it is, with its traceback, as long as its text can be read. `TestKafkaBroker` has its own logger."""
+    broker = KafkaBroker()
+    subscriber = broker.subscriber("topic")
+
+    @subscriber
+    async def handle():
+        raise error
+
+    record = ConsumerRecord("topic", 0, 5, 1, 0, None, b"x", None, 0, 1, ())
+    async with TestKafkaBroker(broker):
+        logger: Any = broker.config.logger.logger.logger
+        with pytest.raises(BaseException) as raised:  # noqa: PT011 - whatever it is
+            await subscriber.process_message(record)
+        has_logged = any(line.kwargs["exc_info"] is raised.value for line in logger.log.call_args_list)
+        assert has_logged == (error is not UnreadableError)
+        assert logs_failures(subscriber, raised.value) == has_logged
+
+
+@pytest.mark.parametrize("logger", [None, logging.getLogger("test.loud")], ids=["silent", "loud"])
+def test_faststreams_logger_is_found(logger):
+    """`LoggerState.logger.logger` is what a broker was given, from its start on."""
+    broker = KafkaBroker(logger=logger)
+    subscriber = broker.subscriber("topic")
+    broker._setup_logger()
+    assert logs_failures(subscriber, ValueError()) == (logger is not None)

@@ -1,8 +1,10 @@
 """The failure policy: what it refuses, how long it waits, and against an oracle which attempts are made."""
 
 import asyncio
+import functools
 import json
 import math
+import warnings
 from typing import Any
 
 import pydantic
@@ -86,16 +88,63 @@ def test_what_can_not_be_a_topic_is_refused(name):
         check_topic_name(name)
 
 
-def test_coroutine_functions_are_refused():
-    """Their coroutine would be taken for a yes, or for a name."""
+async def ask(*_args):
+    return True
 
-    async def ask(*_args):
+
+async def ask_often(*_args):
+    yield True
+
+
+class AsyncCallable:
+    """An object that is called like a function."""
+
+    async def __call__(self, *_args):
         return True
 
-    with pytest.raises(SettingsError, match=r"retry_on must be .* ordinary function"):
-        refuse(retry_on=ask)
-    with pytest.raises(SettingsError, match="no coroutine function"):
-        DeadLetter(ask)  # ty: ignore[invalid-argument-type]
+    async def method(self, *_args):
+        return True
+
+
+ASYNC = {
+    "a coroutine function": ask,
+    "an async generator function": ask_often,
+    "an object": AsyncCallable(),
+    "a method": AsyncCallable().method,
+    "a partial": functools.partial(ask, 1),
+    "a partial of an object": functools.partial(AsyncCallable(), 1),
+    "a partial of a partial": functools.partial(functools.partial(AsyncCallable(), 1), 2),
+}
+
+
+@pytest.mark.parametrize("function", ASYNC.values(), ids=ASYNC)
+def test_async_callables_are_refused(function):
+    """Their coroutine would be taken for a yes, or for a name."""
+    with pytest.raises(SettingsError, match=r"retry_on must be .* ordinary function \(not an async one\)"):
+        refuse(retry_on=function)
+    with pytest.raises(SettingsError, match="not an async one"):
+        DeadLetter(function)
+
+
+def test_ordinary_callables_of_any_kind_are_taken():
+    """A class, an object, a method, a partial."""
+
+    class Callable:
+        def __call__(self, *_args):
+            return "dead"
+
+    for function in (Callable(), Callable().__call__, functools.partial(Callable()), lambda *_: "dead", str):
+        assert DeadLetter(function).topic is function
+    assert FailurePolicy(max_attempts=2, retry_on=functools.partial(Callable())).wants_again(ValueError(), 1)
+
+
+def test_an_awaitable_that_an_ordinary_callable_returns_is_no_answer():
+    """It is said so, and nothing is left that was never awaited."""
+    policy = FailurePolicy(max_attempts=2, retry_on=lambda *_: ask())  # ty: ignore[invalid-argument-type]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(SettingsError, match="retry_on must be an ordinary function"):
+            policy.wants_again(ValueError(), 1)
 
 
 @pytest.mark.parametrize("name", ["a", "orders.dead", "Orders_dead-2", "...", "a" * 249])
@@ -159,6 +208,21 @@ def test_malformed_records_are_not_tried_again_by_default(error):
     """Unless one asks for it."""
     assert not FailurePolicy(max_attempts=3).wants_again(error, 1)
     assert FailurePolicy(max_attempts=3, retry_on=Exception).wants_again(error, 1)
+
+
+def test_what_can_not_be_read_is_malformed_whatever_was_raised():
+    """For the default, and for a callable that goes by it; an answer of its own, or a type, has the last word."""
+    error = ConnectionError()
+
+    def again(**options):
+        return FailurePolicy(max_attempts=3, **options).wants_again(error, 1, is_unreadable=True)
+
+    assert not again()
+    assert not again(retry_on=lambda error, attempt: attempt < 2 and is_retriable(error, attempt))
+    assert again(retry_on=lambda _error, _attempt: True)
+    assert again(retry_on=ConnectionError)
+    assert not again(retry_on=ConnectionError, never_retry=OSError)
+    assert is_retriable(error, 1)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A started handler in virtual time, with a source and a consumer that only remember what is asked of them."""
 
 import asyncio
+import contextvars
 from collections import defaultdict
 
 from aiokafka import ConsumerRecord, TopicPartition
@@ -25,6 +26,7 @@ class Source:
 
     name = "source"
     commits = True
+    context: contextvars.Context | None = None
 
     def __init__(self, settings):
         self.settings = settings
@@ -35,6 +37,7 @@ class Source:
         self.stops = 0
         self.application_stops = 0
         self.publishing_sec = 0.0
+        self.logs = True
 
     async def process(self, raw):
         raise AssertionError(raw)
@@ -57,7 +60,11 @@ class Source:
     def stop_application(self):
         self.application_stops += 1
 
-    def halt(self, record, reason):
+    def has_logged(self, error):
+        return self.logs or not isinstance(error, BaseException)
+
+    def halt(self, record, reason, error=None):
+        assert error is None or isinstance(error, BaseException)
         self.halts.append(f"{record!r}: {reason}")
 
     async def dead_letter(self, record, error):

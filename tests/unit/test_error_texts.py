@@ -1,0 +1,80 @@
+"""How the exceptions of users are shown: on one line, bounded, and whatever they do when they are asked."""
+
+import pytest
+from typing_extensions import override
+
+from faststream_concurrent_kafka.errors import brief, escaped, name_of
+
+
+class RefusingError(Exception):
+    """Can't be read."""
+
+    def __init__(self, problem):
+        super().__init__()
+        self.problem = problem
+
+    @override
+    def __str__(self):
+        raise self.problem
+
+
+class _Nameless(type):
+    @override
+    def __getattribute__(cls, name):
+        if name.endswith("name__"):
+            raise LookupError(name)
+        return super().__getattribute__(name)
+
+
+class NamelessError(Exception, metaclass=_Nameless):
+    """Has no name that can be read."""
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain, and é, and 日本", "ValueError: plain, and é, and 日本"),
+        ("a\r\nb\tc", r"ValueError: a\r\nb\tc"),
+        ("\x00\x1b[31m\x7f\x85\u2028", r"ValueError: \x00\x1b[31m\x7f\x85\u2028"),
+        ("half a \ud83d", r"ValueError: half a \ud83d"),
+        ("right to left \u202e", r"ValueError: right to left \u202e"),
+        ("", "ValueError: "),
+    ],
+    ids=ascii,
+)
+def test_a_text_stays_on_its_line(text, shown):
+    """Line ends, control characters and lone surrogates are escaped; what can be printed is left."""
+    assert brief(ValueError(text)) == shown
+    shown.encode()
+
+
+@pytest.mark.parametrize("text", ["x" * 1000, "\n" * 1000, "x" * 10_000_000], ids=len)
+def test_a_text_is_bounded(text):
+    """Escapes count as well."""
+    shown = brief(ValueError(text), most=200)
+    assert len(shown) == 200
+    assert shown.endswith("...")
+    assert len(escaped("x" * 200, 200)) == 200
+    assert not escaped("x" * 200, 200).endswith("...")
+
+
+@pytest.mark.parametrize("problem", [ValueError("no"), GeneratorExit(), SystemExit(3), BaseException()], ids=repr)
+def test_an_exception_that_can_not_be_read_is_named(problem):
+    """Whatever its text raises."""
+    assert brief(RefusingError(problem)) == "RefusingError: (can't be read)"
+
+
+def test_an_interrupt_meanwhile_passes():
+    """It is not the exception's."""
+    with pytest.raises(KeyboardInterrupt):
+        brief(RefusingError(KeyboardInterrupt()))
+
+
+def test_a_type_may_be_hostile_as_well():
+    """Its name is like any text."""
+    odd = type("Odd\r\nError" + "x" * 1000, (Exception,), {})
+    assert brief(odd("why")).startswith(r"Odd\r\nErrorxxx")
+    assert len(brief(odd("why"))) == 200
+    assert brief(NamelessError("why")) == "(can't be read): why"
+    assert name_of(NamelessError(), qualified=True) == "(can't be read)"
+    assert name_of(ValueError(), qualified=True) == "builtins.ValueError"
