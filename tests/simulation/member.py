@@ -10,9 +10,11 @@ from fast_depends import Provider
 from faststream import BaseMiddleware
 from faststream.exceptions import NackMessage, RejectMessage
 from faststream.kafka import KafkaBroker
+from pydantic import ValidationError
 from typing_extensions import override
 
 from faststream_concurrent_kafka import (
+    HandlerTimeoutError,
     KafkaConcurrentHandler,
     KafkaConcurrentProcessingMiddleware,
     get_kafka_handler_report,
@@ -39,6 +41,18 @@ class HandlingError(Exception):
 
 class PanicError(BaseException):
     """What a handler raises that is no `Exception`: so does what is written in Rust."""
+
+
+_OF_HANDLERS = (
+    HandlingError,
+    PanicError,
+    GeneratorExit,
+    PermissionError,
+    ValidationError,
+    NackMessage,
+    HandlerTimeoutError,
+    asyncio.CancelledError,
+)
 
 
 class Member:
@@ -68,9 +82,9 @@ class Member:
         self.oracle.violated("no error goes unnoticed", context["message"], repr(context.get("exception")))
 
     def logs(self, record: logging.LogRecord) -> None:
-        """Take note of a line in the log: a traceback is a fault of the library."""
+        """Take note of a line in the log: a traceback is a fault of the library, unless it is of a handler's error."""
         error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
-        if error is not None and not self.oracle.is_broken:
+        if error is not None and not isinstance(error, _OF_HANDLERS) and not self.oracle.is_broken:
             self.oracle.violated("no traceback", record.getMessage(), repr(error))
         self.oracle.note("logs", record.levelname, record.getMessage())
 
