@@ -138,6 +138,8 @@ class SimulatedConsumer(FakeKafkaConsumer):
         self._fetches_late = 0.1 if plan.delays_fetches else 0.0
         self._max_poll_interval_ms = plan.max_poll_sec * 1000
         self._coordinator.fetch_committed_offsets = self._ask(self._coordinator.fetch_committed_offsets)
+        # There are no heartbeats meanwhile, which is where aiokafka looks at the time since the last fetch.
+        self.is_joining = True
         self._polls = _Polls(asyncio.get_running_loop(), plan.max_poll_sec, self._leave_idle)
 
     @override
@@ -185,13 +187,14 @@ class SimulatedConsumer(FakeKafkaConsumer):
         return self._assigned(tp)[tp]
 
     def _leave_idle(self) -> None:
-        if self._member.id in self._group.members:
+        if self._member.id in self._group.members and not self.is_joining:
             self._witness.is_evicted()
             self.lose_membership()
 
     @override
     def _set_assignment(self, partitions: Iterable[TopicPartition]) -> None:
         super()._set_assignment(partitions)
+        self.is_joining = False
         positions, committed = self._positions or {}, self._group.committed
         self._witness.resets({tp: positions[tp] for tp in positions if tp not in committed})
 
@@ -252,6 +255,7 @@ class _Watched(ConsumerRebalanceListener):
             await self._listener.on_partitions_revoked(revoked)
         finally:
             self._witness.revoked()
+            self._consumer.is_joining = True
 
     @override
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:

@@ -182,7 +182,9 @@ def _stops_itself(plan: Plan, rng: random.Random) -> Plan:
     step = Step(rng.random() * 0.3, "stop the broker")
     scripts[chosen] = dataclasses.replace(scripts[chosen], kind="good", steps=(step,))
     again = _event(rng, rng.uniform(0.5, 1) * plan.ends_at, "start")
-    return dataclasses.replace(plan, scripts=tuple(scripts), events=(*plan.events, again))
+    # It waits for all others, and nobody knows for how long.
+    settings = dataclasses.replace(plan.settings, handler_timeout_sec=0.0)
+    return dataclasses.replace(plan, settings=settings, scripts=tuple(scripts), events=(*plan.events, again))
 
 
 def _event(rng: random.Random, at: float, what: Fault, *, slot: int | None = None, for_sec: float = 0) -> Event:
