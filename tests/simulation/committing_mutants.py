@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from faststream_concurrent_kafka import batch_committer, consumer_offsets, private_parts
+from faststream_concurrent_kafka import batch_committer, commit_request, consumer_offsets, private_parts
 from faststream_concurrent_kafka.adoption import Adoptable, Earlier
 from faststream_concurrent_kafka.attachment import SubscriberAttachment
 from faststream_concurrent_kafka.batch_committer import KafkaBatchCommitter
@@ -86,6 +86,19 @@ def what_others_have_committed_is_not_forgotten(patch: pytest.MonkeyPatch) -> No
         return None if left is None or left.identity != identity else Earlier(left.entry)
 
     patch.setattr(Adoptable, "claim", claim)
+
+
+@mutant("the age of a record is told")
+def what_is_adopted_begins_anew(patch: pytest.MonkeyPatch) -> None:
+    adopts = SubscriberAttachment._adopts
+
+    def adopts_as_new(self: Any, task: Any, earlier: Any) -> bool:
+        admitted_at = task.admitted_at
+        is_adopted = adopts(self, task, earlier)
+        task.admitted_at = admitted_at
+        return is_adopted
+
+    patch.setattr(SubscriberAttachment, "_adopts", adopts_as_new)
 
 
 # -- rebalances ----------------------------------------------------------------------------------------------------
@@ -205,3 +218,26 @@ def metadata_is_not_read(patch: pytest.MonkeyPatch) -> None:
         pass
 
     patch.setattr(Restorer, "restore", restore)
+
+
+@mutant("window", twist="seeks")
+def what_is_acknowledged_for_an_epoch_that_is_over_counts(patch: pytest.MonkeyPatch) -> None:
+    def acknowledge(offsets: Any, taken: Any) -> None:
+        for key, each in taken.items():
+            each.ledger.ack(each.frontier, each.finished)
+            if offsets.on_ack is not None:
+                offsets.on_ack(key, each.ledger)
+
+    patch.setattr(commit_request, "_acknowledge", acknowledge)
+
+
+@mutant("committed before partitions go", "committed by a clean stop", twist="one refused")
+def the_last_commit_is_that_of_refused_partitions(patch: pytest.MonkeyPatch) -> None:
+    commit_last = batch_committer.commit_last
+
+    async def refused_first(offsets: Any, *, timeout_sec: float) -> Any:
+        if refused := {key: frontier for key, frontier in offsets.dirty().items() if key in offsets.refusals}:
+            return await commit_request._commit_refused(offsets, refused, timeout_sec)
+        return await commit_last(offsets, timeout_sec=timeout_sec)
+
+    patch.setattr(batch_committer, "commit_last", refused_first)

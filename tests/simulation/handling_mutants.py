@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 
-from faststream_concurrent_kafka import lanes
+from faststream_concurrent_kafka import attachment, lanes
 from faststream_concurrent_kafka.attachment import SubscriberAttachment
 from faststream_concurrent_kafka.batch_committer import KafkaBatchCommitter
 from faststream_concurrent_kafka.failures import Failures
 from faststream_concurrent_kafka.in_flight import InFlight
 from faststream_concurrent_kafka.offsets import PartitionLedger
+from faststream_concurrent_kafka.pauses import Pauses
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
 from faststream_concurrent_kafka.records import Outcome, Record
 from faststream_concurrent_kafka.slots import Slots
@@ -67,6 +68,16 @@ def the_window_never_pauses(patch: pytest.MonkeyPatch) -> None:
 @mutant("everything is committed in the end")
 def a_paused_partition_is_never_resumed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Window, "acknowledged", lambda _self, _key, _ledger: None)
+
+
+@mutant("a pause of the user's holds", "halted", twist="pauses")
+def whoever_resumes_ends_all_pauses(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Pauses, "remove", lambda self, _reason, *partitions: self._resume(*partitions))
+
+
+@mutant("the event loop gets its turn", twist="bursts")
+def the_event_loop_gets_no_turn(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(attachment, "_RECORDS_PER_TURN", 10**6)
 
 
 # -- failures and stops --------------------------------------------------------------------------------------------

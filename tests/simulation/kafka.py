@@ -45,8 +45,8 @@ class Witness(Protocol):
     def has_committed(self, offsets: dict[TopicPartition, int], sent_at: float) -> None:
         """The broker accepts a commit."""
 
-    def is_told_of_commit(self, offsets: dict[TopicPartition, int]) -> None:
-        """The member learns what is committed."""
+    def is_told_of_commit(self, offsets: dict[TopicPartition, int], sent_at: float) -> None:
+        """The member learns what is committed, of what it has sent at that moment."""
 
     def gets(self, record: Record) -> None:
         """A record is delivered."""
@@ -171,16 +171,19 @@ class SimulatedConsumer(FakeKafkaConsumer):
     async def committed(self, partition: TopicPartition) -> int | None:
         offset = await super().committed(partition)
         if offset is not None:
-            self._witness.is_told_of_commit({partition: offset})
+            self._tell_of_commit({partition: offset})
         return offset
 
     def _ask(self, fetch: Callable[[Any], Awaitable[Offsets]]) -> Any:
         async def ask(partitions: Iterable[TopicPartition]) -> Offsets:
             offsets = await fetch(partitions)
-            self._witness.is_told_of_commit({tp: entry.offset for tp, entry in offsets.items()})
+            self._tell_of_commit({tp: entry.offset for tp, entry in offsets.items()})
             return offsets
 
         return ask
+
+    def _tell_of_commit(self, offsets: dict[TopicPartition, int]) -> None:
+        self._witness.is_told_of_commit(offsets, _sent_at.get(asyncio.get_running_loop().time()))
 
     def position_of(self, tp: TopicPartition) -> int:
         """Return the offset of the next record."""
@@ -203,7 +206,7 @@ class SimulatedConsumer(FakeKafkaConsumer):
         self._witness.sends_commit()
         _sent_at.set(asyncio.get_running_loop().time())
         await super().commit(offsets)
-        self._witness.is_told_of_commit({tp: entry.offset for tp, entry in commit_structure_validate(offsets).items()})
+        self._tell_of_commit({tp: entry.offset for tp, entry in commit_structure_validate(offsets).items()})
 
 
 class _Polls:

@@ -48,6 +48,7 @@ class ProcessLoop(asyncio.SelectorEventLoop):
         self._turn.stop, self._turn.clock = self.stop, clock
         self.is_ready = True
         self.wakes_at = FOREVER
+        self.turns = 0
         super().__init__(self._turn)
 
     @override
@@ -69,6 +70,7 @@ class ProcessLoop(asyncio.SelectorEventLoop):
     def turn(self) -> None:
         """Run what is ready now, and nothing of what that makes ready."""
         self.is_ready = False
+        self.turns += 1
         self.run_forever()
         waits = self._turn.could_wait_sec
         self.wakes_at = FOREVER if waits is None else self._clock.now + waits

@@ -60,8 +60,8 @@ class Member:
 
     def __init__(self, plan: Plan, oracle: Oracle, kafka: SimulatedKafka, clock: Clock, name: str) -> None:
         self.name = name
-        self.oracle = MemberOracle(oracle, name)
         self.loop = ProcessLoop(clock)
+        self.oracle = MemberOracle(oracle, name, lambda: self.loop.turns)
         self.loop.set_exception_handler(self._complain)
         # KafkaConcurrentHandler's singleton, as far as this process is concerned.
         self.singleton: KafkaConcurrentHandler | None = None
@@ -167,11 +167,17 @@ class Member:
         return left
 
     def check_health(self) -> None:
-        """Check that a partition which stands still is named, for as long as it does."""
+        """Check that a partition which stands still is named, for as long as it does, and how old records are."""
         handler = self.handler
         if handler is None or self._broker is None or not self.is_running or self.oracle.is_rebalancing:
             return
-        problems = get_kafka_handler_report(self._broker.context).problems
+        report = get_kafka_handler_report(self._broker.context)
+        problems = report.problems
+        for each in report.partitions:
+            if each.oldest_unfinished_offset is not None and each.oldest_unfinished_age_sec is not None:
+                self.oracle.is_told_of_age(
+                    each.partition, each.oldest_unfinished_offset, each.oldest_unfinished_age_sec
+                )
         for topic, partition, ledger in handler.committer.partitions():
             if ledger.stopped_at is not None and not any(f"{topic}[{partition}]" in each for each in problems):
                 self.oracle.violated("what stands still is named", partition, "at", ledger.stopped_at, problems)

@@ -1,7 +1,7 @@
 """What must hold for one process of the group."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from aiokafka import TopicPartition
@@ -18,13 +18,18 @@ from tests.simulation.plan import Script
 # A commit that nothing is in the way of is with the broker so long after it is due.
 COMMIT_LATENCY_SEC = 0.9
 NEVER = float("inf")
+# A few dozen records may be taken before all else has its turn.
+_MOST_GETS_AT_ONCE = 64
+_EXACT_SEC = 1e-6
 
 
 class MemberOracle(Witness):
     """What one process of the group does, from its start to its end."""
 
-    def __init__(self, oracle: Oracle, name: str) -> None:
+    def __init__(self, oracle: Oracle, name: str, turns: Callable[[], int]) -> None:
         self._oracle = oracle
+        self._turns = turns
+        self._gets_of_turn = (0, 0)
         self._plan = oracle.plan
         self.name = name
         self.is_gone = False
@@ -46,6 +51,7 @@ class MemberOracle(Witness):
         self._refused_at: dict[int, float] = {}
         self._held_up_until = 0.0
         self._paused: set[int] = set()
+        self._moved_at: dict[int, float] = {}
         # When what had finished, and is wanted again since a seek, came again.
         self._again_at: dict[int, float] = {}
         self._since = self._stopping_since = 0.0
@@ -101,6 +107,12 @@ class MemberOracle(Witness):
         self.note("gets", script.number)
         if script.partition in self._paused:
             self.violated("a pause of the user's holds", script.number)
+        if self._is_behind_a_wall(script):
+            self.violated("halted", script.number, "is fetched behind", self._walls[script.partition][0])
+        turn, count = self._gets_of_turn
+        self._gets_of_turn = (self._turns(), count + 1 if turn == self._turns() else 1)
+        if count >= _MOST_GETS_AT_ONCE:
+            self.violated("the event loop gets its turn", script.number)
         if self.is_stopping:
             # By a `getone` that was pending: it is not taken any more.
             return
@@ -160,8 +172,11 @@ class MemberOracle(Witness):
         return finished | self._told.intersection(each.number for each in scripts.values())
 
     @override
-    def is_told_of_commit(self, offsets: dict[TopicPartition, int]) -> None:
+    def is_told_of_commit(self, offsets: dict[TopicPartition, int], sent_at: float) -> None:
         for tp, offset in offsets.items():
+            if sent_at <= self._moved_at.get(tp.partition, -1.0):
+                # It is about records that have come again since.
+                continue
             unacked = self._unacked.get(tp.partition, deque())
             while unacked and unacked[0] < offset:
                 unacked.popleft()
@@ -240,6 +255,7 @@ class MemberOracle(Witness):
         self._told -= again
         self._attempts = {number: count for number, count in self._attempts.items() if number not in again}
         self._delivered[partition], self._unacked[partition] = {}, deque()
+        self._moved_at[partition] = self._oracle.now()
         self._walls.pop(partition, None)
         self._positions[partition] = to
         self._oracle.moves_back(partition, to)
@@ -328,10 +344,19 @@ class MemberOracle(Witness):
         if attempt not in {1, before + 1}:
             self.violated("attempts", number, attempt, "after", before)
         self._attempts[number] = a_pass.attempt = attempt
-        wall = self._walls.get(a_pass.script.partition)
-        if attempt == 1 and wall is not None and wall[0] < a_pass.script.offset and wall[1] < self._oracle.now():
-            self.violated("halted", number, "begins behind", wall[0])
+        if attempt == 1 and self._is_behind_a_wall(a_pass.script):
+            self.violated("halted", number, "begins behind", self._walls[a_pass.script.partition][0])
         return a_pass
+
+    def _is_behind_a_wall(self, script: Script) -> bool:
+        offset, since = self._walls.get(script.partition, (NEVER, NEVER))
+        return offset < script.offset and since < self._oracle.now()
+
+    def is_told_of_age(self, partition: int, offset: int, age_sec: float) -> None:
+        """Check how old a record that is being handled is said to be."""
+        a_pass = self.running.get(self._oracle.offsets[partition][offset].number)
+        if a_pass is not None and age_sec < self._oracle.now() - a_pass.began - _EXACT_SEC:
+            self.violated("the age of a record is told", a_pass.script.number, age_sec, "since", a_pass.began)
 
     def ends(self, script: Script, error: BaseException | None) -> None:
         """Note what a pass comes to."""

@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.simulation.twists import Twist
+
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
@@ -20,6 +22,8 @@ class Mutant:
     first: int = 0
     within: int = 400
     """So many seeds from the first on are enough."""
+    twist: Twist | None = None
+    """In each of their worlds, if it takes one."""
 
     @property
     def seeds(self) -> range:
@@ -27,6 +31,6 @@ class Mutant:
         return range(self.first, self.first + self.within)
 
 
-def mutant(*breaks: str, first: int = 0, within: int = 400) -> Callable[[Patch], Mutant]:
+def mutant(*breaks: str, first: int = 0, within: int = 400, twist: Twist | None = None) -> Callable[[Patch], Mutant]:
     """Make a mutant of a patch."""
-    return lambda apply: Mutant(getattr(apply, "__name__", ""), breaks, apply, first, within)
+    return lambda apply: Mutant(getattr(apply, "__name__", ""), breaks, apply, first, within, twist)

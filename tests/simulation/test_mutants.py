@@ -10,7 +10,7 @@ from tests.simulation.run import play_all
 def test_a_broken_library_is_caught(mutant, monkeypatch):
     """A bounded number of seeds finds it, by one of the promises that it breaks."""
     mutant.apply(monkeypatch)
-    caught = play_all(mutant.seeds)
+    caught = play_all(mutant.seeds, mutant.twist)
     assert caught is not None, "it was not caught"
     assert caught.violation is not None
     assert caught.violation.partition(":")[0] in mutant.breaks, caught.report()

@@ -27,7 +27,7 @@ Twist = Literal[
 ]
 _HAS_ONE = 0.45
 _HAS_TWO = 0.1
-_DRAWN: tuple[Twist, ...] = ("one refused", "wide gaps", "bursts", "seeks")
+_DRAWN: tuple[Twist, ...] = ("one refused", "wide gaps", "bursts", "seeks", "pauses")
 
 
 def twisted(plan: Plan, twist: Twist | None) -> Plan:
