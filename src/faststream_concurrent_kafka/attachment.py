@@ -9,7 +9,7 @@ import contextvars
 import functools
 import logging
 import weakref
-from collections.abc import Collection, Hashable, Iterable, MutableMapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, MutableMapping, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
@@ -114,6 +114,7 @@ class SubscriberAttachment:
             *(self.handler, consumer, self._owns, self._straddling),
             users=around,
             restore=functools.partial(self._restore, consumer),
+            note_eviction=lambda: self._health.note_eviction(self.handler.now()),
         )
 
     def _owns(self, record: Record) -> bool:
@@ -403,13 +404,40 @@ class SubscriberAttachment:
 
     def look(self) -> None:
         """Note how far the consumer has come, for `problems`."""
-        self._health.look(self.handler.now(), is_busy=self._stopping is not None or self._must_wait())
+        is_busy = self._stopping is not None or self._must_wait()
+        self._health.look(self.handler.now(), is_busy=is_busy, blocked=self._blocked())
+
+    def _blocked(self) -> dict[TopicPartition, int]:
+        """Return the partitions that wait for room in their window, and which record pins it."""
+        if not (self.commits and self._is_meant_to_run and self.subscriber.consumer is self.consumer):
+            return {}
+        return {
+            TopicPartition(*key): first.offset
+            for key, ledger in self._committer.watch(self.consumer).ledgers.items()
+            if self._pauses.has(Reason.WINDOW, key) and not self._pauses.has(Reason.USER, key)
+            # What has halted is named as such.
+            if ledger.stopped_at is None and (first := ledger.first_unfinished()) is not None
+        }
 
     def problems(self) -> list[str]:
         """Say why its records may not be arriving, or not be finished."""
         if not self._is_meant_to_run:
             return []
-        return self._health.problems(self.handler.now()) + self._dead_letters.problems()
+        now = self.handler.now()
+        return [*self._health.problems(now), *self._blockages(now), *self._dead_letters.problems()]
+
+    def _blockages(self, now: float) -> Iterator[str]:
+        """Name the records behind which nothing is delivered."""
+        for key, offset, age_sec in self._health.blocked(now):
+            ledger = self._committer.watch(self.consumer).ledgers.get(key)
+            first = None if ledger is None else ledger.first_unfinished()
+            if first is not None and first.offset == offset:
+                record = next((each for each in self.handler.records if first in each.commits), None)
+                where = "" if record is None else f", {record.whereabouts()}"
+                yield (
+                    f"{key.topic}[{key.partition}] has got nothing for {age_sec:.0f} s: its window is full, behind the "
+                    f"record at {offset}, which came {now - first.admitted_at:.0f} s ago and is not done{where}"
+                )
 
     def deaths(self) -> list[str]:
         """Name what has ended of it, and begins again only with the process."""

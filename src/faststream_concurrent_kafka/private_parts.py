@@ -229,6 +229,16 @@ def session_timeout_sec(consumer: Any) -> float:
     return float(getattr(consumer, "_session_timeout_ms", _DEFAULT_SESSION_TIMEOUT_MS)) / 1000
 
 
+def group_instance_id(consumer: Any) -> Any:
+    """Return by which name a static member is known to its group."""
+    return getattr(consumer, "_group_instance_id", None)
+
+
+def is_member(consumer: Any) -> bool:
+    """Whether the consumer belongs to its group, as far as it knows: one that was evicted has no generation."""
+    return bool(getattr(getattr(consumer, "_coordinator", None), "generation", None) != _NO_GENERATION)
+
+
 # The tasks that a consumer runs on, and never starts again: where they are kept, and what they do.
 _TASKS_OF_A_CONSUMER = {
     ("_coordinator", "_coordination_task"): "group coordination",

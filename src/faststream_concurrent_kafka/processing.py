@@ -1,9 +1,11 @@
 """`KafkaConcurrentHandler`: the one creator of record tasks, and the keeper of everything that runs beside them."""
 
 import asyncio
+import itertools
 import logging
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar, Self
 
@@ -27,6 +29,7 @@ from faststream_concurrent_kafka.records import (
 from faststream_concurrent_kafka.settings import Settings
 from faststream_concurrent_kafka.signals import SignalGuard
 from faststream_concurrent_kafka.slots import Slots
+from faststream_concurrent_kafka.stalls import Lasting
 from faststream_concurrent_kafka.threads import Threads
 from faststream_concurrent_kafka.time_limits import TimeLimits
 from faststream_concurrent_kafka.turns import Paced, Turns
@@ -35,6 +38,10 @@ from faststream_concurrent_kafka.turns import Paced, Turns
 logger = logging.getLogger(__package__)
 
 HEALTH_CHECK_INTERVAL_SEC = 1.0
+# Where handlers take their time, the warning that they do comes once an hour.
+HUNG_AGAIN_SEC = 3600.0
+_MOST_LOOKED_AT = 1000
+_MOST_PLACES = 5
 # An event loop that has been blocked for so long is not late, but stuck.
 STUCK_AFTER_SEC = 60.0
 
@@ -105,6 +112,8 @@ class KafkaConcurrentHandler:
         self._stopping: asyncio.Task[None] | None = None
         self._signals = SignalGuard(self._stop_sources)
         self._known_problems: list[str] = []
+        self._busy: Lasting[str, int] = Lasting(settings.stall_timeout_sec)
+        self._hung_at = float("-inf")
         self._loop: asyncio.AbstractEventLoop
         self._thread: int
         # When the observer last had its turn.
@@ -328,6 +337,7 @@ class KafkaConcurrentHandler:
             self.records.leave(record, Outcome.NOT_DONE)
         for source in self.sources:
             source.look()
+        self._look_for_hung_handlers()
         self.discover()
         problems = self.problems()
         if problems and not self._known_problems:
@@ -335,6 +345,26 @@ class KafkaConcurrentHandler:
         if self._known_problems and not problems:
             logger.warning("Healthy again")
         self._known_problems = problems
+
+    def _look_for_hung_handlers(self) -> None:
+        """Say where the handlers are waiting when all slots are taken, and none was let go for long.
+
+        It is no problem of health: handlers that take ten minutes are no fault, and nobody else can tell.
+        """
+        now = self.now()
+        self._busy.look({"slots": self.slots.given_up} if self.slots.are_spoken_for else {}, now)
+        for _, _, age_sec in self._busy.for_long(now):
+            if now - self._hung_at >= HUNG_AGAIN_SEC:
+                places = Counter(
+                    f"are {each.whereabouts()}" for each in itertools.islice(self.records, _MOST_LOOKED_AT)
+                )
+                logger.warning(
+                    "All %g slots are taken, and none was let go for %.0f s. Of the records, %s",
+                    self.slots.most_claims,
+                    age_sec,
+                    ", ".join(f"{count} {place}" for place, count in places.most_common(_MOST_PLACES)),
+                )
+                self._hung_at = now
 
     def problems(self) -> list[str]:
         """Say why the handler is not healthy; empty when it is."""

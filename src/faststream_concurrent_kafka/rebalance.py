@@ -9,6 +9,7 @@ from typing import Any
 from aiokafka import ConsumerRebalanceListener, TopicPartition
 from typing_extensions import override
 
+from faststream_concurrent_kafka import private_parts
 from faststream_concurrent_kafka.batch_committer import KafkaCommitTask
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
 from faststream_concurrent_kafka.records import Record
@@ -51,6 +52,7 @@ class ConcurrentRebalanceListener(ConsumerRebalanceListener):
         *,
         users: Any = None,
         restore: Callable[[Collection[TopicPartition]], Awaitable[None]] | None = None,
+        note_eviction: Callable[[], None] | None = None,
     ) -> None:
         self._handler = handler
         self._consumer = consumer
@@ -58,10 +60,13 @@ class ConcurrentRebalanceListener(ConsumerRebalanceListener):
         self._straddling = straddling
         self._users = users
         self._restore = restore
+        self._note_eviction = note_eviction
 
     @override
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
         """Wait for running handlers, commit, end the epoch; then the user's listener, which may tear things down."""
+        if revoked and self._note_eviction is not None and not private_parts.is_member(self._consumer):
+            self._note_eviction()
         try:
             if self._handler.is_running:
                 await self._flush(self._consumer)

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from faststream_concurrent_kafka.batch_committer import KafkaCommitTask
 from faststream_concurrent_kafka.settings import Settings
+from faststream_concurrent_kafka.suspension import suspended_at
 
 
 class RecordSource(Protocol):
@@ -197,6 +198,16 @@ class Record:
     def is_of_the_past(self) -> bool:
         """Whether nothing that it does can be committed any more."""
         return bool(self.commits) and all(commit.ledger.closed for commit in self.commits)
+
+    def whereabouts(self) -> str:
+        """Say how far it has come, for people."""
+        if self.task is None:
+            return "waiting for those before it in its order"
+        if self.wakes_at is not None:
+            return f"waiting for attempt {self.attempt + 1}"
+        if not self.is_running:
+            return "waiting for a slot" if self.attempt == 0 else f"being dealt with after attempt {self.attempt}"
+        return f"in attempt {self.attempt}, at {suspended_at(self.task) or 'no await'}"
 
     @override
     def __repr__(self) -> str:

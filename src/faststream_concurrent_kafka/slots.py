@@ -16,6 +16,8 @@ class Slots:
         self.semaphore = asyncio.Semaphore(limit) if limit else None
         self.most_claims = limit or most_claims
         self.claims = 0
+        self.given_up = 0
+        """How often a slot was let go; while that stays the same, nothing comes to an end."""
         self._waiters: list[asyncio.Future[Any]] = []
 
     @property
@@ -30,6 +32,7 @@ class Slots:
     def give_up_claim(self) -> None:
         """Count one less, and let those who wait look again."""
         self.claims -= 1
+        self.given_up += 1
         if self._waiters:
             self.wake_waiters()
 

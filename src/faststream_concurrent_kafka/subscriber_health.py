@@ -2,14 +2,15 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from aiokafka import TopicPartition
 from faststream.kafka.subscriber.usecase import LogicSubscriber
 
 from faststream_concurrent_kafka import private_parts
-from faststream_concurrent_kafka.stalls import StallWatch
+from faststream_concurrent_kafka.stalls import Lasting, StallWatch
 
 
 logger = logging.getLogger(__package__)
@@ -17,6 +18,9 @@ logger = logging.getLogger(__package__)
 # FastStream fetches again five seconds after an error.
 _LONGEST_BETWEEN_ERRORS_SEC = 15.0
 _ASK_FOR_TOPICS_SEC = 5.0
+# One eviction is an accident. So many, each about as soon after the one before as a broker can notice, are a state.
+_EVICTIONS_IN_A_ROW = 3
+_SESSIONS_IN_A_ROW = 6
 
 
 @dataclasses.dataclass(slots=True)
@@ -38,6 +42,9 @@ class SubscriberHealth:
         self._stall_timeout_sec = stall_timeout_sec
         self._fetching: _Trouble | None = None
         self._missing: _Trouble | None = None
+        self._evictions: deque[float] = deque(maxlen=_EVICTIONS_IN_A_ROW)
+        # The offset of the record that pins a partition whose window is full.
+        self._blocked: Lasting[TopicPartition, int] = Lasting(stall_timeout_sec)
 
     def note_fetch_error(self, error: Exception, now: float) -> None:
         """Note that a fetch has failed; FastStream makes another one soon."""
@@ -48,9 +55,17 @@ class SubscriberHealth:
         self._fetching.last, self._fetching.what = now, repr(error)
         private_parts.revive_group_membership(self._subscriber.consumer)
 
-    def look(self, now: float, *, is_busy: bool) -> None:
-        """Note how far the consumer has come; while `is_busy`, it takes nothing on purpose."""
+    def note_eviction(self, now: float) -> None:
+        """Note that the consumer was thrown out of its group; it joins again by itself."""
+        self._evictions.append(now)
+
+    def look(self, now: float, *, is_busy: bool, blocked: Mapping[TopicPartition, int]) -> None:
+        """Note how far the consumer has come; while `is_busy`, it takes nothing on purpose.
+
+        `blocked` are the offsets of the records behind which a window is full.
+        """
         consumer = self._subscriber.consumer
+        self._blocked.look(blocked, now)
         self._stalls.look(private_parts.fetch_states(consumer), now, is_busy=is_busy)
         missing = ", ".join(private_parts.missing_topics(consumer))
         if not missing:
@@ -70,7 +85,21 @@ class SubscriberHealth:
 
     def problems(self, now: float) -> list[str]:
         """Say what is wrong with a subscriber that is meant to run; empty when all is well."""
-        return self.deaths() or list(self._silences(now))
+        return self.deaths() or [*self._evicted(now), *self._silences(now)]
+
+    def blocked(self, now: float) -> list[tuple[TopicPartition, int, float]]:
+        """Return partition, offset and seconds where one record has kept a window full for too long."""
+        return self._blocked.for_long(now)
+
+    def _evicted(self, now: float) -> Iterator[str]:
+        consumer, evictions = self._subscriber.consumer, self._evictions
+        limit_sec = _SESSIONS_IN_A_ROW * private_parts.session_timeout_sec(consumer)
+        if len(evictions) == _EVICTIONS_IN_A_ROW and now - evictions[0] < limit_sec:
+            instance = private_parts.group_instance_id(consumer)
+            is_alone = "its heartbeats come too late"
+            why = is_alone if instance is None else f"is there another group_instance_id={instance}?"
+            within_sec = evictions[-1] - evictions[0]
+            yield f"{self._name} was evicted from its group {len(evictions)} times within {within_sec:.0f} s: {why}"
 
     def _silences(self, now: float) -> Iterator[str]:
         for key, age_sec, reason in self._stalls.stalled(now):

@@ -4,17 +4,18 @@ import asyncio
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from faststream.kafka import KafkaBroker
 
 from faststream_concurrent_kafka import (
+    FailurePolicy,
     KafkaConcurrentProcessingMiddleware,
     get_kafka_handler_report,
     is_kafka_handler_alive,
     is_kafka_handler_healthy,
 )
 from tests.brokers import create_topic, wait_until
-from tests.integration.helpers import PATIENCE_SEC, Cluster, Gated, Seen, manual, serving
+from tests.integration.helpers import PATIENCE_SEC, Cluster, Gated, Seen, consuming, manual, serving
 from tests.integration.rebalancing import delete_topic
 
 
@@ -169,6 +170,73 @@ async def test_who_is_busy_or_paused_is_green(cluster, new_broker, new_topic):
         gated.gate.set()
         await gated.until(20)
         await seen.until(5)
+
+
+async def test_a_partition_that_waits_behind_a_stuck_record_is_red_and_names_it(cluster, new_broker, new_topic):
+    """Its window is full: the record, where it is, and its age; not while the user has paused it anyway."""
+    topic = await new_topic(2)
+    broker, seen, stuck, go_on = new_broker(), Seen(), 6, asyncio.Event()
+    subscriber = broker.subscriber(topic, **manual(topic))
+
+    async def handle(number: int):
+        with seen.handling(number):
+            if number == stuck:
+                await go_on.wait()
+
+    subscriber(handle)
+    await cluster.send(topic, range(100), partition=0)
+    async with serving(broker, **SETTINGS, max_uncommitted_tasks=20) as app:
+        await until_red(app, f"{topic}[0]", "window is full", "record at 6,", "in attempt 1", "test_stalls.py")
+        assert max(seen.values) < 30
+        await cluster.send(topic, range(100, 200), partition=1)
+        await wait_until(lambda: set(range(100, 200)) <= set(seen.values), PATIENCE_SEC, "the other one goes on")
+        assert len(get_kafka_handler_report(app.context).problems) == 1
+        subscriber.consumer.pause(TopicPartition(topic, 0))
+        await wait_until(lambda: is_kafka_handler_healthy(app.context), 5, "paused on purpose")
+        subscriber.consumer.resume(TopicPartition(topic, 0))
+        await until_red(app, "record at 6,")
+        go_on.set()
+        await seen.until(200)
+        await wait_until(lambda: is_kafka_handler_healthy(app.context), PATIENCE_SEC, "green again")
+    assert seen.counts == dict.fromkeys(range(200), 1)
+
+
+async def test_a_record_that_fails_and_fails_is_named_by_its_next_attempt(cluster, new_broker, new_topic):
+    """Behind it the window is full; nothing hangs, and nothing moves."""
+    topic = await new_topic()
+    broker, is_mended = new_broker(), asyncio.Event()
+    policy = FailurePolicy(max_attempts=0, first_backoff_sec=0.2, max_backoff_sec=0.2)
+
+    @consuming(broker, topic)
+    async def handle(number: int):
+        if number == 3 and not is_mended.is_set():
+            raise ConnectionError
+
+    await cluster.send(topic, range(100))
+    async with serving(broker, **SETTINGS, max_uncommitted_tasks=20, on_failure=policy) as app:
+        await until_red(app, f"{topic}[0]", "window is full", "record at 3,", "waiting for attempt")
+        is_mended.set()
+        await cluster.until_committed(topic, {0: 100})
+        await wait_until(lambda: is_kafka_handler_healthy(app.context), PATIENCE_SEC, "green again")
+
+
+@pytest.mark.apache
+async def test_members_that_evict_each_other_are_named(cluster, new_broker, new_topic):
+    """Two with one `group_instance_id`: each fences the other, for ever."""
+    topic = await new_topic(2)
+    twins = {"group_instance_id": "twin", "session_timeout_ms": 6000, "heartbeat_interval_ms": 200}
+    broker = new_broker()
+    seen = counting(broker, topic, **twins)
+    async with serving(broker, **SETTINGS) as app:
+        await cluster.send(topic, range(10))
+        await seen.until(10)
+        servers, group = cluster.bootstrap_servers, f"{topic}-group"
+        twin = AIOKafkaConsumer(topic, bootstrap_servers=servers, group_id=group, enable_auto_commit=False, **twins)
+        await twin.start()
+        try:
+            await until_red(app, topic, "evicted from its group 3 times", "another group_instance_id=twin")
+        finally:
+            await twin.stop()
 
 
 @pytest.mark.cluster

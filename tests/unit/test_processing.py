@@ -364,3 +364,38 @@ def test_a_stop_is_shared_and_goes_on_when_its_caller_is_cancelled():
         assert world.source.stops == 1
 
     play(scenario)
+
+
+def test_slots_that_nobody_lets_go_are_worth_one_warning_that_says_where(caplog):
+    """After `stall_timeout_sec` in which no record came to an end; health stays green, as long jobs are no fault."""
+
+    async def scenario(world):
+        go_on = asyncio.Event()
+
+        async def hang(_raw):
+            await go_on.wait()
+
+        async def take_long(_raw):
+            await asyncio.sleep(50)
+
+        for _ in range(20):
+            world.handle(take_long)
+        await asyncio.sleep(510)
+        assert not world.handler.records
+        assert not caplog.messages
+        for _ in range(5):
+            world.handle(hang)
+        await asyncio.sleep(58)
+        assert not caplog.messages
+        await asyncio.sleep(200)
+        (message,) = caplog.messages
+        assert message.startswith(
+            "All 2 slots are taken, and none was let go for 60 s. Of the records, 3 are waiting for a slot, 2 are in "
+        )
+        assert "test_processing.py:" in message
+        assert "in hang" in message
+        assert world.handler.problems() == []
+        go_on.set()
+
+    with caplog.at_level(logging.WARNING, "faststream_concurrent_kafka"):
+        play(scenario, concurrency_limit=2)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from faststream_concurrent_kafka.stalls import FetchState, StallWatch
+from faststream_concurrent_kafka.stalls import FetchState, Lasting, StallWatch
 
 
 LIMIT_SEC = 60.0
@@ -107,3 +107,25 @@ def test_it_is_stalled_where_one_state_has_lasted_for_the_limit(states, busy, li
 
     stalled = look(*states, step_sec=1.0, limit_sec=float(limit), busy=busy)
     assert [bool(each) for each in stalled] == [expected(number) for number in range(len(states))]
+
+
+def test_what_stays_the_same_for_the_limit_is_lasting():
+    """From when it was first seen so; what has changed, or was not there for a moment, begins anew."""
+    lasting, seen = Lasting[str, int](LIMIT_SEC), []
+    states = [{"p": 5, "q": 1}] * 4 + [{"p": 5, "q": 2}] * 3 + [{"q": 2}] + [{"p": 5, "q": 2}] * 7
+    for number, state in enumerate(states):
+        lasting.look(state, number * 10.0)
+        seen.append(lasting.for_long(number * 10.0))
+    assert seen[:6] == [[]] * 6
+    assert seen[6] == [("p", 5, 60.0)]
+    assert seen[7:10] == [[]] * 3
+    assert seen[10] == [("q", 2, 60.0)]
+    assert seen[13] == [("q", 2, 90.0)]
+    assert seen[14] == [("p", 5, 60.0), ("q", 2, 100.0)]
+
+
+def test_a_limit_of_zero_finds_nothing_lasting():
+    """Off is off."""
+    lasting = Lasting[str, int](0)
+    lasting.look({"p": 5}, 0.0)
+    assert lasting.for_long(1e9) == []
