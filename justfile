@@ -47,12 +47,13 @@ _newlines *flags:
 build:
     docker compose build
 
-# All tests, or those that pytest's arguments choose: in Docker Compose where an engine answers, else on this machine
+# All tests, or those that pytest's arguments choose: in Docker Compose where it answers, else on this machine
 test *args:
     #!/usr/bin/env bash
     set -euo pipefail
-    # `docker --version` answers without an engine
-    if [ -z "${KAFKA_BOOTSTRAP_SERVERS-}${TEST_KAFKA-}" ] && docker info >/dev/null 2>&1; then
+    # `docker --version` answers without an engine, `docker info` without the compose plugin, that one without an engine
+    answers() { docker info && docker compose version; }
+    if [ -z "${KAFKA_BOOTSTRAP_SERVERS-}${TEST_KAFKA-}" ] && answers >/dev/null 2>&1; then
         trap 'docker compose down --volumes --remove-orphans' EXIT
         docker compose run --build --rm -e CI app uv run pytest "$@"
     else

@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from testcontainers.community.kafka import RedpandaContainer
 
 
-__all__ = ["Redpanda", "docker_answers"]
+__all__ = ["IMAGE", "SETTINGS", "Redpanda", "docker_answers"]
 
-_IMAGE = "redpandadata/redpanda:v25.3.6"  # the same as in docker-compose.yml
-_SETTINGS = {"group_initial_rebalance_delay": "0", "group_min_session_timeout_ms": "1000"}
+# The same as in docker-compose.yml.
+IMAGE = "redpandadata/redpanda:v25.3.6"
+SETTINGS = {"group_initial_rebalance_delay": "0", "group_min_session_timeout_ms": "1000"}
 
 
 def docker_answers() -> bool:
@@ -53,11 +54,11 @@ class Redpanda(KafkaServer):
 
         try:
             # Kept before it is started, so that stop() also removes a container that did not come up.
-            self._container = RedpandaContainer(_IMAGE)
+            self._container = RedpandaContainer(IMAGE)
             self._container.start(timeout=60)
         except Exception as error:
             raise BrokerError(f"Redpanda did not come up: {error!r}") from error
-        for key, value in _SETTINGS.items():
+        for key, value in SETTINGS.items():
             done = self._container.exec(["rpk", "cluster", "config", "set", key, value])
             if done.exit_code != 0:
                 raise BrokerError(f"Redpanda refused {key}={value}: {done.output!r}")
