@@ -115,9 +115,8 @@ async def run_snippet(snippet: Snippet, earlier: Iterable[Snippet], folder: Path
         case "fragment":
             await _run_fragment([each for each in snippets if each.kind != "pytest"], folder, bootstrap)
         case "pytest":
-            if (folder / "main.py").exists():
-                (folder / snippet.file).write_text(f"from main import *\n{_with(bootstrap, snippet.source)}")
-            options = ("-q", "-p", "no:cacheprovider", "-o", "asyncio_mode=auto")
+            # As a user has it who has installed pytest, and nothing else.
+            options = ("-q", *(f"-pno:{plugin}" for plugin in ("cacheprovider", "asyncio", "anyio")))
             command = [sys.executable, "-m", "pytest", *options, snippet.file]
             await _run_to_its_end(command, folder, bootstrap)
         case "app":

@@ -61,13 +61,17 @@ echo "```python in a line is no block"
 
 <!-- test: pytest -->
 ```python
+import asyncio
 from faststream.kafka import TestKafkaBroker
 from service import broker, greet
 
-async def test_greets():
+async def greets():
     async with TestKafkaBroker(broker) as tested:
         await tested.publish({"name": "Ada"}, "sample-in")
         greet.mock.assert_called_once_with({"name": "Ada"})
+
+def test_greets():
+    asyncio.run(greets())
 ```
 
 <!-- test: asgi file=web.py get=/livez:204 feed=sample-in record='{"name": "Ada"}' prints=Processed -->
@@ -106,11 +110,11 @@ async def test_each_kind_of_block_runs(kafka, tmp_path, index):
     await run_snippet(SNIPPETS[index], SNIPPETS[:index], tmp_path, kafka.bootstrap_servers)
 
 
-async def test_a_test_module_has_the_names_of_the_app_before_it(tmp_path):
+async def test_a_test_module_can_import_the_app_before_it(tmp_path):
     snippets = find_snippets(
         "<!-- test: app prints=x -->\n```python\nONE = 1\n```\n"
         "```python\nONE = 2\n```\n"
-        "<!-- test: pytest -->\n```python\ndef test_it():\n    assert ONE == 1\n```\n"
+        "<!-- test: pytest -->\n```python\nfrom main import ONE\n\ndef test_it():\n    assert ONE == 1\n```\n"
     )
     await run_snippet(snippets[2], snippets[:2], tmp_path, ["127.0.0.1:1"])
 
@@ -138,6 +142,7 @@ def test_a_comment_that_means_nothing_is_an_error(text, complaint):
         ("```python\nunknown\n```\n", "NameError"),
         ("<!-- test: pytest -->\n```python\ndef test_it():\n    assert 1 == 2\n```\n", "1 failed"),
         ("<!-- test: pytest -->\n```python\nx = 1\n```\n", "no tests ran"),
+        ("<!-- test: pytest -->\n```python\nasync def test_it():\n    pass\n```\n", "async def functions are not"),
         ("<!-- test: app prints=hello -->\n```python\nprint('bye')\n```\n", "bye"),
         ("<!-- test: app prints=hello -->\n```python\nprint('x' + 1)\n```\n", "TypeError"),
     ],

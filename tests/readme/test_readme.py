@@ -15,8 +15,8 @@ between them do not matter) says otherwise; readers of the README never see it:
 `<!-- test: asgi get=/livez:204,/readyz:200 feed=... -->`
     The same, but run as `uvicorn main:app`; `get` waits for the answers to these requests.
 `<!-- test: pytest -->`
-    A test module, run by pytest in a subprocess with `asyncio_mode=auto`; it has to pass. After `from main import *`,
-    where an app was saved as `main.py` before.
+    A test module, run by pytest in a subprocess, without plugins for coroutines; it has to pass. It imports what it
+    needs of `main`, the app that was saved before it.
 `<!-- test: skip the reason -->`
     Not run. A reason is needed.
 
