@@ -69,6 +69,8 @@ class SubscriberAttachment:
         self._straddling: MutableMapping[KafkaCommitTask, Record] = weakref.WeakValueDictionary()
         self._dead_letters = DeadLetterPublisher(lambda: private_parts.make_producer(subscriber), handler.background)
         self._stopping: asyncio.Task[None] | None = None
+        # Since when it waits for its first start.
+        self._unstarted_since: float | None = handler.now()
         self._turns = 0
         self._poll_pause_sec = _LONGEST_POLL_PAUSE_SEC
         # Not `consume`, which swallows the outcome, and does nothing once the subscriber is not running.
@@ -154,7 +156,7 @@ class SubscriberAttachment:
         if self.in_hand is not None and self.in_hand.driver is asyncio.current_task():
             raise ConsumerStoppedError
         if not self._has_begun:
-            self._has_begun = True
+            self._has_begun, self._unstarted_since = True, None
             # That of FastStream's loop, in which records would be handled without us; unless a handler has started it.
             self.context = contextvars.copy_context() if current_record.get() is None else None
             if self.commits and self.subscriber.partitions:
@@ -421,9 +423,12 @@ class SubscriberAttachment:
 
     def problems(self) -> list[str]:
         """Say why its records may not be arriving, or not be finished."""
-        if not self._is_meant_to_run:
-            return []
         now = self.handler.now()
+        if not self._is_meant_to_run:
+            since, limit_sec = self._unstarted_since, self.handler.settings.stall_timeout_sec
+            if since is None or self._stopping is not None or not 0 < limit_sec <= now - since:
+                return []
+            return [f"{self.name} has not been started for {now - since:.0f} s"]
         return [*self._health.problems(now), *self._blockages(now), *self._dead_letters.problems()]
 
     def _blockages(self, now: float) -> Iterator[str]:

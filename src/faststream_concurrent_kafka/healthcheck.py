@@ -66,10 +66,10 @@ def is_kafka_handler_healthy(context: ContextRepo) -> bool:
 
     False before initialising and after stopping, when the observer, the committer or a consumer's loop is dead, when
     commits have been failing for `commit_failure_timeout_sec`, when a partition has got nothing for `stall_timeout_sec`
-    although it has records, when a consumer is evicted from its group again and again, while a partition is halted,
-    while a dead letter can't be published, while a handler goes on that was cancelled at its time limit, and for a
-    minute after the event loop was blocked for half a session timeout. Never raises, and costs no request to the
-    broker.
+    although it has records, or a subscriber has not been started, when a consumer is evicted from its group again and
+    again, while a partition is halted, while a dead letter can't be published, while a handler goes on that was
+    cancelled at its time limit, and for a minute after the event loop was blocked for half a session timeout. Never
+    raises, and costs no request to the broker.
     """
     handler = _running(context)
     return handler is not None and not handler.problems()

@@ -11,6 +11,7 @@ from faststream_concurrent_kafka import (
     FailurePolicy,
     KafkaConcurrentProcessingMiddleware,
     get_kafka_handler_report,
+    initialize_concurrent_processing,
     is_kafka_handler_alive,
     is_kafka_handler_healthy,
 )
@@ -150,6 +151,25 @@ async def test_an_idle_topic_that_ends_in_an_aborted_transaction_is_green(cluste
     async with serving(broker, **SETTINGS) as app:
         await seen.until(1 if isolation == "read_committed" else 2)
         await assert_green(app)
+
+
+async def test_a_subscriber_that_is_never_started_is_noticed(cluster, new_broker, new_topic):
+    """An application may go on without its broker after a start that has failed; whoever starts late turns it green."""
+    topic, broker = await new_topic(), new_broker()
+    seen = counting(broker, topic)
+    handler = await initialize_concurrent_processing(broker.context, broker=broker, stall_timeout_sec=1.0)
+    assert is_kafka_handler_healthy(broker.context)
+    await wait_until(lambda: not is_kafka_handler_healthy(broker.context), PATIENCE_SEC, "red")
+    (problem,) = get_kafka_handler_report(broker.context).problems
+    assert topic in problem
+    assert "has not been started for" in problem
+    await broker.start()
+    await cluster.send(topic, range(5))
+    await seen.until(5)
+    assert is_kafka_handler_healthy(broker.context)
+    await broker.stop()
+    assert is_kafka_handler_healthy(broker.context)
+    await handler.stop()
 
 
 async def test_who_is_busy_or_paused_is_green(cluster, new_broker, new_topic):
