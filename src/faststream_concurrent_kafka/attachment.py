@@ -5,11 +5,12 @@ broker calls its `stop`.
 """
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import logging
 import weakref
-from collections.abc import Collection, Hashable, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
@@ -19,6 +20,7 @@ from faststream.kafka.subscriber.usecase import LogicSubscriber
 from faststream.message import StreamMessage
 
 from faststream_concurrent_kafka import private_parts
+from faststream_concurrent_kafka.adoption import Adoptable
 from faststream_concurrent_kafka.batch_committer import KafkaCommitTask
 from faststream_concurrent_kafka.dead_letter import DeadLetterPublisher, describe
 from faststream_concurrent_kafka.errors import brief
@@ -26,12 +28,14 @@ from faststream_concurrent_kafka.inline_call import InlineCall
 from faststream_concurrent_kafka.lanes import lanes_of
 from faststream_concurrent_kafka.message_consumer import MessageConsumer
 from faststream_concurrent_kafka.pauses import Pauses, Reason
+from faststream_concurrent_kafka.polling import Polling, poll_pause_sec
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
 from faststream_concurrent_kafka.rebalance import ConcurrentRebalanceListener, listen
 from faststream_concurrent_kafka.records import Record, current_record, records_in
 from faststream_concurrent_kafka.restoring import Restorer
 from faststream_concurrent_kafka.retries import DeadLetter
 from faststream_concurrent_kafka.settings import Settings
+from faststream_concurrent_kafka.shared_stop import SharedStop
 from faststream_concurrent_kafka.subscriber_health import SubscriberHealth
 from faststream_concurrent_kafka.topic_groups import for_group
 from faststream_concurrent_kafka.window import Window
@@ -41,7 +45,6 @@ logger = logging.getLogger(__package__)
 
 # `getmany` of a partition that does not exist counts as polling, fetches nothing and discards nothing: 3 us.
 _NO_PARTITION = TopicPartition("\0none", 0)
-_LONGEST_POLL_PAUSE_SEC = 1.0
 # While records are buffered neither FastStream's loop nor `getone` ever suspends.
 _RECORDS_PER_TURN = 32
 _LEAST_STOP_SEC = 1.0
@@ -68,14 +71,19 @@ class SubscriberAttachment:
         # What was still running when its partition was revoked, until it ends.
         self._straddling: MutableMapping[KafkaCommitTask, Record] = weakref.WeakValueDictionary()
         self._dead_letters = DeadLetterPublisher(lambda: private_parts.make_producer(subscriber), handler.background)
-        self._stopping: asyncio.Task[None] | None = None
+        self.stopping: SharedStop | None = None
         # Since when it waits for its first start.
         self._unstarted_since: float | None = handler.now()
+        self._is_starting = False
+        self._closing: asyncio.Task[None] | None = None
+        # What the last consumer has not committed: the next one may get it again.
+        self._left: Mapping[tuple[str, int], Adoptable[KafkaCommitTask]] = {}
         self._turns = 0
-        self._poll_pause_sec = _LONGEST_POLL_PAUSE_SEC
+        self._poll_pause_sec: float
         # Not `consume`, which swallows the outcome, and does nothing once the subscriber is not running.
         self.process = subscriber.process_message
         self._original_get_msg = subscriber.get_msg
+        self._original_start = subscriber.start
         self._original_stop = subscriber.stop
         self._restorer = Restorer(self.name)
         self._health = SubscriberHealth(subscriber, self.name, stall_timeout_sec=handler.settings.stall_timeout_sec)
@@ -85,7 +93,7 @@ class SubscriberAttachment:
     def attach(self) -> None:
         """Put ourselves between FastStream's loop and its consumer."""
         subscriber = self.subscriber
-        for name in ("get_msg", "consume_one", "stop"):
+        for name in ("get_msg", "consume_one", "start", "stop"):
             setattr(subscriber, name, getattr(self, name))
         private_parts.tell_of_consumers(subscriber, self._adopt)
         if private_parts.is_real(subscriber):
@@ -94,7 +102,7 @@ class SubscriberAttachment:
             if self.commits:
                 # Its subscription was made before we came: what it calls, we call.
                 private_parts.wrap_listener(consumer, functools.partial(self._listener, consumer))
-        self.handler.sources.append(self)
+        self.handler.attached.add(self)
         can_admit = subscriber.running and (self._committer.is_alive or not self.commits)
         if can_admit and (found := private_parts.in_hand(subscriber)) is not None:
             self._take_over(*found)
@@ -102,7 +110,8 @@ class SubscriberAttachment:
     def detach(self) -> None:
         """Leave the subscriber as it was found."""
         subscriber = self.subscriber
-        for name, original in (("get_msg", self._original_get_msg), ("stop", self._original_stop)):
+        originals = {"get_msg": self._original_get_msg, "start": self._original_start, "stop": self._original_stop}
+        for name, original in originals.items():
             if subscriber.__dict__.get(name) == getattr(self, name):
                 delattr(subscriber, name)
                 if getattr(subscriber, name) != original:
@@ -128,16 +137,19 @@ class SubscriberAttachment:
         It has not subscribed yet, unless it was there before us: what the user does with it later, we see.
         """
         self.consumer = consumer
-        self._stopping = None
+        self.stopping = None
         self._has_begun = False
-        self._straddling.clear()
-        self._poll_pause_sec = min(_LONGEST_POLL_PAUSE_SEC, private_parts.max_poll_interval_sec(consumer) / 3)
+        self._poll_pause_sec = poll_pause_sec(consumer)
         self.handler.loop_lag.heed_session(private_parts.session_timeout_sec(consumer))
+        if self not in self.handler.sources:
+            self.handler.sources.append(self)
         if not self.commits:
             return consumer
         self._pauses = Pauses(consumer)
         self._window = Window(self.settings.max_uncommitted_tasks, self._pauses)
         offsets = self._committer.watch(consumer)
+        offsets.left.update(self._left)
+        self._left = {}
         offsets.rejoins = not self.subscriber.partitions
         offsets.on_ack = self._window.acknowledged
         offsets.heed_seeks()
@@ -149,11 +161,34 @@ class SubscriberAttachment:
         if self.handler.settings.commit_metadata:
             await self._restorer.restore(self._committer.watch(consumer), consumer, self._pauses, assigned)
 
+    async def start(self) -> None:
+        """Start the subscriber as FastStream does, once a stop that is under way has ended: in place of its `start`."""
+        self._is_starting = True
+        try:
+            while (stop := self.stopping) is not None:
+                with contextlib.suppress(Exception):
+                    # Its callers have got that.
+                    await stop.join(to_the_end=True)
+                if self._closing is not None and not self._closing.done():
+                    await asyncio.wait({self._closing})
+                if self.stopping is stop:
+                    self.stopping = None
+        finally:
+            self._is_starting = False
+        await self._original_start()
+        if self.stopping is not None:
+            # It was stopped while it started: what FastStream has begun since then is not to go on.
+            self.subscriber.running = False
+            await self._original_stop()
+
     # -- what FastStream's loop calls ----------------------------------------------------------------------------
 
     async def get_msg(self, consumer: AIOKafkaConsumer) -> Any:
         """Wait for a free slot, keep polling meanwhile, and only then fetch: nothing is in hand while waiting."""
-        if self.in_hand is not None and self.in_hand.driver is asyncio.current_task():
+        if consumer is not self.consumer or (
+            self.in_hand is not None and self.in_hand.driver is asyncio.current_task()
+        ):
+            # The loop of a start that is over, or one that was replaced.
             raise ConsumerStoppedError
         if not self._has_begun:
             self._has_begun, self._unstarted_since = True, None
@@ -165,11 +200,11 @@ class SubscriberAttachment:
         self._turns += 1
         if self._turns % _RECORDS_PER_TURN == 0:
             await asyncio.sleep(0)
-        while self._stopping is None and self._must_wait():
+        while self.stopping is None and self._must_wait():
             await self._slots.wait_for_change(self._poll_pause_sec)
             if self._must_wait():
                 await self._poll(consumer)
-        if self._stopping is not None:
+        if self.stopping is not None:
             return None
         try:
             return await self._original_get_msg(consumer)
@@ -195,7 +230,7 @@ class SubscriberAttachment:
 
     async def consume_one(self, raw: Any) -> None:
         """Admit a record (or batch) and fire off its task. Nothing is awaited between the fetch and the admission."""
-        if self._stopping is not None or self.subscriber.consumer is None:
+        if self.stopping is not None or self.subscriber.consumer is None:
             # Fetched by a `getone` that was pending when the stop began: not admitted, so never committed past.
             return
         if isinstance(raw, tuple):
@@ -346,44 +381,73 @@ class SubscriberAttachment:
 
     # -- stopping ------------------------------------------------------------------------------------------------
 
-    async def stop(self) -> None:
+    async def stop(self, *, to_the_end: bool = False) -> bool:
         """Drain, commit, then stop the subscriber as FastStream does: in place of `subscriber.stop`.
 
         Takes `shutdown_timeout_sec` and a little. Concurrent calls share one stop, and it goes on when a caller is
-        cancelled. Called from the task of one of the subscriber's own records it returns at once, because the stop
-        waits for that record.
+        cancelled. A record that awaits it, through whatever lies between, gets control back as soon as all others have
+        ended (and False): the rest of the stop waits for that record. A stop `to_the_end` keeps its caller in any case.
         """
         self.subscriber.running = False
-        if self._stopping is None or (self._stopping.done() and self.subscriber.consumer is not None):
-            self._stopping = self.handler.background.create_task(self._stop(), name=f"kafka-stop {self.name}")
-        record = current_record.get()
-        if record is None or record.source is not self or record.task is None or record.task.done():
-            await asyncio.shield(self._stopping)
+        if self.stopping is None or (self.stopping.task.done() and self.subscriber.consumer is not None):
+            self.stopping = SharedStop(self._stop, f"kafka-stop {self.name}", self.handler.background)
+        return await self.stopping.join(to_the_end=to_the_end)
 
-    async def _stop(self) -> None:
+    async def _stop(self, stop: SharedStop) -> None:
         handler, consumer = self.handler, self.subscriber.consumer
-        timeout_sec = handler.settings.shutdown_timeout_sec
-        deadline = handler.now() + timeout_sec
+        deadline = handler.now() + handler.settings.shutdown_timeout_sec
         self._slots.wake_waiters()
-        if not await handler.records.drain(self._owns, timeout_sec=timeout_sec):
-            for record in await handler.records.cancel(self._owns):
-                logger.error("Cancelled after %g s of shutdown, will be delivered again: %r", timeout_sec, record)
-        if self.commits and consumer is not None:
-            await self._committer.hold(consumer)
-            if not await self._committer.flush(consumer, timeout_sec=max(deadline - handler.now(), _LEAST_STOP_SEC)):
-                logger.error("The last commit of %s failed: its records will be delivered again", self.name)
+        with Polling(consumer):
+            await self._end_records(stop, deadline)
+            if self.commits and consumer is not None:
+                await self._committer.hold(consumer)
+                left_sec = max(deadline - handler.now(), _LEAST_STOP_SEC)
+                if not await self._committer.flush(consumer, timeout_sec=left_sec):
+                    logger.error("The last commit of %s failed: its records will be delivered again", self.name)
+        if remaining := handler.records.matching(self._owns):
+            self._let_outlive(remaining)
         # Never cancelled: a consumer that is interrupted while it leaves stays in the group as a ghost.
-        closing = handler.background.create_task(self._close(), name=f"kafka-close {self.name}")
+        closing = self._closing = handler.background.create_task(self._close(), name=f"kafka-close {self.name}")
         await asyncio.wait({closing}, timeout=max(deadline - handler.now(), _LEAST_STOP_SEC))
         if consumer is not None:
             # Only now: a rebalance that was under way while the consumer left has asked for it again.
-            self._committer.forget(consumer)
+            self._left = self._committer.forget(consumer)
+        if self in handler.sources and not self._is_starting:
+            handler.sources.remove(self)
         if not closing.done():
             logger.error("%s is still leaving its group: the broker does not answer", self.name)
         elif not closing.cancelled() and (error := closing.exception()) is not None:
             raise error
 
+    async def _end_records(self, stop: SharedStop, deadline: float) -> None:
+        """Wait for all records but those that wait for this stop, let these go, and wait for them."""
+        handler = self.handler
+        records, timeout_sec = handler.records, handler.settings.shutdown_timeout_sec
+
+        def waiting() -> set[Record]:
+            return stop.held_up_by(records)
+
+        while True:
+            left_sec = max(deadline - handler.now(), _LEAST_STOP_SEC)
+            if not await records.drain(self._owns, timeout_sec=left_sec, spared=waiting):
+                spared = waiting()
+                for record in await records.cancel(lambda each: self._owns(each) and each not in spared):  # noqa: B023 - awaited here
+                    logger.error("Cancelled after %g s of shutdown, will be delivered again: %r", timeout_sec, record)
+            if not stop.let_go(records):
+                # Those that are left, if any, wait for the end of this stop to start the subscriber again.
+                return
+
+    def _let_outlive(self, records: Iterable[Record]) -> None:
+        """Let records go on that start the subscriber again: if they are delivered then, their end counts for that."""
+        for record in records:
+            self._straddling.update((commit, record) for commit in record.commits)
+            if record.runner in self.subscriber.tasks:
+                # Or FastStream's stop would cancel it.
+                self.subscriber.tasks.remove(record.runner)
+
     async def _close(self) -> None:
+        # The records have ended, or have been given up: FastStream is not to wait for them once more.
+        self.subscriber.lock = contextlib.nullcontext()
         try:
             await self._original_stop()
         finally:
@@ -406,7 +470,7 @@ class SubscriberAttachment:
 
     def look(self) -> None:
         """Note how far the consumer has come, for `problems`."""
-        is_busy = self._stopping is not None or self._must_wait()
+        is_busy = self.stopping is not None or self._must_wait()
         self._health.look(self.handler.now(), is_busy=is_busy, blocked=self._blocked())
 
     def _blocked(self) -> dict[TopicPartition, int]:
@@ -426,7 +490,7 @@ class SubscriberAttachment:
         now = self.handler.now()
         if not self._is_meant_to_run:
             since, limit_sec = self._unstarted_since, self.handler.settings.stall_timeout_sec
-            if since is None or self._stopping is not None or not 0 < limit_sec <= now - since:
+            if since is None or self.stopping is not None or not 0 < limit_sec <= now - since:
                 return []
             return [f"{self.name} has not been started for {now - since:.0f} s"]
         return [*self._health.problems(now), *self._blockages(now), *self._dead_letters.problems()]
@@ -450,4 +514,4 @@ class SubscriberAttachment:
 
     @property
     def _is_meant_to_run(self) -> bool:
-        return self.subscriber.running and self._stopping is None and private_parts.is_real(self.subscriber)
+        return self.subscriber.running and self.stopping is None and private_parts.is_real(self.subscriber)

@@ -5,7 +5,7 @@ import contextlib
 import logging
 from typing import Any
 
-from faststream_concurrent_kafka.adoption import Earlier
+from faststream_concurrent_kafka.adoption import Adoptable, Earlier
 from faststream_concurrent_kafka.background import Background
 from faststream_concurrent_kafka.commit_request import commit, commit_last, describe
 from faststream_concurrent_kafka.commit_task import Consumer, KafkaCommitTask
@@ -151,15 +151,16 @@ class KafkaBatchCommitter:
             self._consumers[consumer] = offsets
         return offsets
 
-    def forget(self, consumer: Consumer) -> None:
-        """Commit nothing for this consumer any more."""
+    def forget(self, consumer: Consumer) -> dict[tuple[str, int], Adoptable[KafkaCommitTask]]:
+        """Commit nothing for this consumer any more; return what may be delivered again of what it has had."""
         offsets = self._consumers.pop(consumer, None)
         if offsets is None:
-            return
+            return {}
         offsets.end_epoch()
         offsets.cancel_retry()
         if offsets.request is not None:
             offsets.request.cancel()
+        return offsets.left
 
     async def hold(self, consumer: Consumer) -> None:
         """Start no commit for this consumer until `release`; the one in flight is cancelled and awaited.
@@ -243,8 +244,12 @@ class KafkaBatchCommitter:
             if self._fatal is not None:
                 logger.critical("The committer has died: nothing is committed any more", exc_info=self._fatal)
                 return
-            for offsets in list(self._consumers.values()):
-                self._request(offsets)
+            self._request_all()
+
+    def _request_all(self) -> None:
+        # Not in `_run`: its frame would keep the last of them until the next commit, and with it a whole subscriber.
+        for offsets in list(self._consumers.values()):
+            self._request(offsets)
 
     def _request(self, offsets: ConsumerOffsets) -> None:
         if offsets.held or offsets.retry is not None:

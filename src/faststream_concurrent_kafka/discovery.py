@@ -20,7 +20,7 @@ logger = logging.getLogger(__package__)
 
 def attachment_of(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler) -> SubscriberAttachment | None:
     """Return the attachment of a subscriber to this handler, if there is one."""
-    for source in handler.sources:
+    for source in handler.attached:
         if isinstance(source, SubscriberAttachment) and source.subscriber is subscriber:
             return source
     return None

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from faststream_concurrent_kafka.batch_committer import KafkaCommitTask
 from faststream_concurrent_kafka.lanes import Lanes
@@ -120,8 +120,16 @@ class InFlight:
         if source is not None and record.is_cancelled_by_others:
             source.halt(record, "its task was cancelled by somebody else")
 
-    async def drain(self, belongs: Callable[[Record], bool], *, timeout_sec: float) -> bool:
+    async def drain(
+        self,
+        belongs: Callable[[Record], bool],
+        *,
+        timeout_sec: float,
+        spared: Callable[[], Collection[Record]] = tuple,
+    ) -> bool:
         """Wait until no such record is in flight, at most `timeout_sec`; return whether that was reached.
+
+        Those that are `spared` at that moment are not waited for.
 
         What fails is tried again as long as that begins in time, what is nacked at most once more; what is not done
         then stays undone, for whoever comes next.
@@ -137,6 +145,9 @@ class InFlight:
                     record.is_last_pass, record.begin_by = True, None if record.is_of_the_past else deadline
                     if record.wakes_at is not None and record.wakes_at >= deadline and record.task is not None:
                         record.task.cancel()
+                exempt = spared()
+                if all(record in exempt for record in records):
+                    break
                 if loop.time() >= deadline:
                     return False
                 changed.clear()

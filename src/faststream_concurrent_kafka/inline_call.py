@@ -46,6 +46,7 @@ class InlineCall:
     def submit(self, handler: KafkaConcurrentHandler, record: Record) -> None:
         """Have the record's task begin."""
         self.record = record
+        record.driver = self.driver
         # It has its task at once: its lanes are free, or it has none.
         task: Any = handler.handle_task(record)
         task.add_done_callback(self._abandon)

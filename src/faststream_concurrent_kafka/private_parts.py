@@ -9,7 +9,7 @@ import itertools
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from types import FrameType
+from types import CellType, FrameType
 from typing import Any, NamedTuple, cast
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -222,6 +222,38 @@ def set_consumer_of_messages(subscriber: LogicSubscriber[Any], consumer: Any) ->
 def max_poll_interval_sec(consumer: Any) -> float:
     """Return after how many seconds without a fetch a consumer leaves its group."""
     return float(getattr(consumer, "_max_poll_interval_ms", _DEFAULT_MAX_POLL_INTERVAL_MS)) / 1000
+
+
+def count_as_polled(consumer: Any) -> None:
+    """Have a consumer take this for a fetch, which it wants to see every `max_poll_interval_ms`."""
+    subscription = getattr(consumer, "_subscription", None)
+    if subscription is not None:
+        with subscription.fetch_context():
+            pass
+
+
+def awaiting(future: asyncio.Future[Any]) -> Iterator[asyncio.Future[Any]]:
+    """Yield the futures, tasks among them, that a future resolves or resumes when it is done.
+
+    Follows `await`, `gather`, `wait`, `wait_for`, `shield`, and the task groups of asyncio and anyio.
+    """
+    for callback, _context in getattr(future, "_callbacks", None) or ():
+        held: list[Any] = [getattr(callback, "__self__", None)]
+        held += callback.args if isinstance(callback, functools.partial) else ()
+        held += [cell.cell_contents for cell in getattr(callback, "__closure__", None) or () if _is_filled(cell)]
+        for each in held:
+            # asyncio's and anyio's: it waits by a future of its own.
+            future_of_it = each._on_completed_fut if type(each).__name__ == "TaskGroup" else each
+            if isinstance(future_of_it, asyncio.Future):
+                yield future_of_it
+
+
+def _is_filled(cell: CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018 - raises where there are none yet
+    except ValueError:
+        return False
+    return True
 
 
 def session_timeout_sec(consumer: Any) -> float:

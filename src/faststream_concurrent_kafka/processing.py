@@ -5,6 +5,7 @@ import itertools
 import logging
 import os
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar, Self
@@ -22,6 +23,7 @@ from faststream_concurrent_kafka.records import (
     Outcome,
     Record,
     RecordSource,
+    Stop,
     current_record,
     is_interrupt,
     outcome_of,
@@ -93,12 +95,14 @@ class KafkaConcurrentHandler:
             commit_failure_timeout_sec=settings.commit_failure_timeout_sec,
             commit_metadata=settings.commit_metadata,
         )
+        # Those that run, or did not come to the end of a stop; what is only attached belongs to its owner.
         self.sources: list[RecordSource] = []
+        self.attached: weakref.WeakSet[RecordSource] = weakref.WeakSet()
         self._discoveries: list[Callable[[], list[str]]] = []
         self._setup_problems: list[str] = []
         self.knows_all_brokers = True
         """Whether those who have initialised it have named their brokers."""
-        self._helpers: set[asyncio.Task[None]] = set()
+        self._helpers: set[asyncio.Task[Any]] = set()
         # Without a limit of its own or a window of uncommitted records, something else has to bound memory.
         unlimited = float("inf") if settings.enable_batch_commit else settings.max_uncommitted_tasks
         self.slots = Slots(settings.concurrency_limit, unlimited)
@@ -161,15 +165,17 @@ class KafkaConcurrentHandler:
     async def stop(self) -> None:
         """Stop every attached subscriber (drain, commit, leave the group), then everything of the handler.
 
-        Takes `shutdown_timeout_sec` and a little. Safe to call twice; when cancelled, the stop goes on.
+        Takes `shutdown_timeout_sec` and a little. Safe to call twice; when cancelled, the stop goes on. A record that
+        awaits it gets control back when all others have ended, since the rest waits for that record.
         """
         if self._observer is None:
             return
         if self._stopping is None:
             self._stopping = self.background.create_task(self._stop(), name="kafka-concurrent-stop")
-        record = current_record.get()
-        if record is None or record.task is None or record.task.done():
-            await asyncio.shield(self._stopping)
+        stopping = self._stopping
+        ends = await asyncio.gather(*(source.stop() for source in self.sources), return_exceptions=True)
+        if False not in ends:
+            await asyncio.shield(stopping)
 
     async def _stop(self) -> None:
         try:
@@ -187,9 +193,10 @@ class KafkaConcurrentHandler:
         """Let go of subscribers and signals, and let the next initialisation make a new handler."""
         self._signals.uninstall()
         self.loop_lag.stop()
-        for source in self.sources:
+        for source in {*self.sources, *self.attached}:
             source.detach()
         self.sources.clear()
+        self.attached.clear()
         with self._lock:
             if KafkaConcurrentHandler._instance is self:
                 KafkaConcurrentHandler._instance = None
@@ -201,15 +208,23 @@ class KafkaConcurrentHandler:
         cls._lock = threading.Lock()
         if (inherited := cls._instance) is not None:
             inherited._observer = None  # noqa: SLF001 - its own class
+            # Its thread does not exist here, and may have held the lock of its event.
+            inherited.loop_lag = LoopLag(inherited.turns)
             inherited.discard()
 
     async def _stop_sources(self) -> None:
-        # As they are now: one more may be attached, by its first record, while these stop.
-        sources = list(self.sources)
-        results = await asyncio.gather(*(source.stop() for source in sources), return_exceptions=True)
-        for source, error in zip(sources, results, strict=True):
-            if isinstance(error, BaseException):
-                logger.error("Stopping %s failed", source.name, exc_info=error)
+        ended: set[Stop | None] = set()
+        # One more may be attached by its first record, or started again by a record, while these stop.
+        while sources := [source for source in self.sources if source.stopping not in ended]:
+            results = await asyncio.gather(
+                *(source.stop(to_the_end=True) for source in sources), return_exceptions=True
+            )
+            for source, error in zip(sources, results, strict=True):
+                if isinstance(error, BaseException):
+                    logger.error("Stopping %s failed", source.name, exc_info=error)
+            ended.update(source.stopping for source in sources)
+            # None: it is being started again.
+            ended.discard(None)
 
     def add_discovery(self, discover: Callable[[], list[str]]) -> None:
         """Call `discover` now and from time to time: it attaches subscribers, and returns what is wrong with them."""
@@ -289,6 +304,14 @@ class KafkaConcurrentHandler:
         return outcome_of(record, error)
 
     async def _deal_with(self, record: Record, outcome: Outcome, error: BaseException | None) -> Outcome:
+        stop = None if record.source is None else record.source.stopping
+        if stop is not None and stop.has_let_go(record):
+            logger.error(
+                "%r was not done after its handler had awaited the stop of its own subscriber, and will be delivered "
+                "again: %s. Let app.exit(), StopConsume or a task of its own stop what a record needs to the end.",
+                *(record, "not acknowledged" if error is None else brief(error)),
+            )
+            return Outcome.NOT_DONE
         try:
             return await self._failures.deal_with(record, outcome, error)
         except BaseException as problem:
@@ -309,13 +332,13 @@ class KafkaConcurrentHandler:
             # Not here: what the application makes of it must not become a matter of this record.
             self.background.call_soon(record.source.stop_application)
 
-    def start_helper(self, work: Coroutine[Any, Any, None]) -> None:
+    def start_helper(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run something beside the records, in a task that is kept and whose failure is logged."""
         helper = self.background.create_task(work, name="kafka-concurrent-helper")
         self._helpers.add(helper)
         helper.add_done_callback(self._helper_ended, context=self.background.context)
 
-    def _helper_ended(self, helper: asyncio.Task[None]) -> None:
+    def _helper_ended(self, helper: asyncio.Task[Any]) -> None:
         self._helpers.discard(helper)
         if not helper.cancelled() and (error := helper.exception()) is not None:
             logger.error("Failed beside the records", exc_info=error)
@@ -382,7 +405,8 @@ class KafkaConcurrentHandler:
             if ledger.stopped_at is not None
         ]
         problems += self._setup_problems + self.time_limits.problems(self.now()) + self.loop_lag.problems()
-        return problems + [problem for source in self.sources for problem in source.problems()]
+        sources = dict.fromkeys((*self.sources, *self.attached))
+        return problems + [problem for source in sources for problem in source.problems()]
 
     def deaths(self) -> list[str]:
         """Name what only a restart of the process brings back; nothing while that has not begun, or is stopping.

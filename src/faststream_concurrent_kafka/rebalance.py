@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from faststream_concurrent_kafka import private_parts
 from faststream_concurrent_kafka.batch_committer import KafkaCommitTask
+from faststream_concurrent_kafka.polling import Polling
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
 from faststream_concurrent_kafka.records import Record
 
@@ -68,8 +69,10 @@ class ConcurrentRebalanceListener(ConsumerRebalanceListener):
         if revoked and self._note_eviction is not None and not private_parts.is_member(self._consumer):
             self._note_eviction()
         try:
-            if self._handler.is_running:
-                await self._flush(self._consumer)
+            # At the first join there is nothing to flush, and a record may wait for that join.
+            if self._handler.is_running and revoked:
+                with Polling(self._consumer):
+                    await self._flush(self._consumer)
         finally:
             await self._call_users("on_partitions_revoked", revoked)
 
@@ -98,7 +101,6 @@ class ConcurrentRebalanceListener(ConsumerRebalanceListener):
         # They have not begun, so whoever gets the partition begins them.
         await handler.records.cancel(lambda record: self._belongs(record) and not record.is_running)
         # What goes on is not started again if it comes back to this consumer.
-        self._straddling.clear()
         self._straddling.update(
             (commit, record) for record in handler.records.matching(self._belongs) for commit in record.commits
         )

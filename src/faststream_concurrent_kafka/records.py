@@ -3,7 +3,7 @@
 import asyncio
 import contextvars
 import enum
-from collections.abc import Callable, Coroutine, Hashable, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Sequence
 from typing import Any, Protocol
 
 from faststream.exceptions import AckMessage, NackMessage, RejectMessage, SkipMessage, StopConsume
@@ -14,6 +14,19 @@ from typing_extensions import override
 from faststream_concurrent_kafka.batch_committer import KafkaCommitTask
 from faststream_concurrent_kafka.settings import Settings
 from faststream_concurrent_kafka.suspension import suspended_at
+
+
+class Stop(Protocol):
+    """A stop of a source that its callers share, as far as this floor has to know it."""
+
+    @property
+    def callers(self) -> Iterable[asyncio.Task[Any]]:
+        """Those who wait for it."""
+        ...
+
+    def has_let_go(self, record: "Record") -> bool:
+        """Whether a record has waited for it: what that needs to go on with may be closed by now."""
+        ...
 
 
 class RecordSource(Protocol):
@@ -30,6 +43,11 @@ class RecordSource(Protocol):
 
     context: contextvars.Context | None
     """What the tasks of its records get a copy of; None = what the handler was started with."""
+
+    @property
+    def stopping(self) -> Stop | None:
+        """Its stop, from its begin until the source starts again."""
+        ...
 
     @property
     def name(self) -> str:
@@ -53,8 +71,8 @@ class RecordSource(Protocol):
         """What makes one whole FastStream pass over a record."""
         ...
 
-    async def stop(self) -> None:
-        """Drain, commit and stop it."""
+    async def stop(self, *, to_the_end: bool = False) -> bool:
+        """Drain, commit and stop it; False if a call from inside of a record was let go before the end."""
         ...
 
     def detach(self) -> None:
@@ -116,6 +134,7 @@ class Record:
         "begin_by",
         "commits",
         "delivered",
+        "driver",
         "is_cancelled",
         "is_last_pass",
         "is_running",
@@ -162,6 +181,8 @@ class Record:
         self.waits = 0
         # None while another record has its lane.
         self.task: asyncio.Task[None] | None = None
+        # The task that its pass runs in, where that is not its own.
+        self.driver: asyncio.Task[Any] | None = None
 
     def begin(self) -> None:
         """Note that a pass begins."""
@@ -180,6 +201,11 @@ class Record:
         self.waits -= 1
         if self.limit is not None and not self.waits:
             self.limit.resume()
+
+    @property
+    def runner(self) -> asyncio.Task[Any] | None:
+        """The task that its pass runs in."""
+        return self.driver or self.task
 
     @property
     def is_passed_over(self) -> bool:

@@ -64,8 +64,7 @@ class SignalGuard:
             # The second signal: whoever sends it does not want to wait any longer.
             self._take_its_course(number)
         else:
-            # In a context of its own: a signal handler runs in that of whatever it interrupts, and the stop would take
-            # itself for a call from the handler of that very record.
+            # In a context of its own: a signal handler runs in that of whatever it interrupts, a record's for example.
             self._loop.call_soon_threadsafe(self._begin, number, context=contextvars.Context())
 
     def _begin(self, number: int) -> None:

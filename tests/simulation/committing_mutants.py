@@ -15,6 +15,7 @@ from faststream_concurrent_kafka.offsets import PartitionLedger
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
 from faststream_concurrent_kafka.records import Record
 from faststream_concurrent_kafka.restoring import Restorer
+from faststream_concurrent_kafka.shared_stop import SharedStop
 from tests.simulation.mutant import mutant
 
 
@@ -170,9 +171,9 @@ def stop_does_not_commit(patch: pytest.MonkeyPatch) -> None:
     stop, flush = SubscriberAttachment._stop, KafkaBatchCommitter.flush
     stopping: set[int] = set()
 
-    async def stop_(self: Any) -> None:
+    async def stop_(self: Any, shared: SharedStop) -> None:
         stopping.add(id(self.consumer))
-        await stop(self)
+        await stop(self, shared)
 
     async def flush_(self: Any, consumer: Any, *, timeout_sec: float) -> bool:
         return id(consumer) in stopping or await flush(self, consumer, timeout_sec=timeout_sec)

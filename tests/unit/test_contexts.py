@@ -84,9 +84,12 @@ def test_nothing_of_the_library_keeps_the_context_of_a_record(how, caplog):
             raise NackMessage(delay=0)
 
     async def scenario(world):
-        async def stop():
+        its_own = world.source.stop
+
+        async def stop(**options):
             assert users.get() == "clean"
             await asyncio.sleep(50)
+            return await its_own(**options)
 
         world.source.stop = stop
         world.source.stop_application = lambda: users.get() == "clean" or pytest.fail("the record's context")

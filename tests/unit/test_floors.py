@@ -44,6 +44,8 @@ FLOORS = {
     "loop_lag": 4,
     "failures": 9,
     "in_flight": 9,
+    "polling": 8,
+    "shared_stop": 9,
     "processing": 10,
     "rebalance": 11,
     "attachment": 12,

@@ -9,6 +9,7 @@ import logging
 import textwrap
 from typing import Annotated, Any
 
+import anyio
 import pytest
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.consumer.fetcher import Fetcher
@@ -26,7 +27,9 @@ from faststream.middlewares import AckPolicy
 from typing_extensions import override
 
 from faststream_concurrent_kafka.private_parts import (
+    awaiting,
     committed_offsets,
+    count_as_polled,
     dead_tasks,
     exists,
     fetch_states,
@@ -65,7 +68,7 @@ def subscriber():
     return made
 
 
-@pytest.mark.parametrize("name", ["get_msg", "consume_one", "stop"])
+@pytest.mark.parametrize("name", ["get_msg", "consume_one", "start", "stop"])
 def test_methods_can_be_patched_on_a_subscriber_instance(subscriber, name):
     """FastStream leaves `__dict__` on its slotted endpoints."""
 
@@ -253,6 +256,69 @@ def test_ack_and_nack_go_through_message_consumer():
     """`ack` commits by `message.consumer`, `nack` seeks by it: what stands in for it makes them harmless."""
     assert "self.consumer.commit()" in calls_in(KafkaAckableMessage.ack)
     assert any(call.startswith("self.consumer.seek(") for call in calls_in(KafkaAckableMessage.nack))
+
+
+async def test_a_consumer_can_count_as_polled():
+    """`_subscription.fetch_context()`: what `fetcher_idle_time` goes by, and the heartbeats by that."""
+    consumer = AIOKafkaConsumer("topic", group_id="group")
+    consumer._subscription._last_fetch_ended -= 100
+    assert consumer._subscription.fetcher_idle_time >= 100
+    count_as_polled(consumer)
+    assert consumer._subscription.fetcher_idle_time < 1
+    assert consumer._subscription._fetch_count == 0
+    assert "idle_time < self._max_poll_interval" in inspect.getsource(GroupCoordinator._heartbeat_routine)
+    count_as_polled(None)
+
+
+async def _in_asyncios_group(task):
+    async with asyncio.TaskGroup() as group:
+        group.create_task(_plainly(task))
+
+
+async def _in_anyios_group(task):
+    async with anyio.create_task_group() as group:
+        group.start_soon(_plainly, task)
+
+
+async def _plainly(task):
+    await task
+
+
+WAYS_TO_AWAIT = {
+    "await": _plainly,
+    "gather": lambda task: asyncio.gather(task, asyncio.sleep(0)),
+    "shield": asyncio.shield,
+    "wait": lambda task: asyncio.wait({task}),
+    "wait_for": lambda task: asyncio.wait_for(task, 60),
+    "asyncio's task group": _in_asyncios_group,
+    "anyio's task group": _in_anyios_group,
+}
+
+
+@pytest.mark.parametrize("way", WAYS_TO_AWAIT)
+async def test_who_awaits_a_task_can_be_found(way):
+    """Through whatever lies between; asyncio keeps it in the callbacks of its futures."""
+
+    async def await_it(task):
+        await WAYS_TO_AWAIT[way](task)
+
+    gate = asyncio.Event()
+    task, bystander = asyncio.create_task(gate.wait()), asyncio.create_task(gate.wait())
+    waiter = asyncio.create_task(await_it(task))
+    task.add_done_callback(lambda _, unset=gate: unset)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    found: set[asyncio.Future[Any]] = set()
+    more: list[asyncio.Future[Any]] = [task]
+    while more:
+        new = set(awaiting(more.pop())) - found
+        found |= new
+        more += new
+    assert waiter in found
+    assert bystander not in found
+    gate.set()
+    await asyncio.wait({waiter, bystander})
+    assert not list(awaiting(task))
 
 
 async def test_a_consumer_has_the_private_parts_that_are_read():

@@ -21,6 +21,15 @@ def raw_record(*, partition=0, offset=0, key=None, value=b"", topic=TOPIC):
     return ConsumerRecord(topic, partition, offset, 1, 0, key, value, None, 0, len(value), ())
 
 
+class Stopping:
+    """A stop that nobody waits for."""
+
+    callers: tuple[asyncio.Task[None], ...] = ()
+
+    def has_let_go(self, record):
+        return record is None
+
+
 class Source:
     """A subscriber that only counts what is asked of it."""
 
@@ -31,6 +40,7 @@ class Source:
     def __init__(self, settings):
         self.settings = settings
         self.in_flight = 0
+        self.stopping: Stopping | None = None
         self.halts: list[str] = []
         self.dead_letters: list[object] = []
         self.trouble: list[str] = []
@@ -51,8 +61,10 @@ class Source:
     def look(self):
         pass
 
-    async def stop(self):
-        self.stops += 1
+    async def stop(self, *, to_the_end=False):
+        self.stops += not to_the_end
+        self.stopping = Stopping()
+        return True
 
     def detach(self):
         pass
