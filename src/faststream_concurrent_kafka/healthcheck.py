@@ -86,9 +86,8 @@ def is_kafka_handler_alive(context: ContextRepo) -> bool:
 
     Never raises, costs no request to the broker, and may be called from any thread.
     """
-    known = context.get(CONTEXT_KEY)
-    handler = known or KafkaConcurrentHandler.running()
-    return not handler.deaths() if isinstance(handler, KafkaConcurrentHandler) else known is not STOPPED
+    handler = _known(context)
+    return context.get(CONTEXT_KEY) is not STOPPED if handler is None else not handler.deaths()
 
 
 def get_kafka_handler_report(context: ContextRepo) -> HealthReport:
@@ -116,8 +115,17 @@ def get_kafka_handler_report(context: ContextRepo) -> HealthReport:
 
 
 def _running(context: ContextRepo) -> KafkaConcurrentHandler | None:
-    handler = context.get(CONTEXT_KEY) or KafkaConcurrentHandler.running()
-    return handler if isinstance(handler, KafkaConcurrentHandler) and handler.is_running else None
+    handler = _known(context)
+    return handler if handler is not None and handler.is_running else None
+
+
+def _known(context: ContextRepo) -> KafkaConcurrentHandler | None:
+    known = context.get(CONTEXT_KEY)
+    handler = known or KafkaConcurrentHandler.running()
+    if known is STOPPED and handler is not None and context not in handler.users:
+        # It goes on for others.
+        return None
+    return handler if isinstance(handler, KafkaConcurrentHandler) else None
 
 
 def _report(

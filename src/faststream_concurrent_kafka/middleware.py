@@ -18,7 +18,7 @@ from faststream_concurrent_kafka import discovery
 from faststream_concurrent_kafka.attachment import SubscriberAttachment
 from faststream_concurrent_kafka.errors import SettingsError, SetupError
 from faststream_concurrent_kafka.inline_call import InlineCall
-from faststream_concurrent_kafka.private_parts import around_innermost, is_real, narrow_batch
+from faststream_concurrent_kafka.private_parts import around_innermost, context_of, is_real, narrow_batch
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
 from faststream_concurrent_kafka.records import Record, current_record, records_in
 from faststream_concurrent_kafka.retries import FailurePolicy
@@ -144,7 +144,7 @@ class KafkaConcurrentProcessingMiddleware(BaseMiddleware):
         subscriber: Any,
     ) -> Any:
         """Handle a record that has no task of its own."""
-        handler = KafkaConcurrentHandler.running()
+        handler = KafkaConcurrentHandler.running() if self.context.get(CONTEXT_KEY) is not STOPPED else None
         if handler is None:
             _warn_once(
                 subscriber,
@@ -316,13 +316,13 @@ async def initialize_concurrent_processing(  # noqa: PLR0913 - each is one setti
         handler_timeout_sec=handler_timeout_sec,
     )
 
-    def discover() -> list[str]:
-        found = [*getattr(context.get("app"), "brokers", ()), *((broker,) if broker else ())]
-        return _attach_those_of({id(each): each for each in found}.values(), handler)
-
+    known = handler.users.get(context)
+    user = known if isinstance(known, _User) else _User(context, handler)
+    if broker is not None and broker not in user.brokers:
+        user.brokers.append(broker)
     try:
         handler.start()
-        handler.add_discovery(discover)
+        handler.serve(user)
     except BaseException:
         if previous is None:
             await handler.stop()
@@ -368,11 +368,46 @@ async def stop_concurrent_processing(context: ContextRepo) -> None:
 
     Normally the broker has been stopped by then, and has drained and committed; subscribers that still run are
     stopped here. Takes `shutdown_timeout_sec` and a little at most. Idempotent; when cancelled, the stop goes on.
+
+    While it is initialised with another context too, only the subscribers that belong to this one are stopped, and the
+    rest goes on.
     """
-    handler = context.get(CONTEXT_KEY) or KafkaConcurrentHandler.running()
+    found = context.get(CONTEXT_KEY)
+    handler = found or KafkaConcurrentHandler.running()
     context.set_global(CONTEXT_KEY, STOPPED)
-    if handler is not None and handler.is_running:
+    if handler is None or not handler.is_running:
+        return
+    user = handler.users.get(context)
+    if user is not None and len(handler.users) > 1:
+        await handler.release(user)
+    elif user is not None or found is not STOPPED:
         await handler.stop()
+
+
+class _User:
+    """A context, and what goes with it."""
+
+    def __init__(self, context: ContextRepo, handler: KafkaConcurrentHandler) -> None:
+        self.context = context
+        # Those that were named; an application knows its own.
+        self.brokers: list[Any] = []
+        self._handler = handler
+
+    def _brokers(self) -> list[Any]:
+        return list(
+            {id(each): each for each in (*getattr(self.context.get("app"), "brokers", ()), *self.brokers)}.values()
+        )
+
+    def discover(self) -> list[str]:
+        """Attach the subscribers that are not; say what is wrong with all of them."""
+        return _attach_those_of(self._brokers(), self._handler)
+
+    def owns(self, source: Any) -> bool:
+        """Whether a source is a subscriber of these brokers, or was found by its context."""
+        subscriber = source.subscriber
+        if context_of(subscriber) is self.context:
+            return True
+        return any(each is subscriber for each in discovery.subscribers_of(self._brokers()))
 
 
 def _why_not(subscriber: Any, handler: KafkaConcurrentHandler) -> str | None:

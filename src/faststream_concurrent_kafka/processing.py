@@ -7,8 +7,8 @@ import os
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Coroutine
-from typing import Any, ClassVar, Self
+from collections.abc import Collection, Coroutine
+from typing import Any, ClassVar, Protocol, Self
 
 from faststream.exceptions import StopConsume
 
@@ -46,6 +46,23 @@ _MOST_LOOKED_AT = 1000
 _MOST_PLACES = 5
 # An event loop that has been blocked for so long is not late, but stuck.
 STUCK_AFTER_SEC = 60.0
+
+
+class User(Protocol):
+    """One who has initialised: an application, or a plain broker."""
+
+    @property
+    def context(self) -> Any:
+        """What it is known by."""
+        ...
+
+    def discover(self) -> list[str]:
+        """Attach its subscribers that are not attached yet, and say what is wrong with them."""
+        ...
+
+    def owns(self, source: RecordSource) -> bool:
+        """Whether it is to be stopped with this user."""
+        ...
 
 
 class KafkaConcurrentHandler:
@@ -98,7 +115,8 @@ class KafkaConcurrentHandler:
         # Those that run, or did not come to the end of a stop; what is only attached belongs to its owner.
         self.sources: list[RecordSource] = []
         self.attached: weakref.WeakSet[RecordSource] = weakref.WeakSet()
-        self._discoveries: list[Callable[[], list[str]]] = []
+        # Who has initialised it, by context.
+        self.users: dict[Any, User] = {}
         self._setup_problems: list[str] = []
         self.knows_all_brokers = True
         """Whether those who have initialised it have named their brokers."""
@@ -177,6 +195,25 @@ class KafkaConcurrentHandler:
         if False not in ends:
             await asyncio.shield(stopping)
 
+    async def release(self, user: User) -> None:
+        """Stop one user's subscribers and let go of them, and then, after the last user, everything; else as `stop`."""
+        releasing = self.start_helper(self._release(user))
+        ends = await asyncio.gather(
+            *(source.stop() for source in self.attached if user.owns(source)), return_exceptions=True
+        )
+        if False not in ends:
+            await asyncio.shield(releasing)
+
+    async def _release(self, user: User) -> None:
+        sources = [source for source in self.attached if user.owns(source)]
+        await self._stop_to_the_end(sources)
+        for source in sources:
+            source.detach()
+            self.attached.discard(source)
+        self.users.pop(user.context, None)
+        if not self.users:
+            await self.stop()
+
     async def _stop(self) -> None:
         try:
             await self._stop_sources()
@@ -216,27 +253,29 @@ class KafkaConcurrentHandler:
         ended: set[Stop | None] = set()
         # One more may be attached by its first record, or started again by a record, while these stop.
         while sources := [source for source in self.sources if source.stopping not in ended]:
-            results = await asyncio.gather(
-                *(source.stop(to_the_end=True) for source in sources), return_exceptions=True
-            )
-            for source, error in zip(sources, results, strict=True):
-                if isinstance(error, BaseException):
-                    logger.error("Stopping %s failed", source.name, exc_info=error)
+            await self._stop_to_the_end(sources)
             ended.update(source.stopping for source in sources)
             # None: it is being started again.
             ended.discard(None)
 
-    def add_discovery(self, discover: Callable[[], list[str]]) -> None:
-        """Call `discover` now and from time to time: it attaches subscribers, and returns what is wrong with them."""
-        self._setup_problems += discover()
-        self._discoveries.append(discover)
+    @staticmethod
+    async def _stop_to_the_end(sources: Collection[RecordSource]) -> None:
+        results = await asyncio.gather(*(source.stop(to_the_end=True) for source in sources), return_exceptions=True)
+        for source, error in zip(sources, results, strict=True):
+            if isinstance(error, BaseException):
+                logger.error("Stopping %s failed", source.name, exc_info=error)
+
+    def serve(self, user: User) -> None:
+        """Have a user's subscribers attached, now and from time to time."""
+        self._setup_problems += user.discover()
+        self.users[user.context] = user
 
     def discover(self) -> None:
         """Attach subscribers that were declared meanwhile."""
         problems: list[str] = []
-        for discover in self._discoveries:
+        for user in tuple(self.users.values()):
             try:
-                problems += discover()
+                problems += user.discover()
             except (SetupError, SettingsError) as error:
                 problems.append(str(error))
         self._setup_problems = list(dict.fromkeys(problems))
@@ -332,11 +371,12 @@ class KafkaConcurrentHandler:
             # Not here: what the application makes of it must not become a matter of this record.
             self.background.call_soon(record.source.stop_application)
 
-    def start_helper(self, work: Coroutine[Any, Any, Any]) -> None:
+    def start_helper(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run something beside the records, in a task that is kept and whose failure is logged."""
         helper = self.background.create_task(work, name="kafka-concurrent-helper")
         self._helpers.add(helper)
         helper.add_done_callback(self._helper_ended, context=self.background.context)
+        return helper
 
     def _helper_ended(self, helper: asyncio.Task[Any]) -> None:
         self._helpers.discard(helper)

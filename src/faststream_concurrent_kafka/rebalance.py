@@ -11,7 +11,6 @@ from typing_extensions import override
 
 from faststream_concurrent_kafka import private_parts
 from faststream_concurrent_kafka.batch_committer import KafkaCommitTask
-from faststream_concurrent_kafka.polling import Polling
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
 from faststream_concurrent_kafka.records import Record
 
@@ -71,8 +70,7 @@ class ConcurrentRebalanceListener(ConsumerRebalanceListener):
         try:
             # At the first join there is nothing to flush, and a record may wait for that join.
             if self._handler.is_running and revoked:
-                with Polling(self._consumer):
-                    await self._flush(self._consumer)
+                await self._flush(self._consumer)
         finally:
             await self._call_users("on_partitions_revoked", revoked)
 

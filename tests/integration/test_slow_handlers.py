@@ -8,6 +8,7 @@ import pytest
 from tests.brokers import wait_until
 from tests.integration.helpers import Rebalances, Seen, consuming, serving
 from tests.integration.test_rebalance import another_member
+from tests.stop.driver import bystander
 
 
 POLL_SEC = 1.0
@@ -41,3 +42,30 @@ async def test_slow_handlers_are_not_evicted_also_after_a_rebalance(cluster, new
     assert len(told.assigned) == 3
     assert elsewhere == []
     assert set(seen.counts.values()) == {1}
+
+
+@pytest.mark.parametrize("what", ["stop", "rebalance"])
+async def test_who_waits_for_slow_handlers_counts_as_polling(cluster, new_broker, new_topic, what):
+    """In the drain of a stop and of a rebalance: the member is not evicted, so what has ended is committed."""
+    topic, other, broker, seen, elsewhere = await new_topic(2), await new_topic(), new_broker(), Seen(), []
+    poll: dict[str, Any] = {"max_poll_interval_ms": int(POLL_SEC * 1000), "heartbeat_interval_ms": 100}
+
+    @consuming(broker, topic, **poll)
+    async def handle(number: int):
+        with seen.handling(number):
+            await asyncio.sleep(3 * POLL_SEC)  # handler
+
+    # The group is not empty when a stop commits, or the broker would take that from anybody.
+    async with (
+        bystander(cluster.bootstrap_servers, f"{topic}-group", other),
+        serving(broker, concurrency_limit=2, commit_batch_timeout_sec=100, rebalance_flush_timeout_sec=5),
+    ):
+        for partition in range(2):
+            await cluster.send(topic, [partition], partition=partition)
+        await seen.until_running(2)
+        if what == "rebalance":
+            async with another_member(cluster, topic, elsewhere):
+                await cluster.until_committed(topic, {0: 1, 1: 1})
+    assert await cluster.committed(topic) == {0: 1, 1: 1}
+    assert set(seen.counts.values()) == {1}
+    assert elsewhere == []
