@@ -61,7 +61,6 @@ async def test_a_record_restarts_its_own_subscriber(cluster, new_broker, new_top
         await subscriber.stop()
         await subscriber.start()
 
-    @subscriber
     async def handle(number: int):
         await asyncio.sleep(0.2)  # handler
         if number == 5 and number not in seen:
@@ -71,6 +70,7 @@ async def test_a_record_restarts_its_own_subscriber(cluster, new_broker, new_top
                 await restart()
         seen.append(number)
 
+    subscriber(handle)
     await cluster.send(topic, range(8))
     async with serving(broker, commit_batch_timeout_sec=0.1) as app:
         await wait_until(lambda: len(seen) == 8, 20, lambda: f"handled: {seen}")

@@ -43,6 +43,7 @@ class Attached:
     def __init__(self, partitions: int = 1, **topics: int) -> None:
         self.kafka = FakeKafka({TOPIC: partitions, **topics})
         self.consumers: list[Consumer] = []
+        self.others: list[FakeKafkaConsumer] = []
         self._values = itertools.count()
         self._settings: dict[str, Any]
         self.broker: KafkaBroker
@@ -79,6 +80,13 @@ class Attached:
             await made.start()
         return made
 
+    async def other_member(self) -> FakeKafkaConsumer:
+        """Have another process join the group, which handles nothing."""
+        other = FakeKafkaConsumer(TOPIC, kafka=self.kafka, group_id=GROUP)
+        await other.start()
+        self.others.append(other)
+        return other
+
     def send(self, count: int, topic: str = TOPIC, partition: int = 0) -> None:
         """Append records; each has the next number of all as its value."""
         for _ in range(count):
@@ -110,6 +118,8 @@ def play(scenario: Callable[[Attached], Awaitable[None]], *, partitions: int = 1
         try:
             await scenario(world)
         finally:
+            for other in world.others:
+                await other.stop()
             await world.broker.stop()
             await stop_concurrent_processing(world.broker.context)
 
