@@ -7,7 +7,7 @@ from typing import Any
 
 from faststream_concurrent_kafka import private_parts
 from faststream_concurrent_kafka.background import Background
-from faststream_concurrent_kafka.records import Record
+from faststream_concurrent_kafka.records import Record, current_record
 
 
 class SharedStop:
@@ -23,6 +23,8 @@ class SharedStop:
         """Begin it, in a context that has nothing to do with the record it may be called from."""
         # Each with what lets it go; None = it waits to the end.
         self._callers: dict[asyncio.Task[Any], asyncio.Future[None] | None] = {}
+        # What is called from a thread is awaited there, by the record that has the thread.
+        self._called_by: weakref.WeakKeyDictionary[asyncio.Task[Any], Record] = weakref.WeakKeyDictionary()
         self._let_go: weakref.WeakSet[Record] = weakref.WeakSet()
         self.task = background.create_task(work(self), name=name)
 
@@ -31,6 +33,8 @@ class SharedStop:
         caller: Any = asyncio.current_task()
         let_go = None if to_the_end else asyncio.get_running_loop().create_future()
         self._callers[caller] = let_go
+        if (record := current_record.get()) is not None:
+            self._called_by[caller] = record
         try:
             await asyncio.wait({self.task} if let_go is None else {self.task, let_go}, return_when="FIRST_COMPLETED")
         finally:
@@ -45,13 +49,15 @@ class SharedStop:
         """Those who wait for it."""
         return self._callers
 
-    def held_up_by(self, records: Iterable[Record]) -> set[Record]:
+    def held_up_by(self, records: Collection[Record]) -> set[Record]:
         """Return those of the records in flight that can't end before this stop lets their calls go."""
-        return _waiting(self._callers, records) if self._callers else set()
+        return self._waiting(self._callers, records) if self._callers else set()
 
     def let_go(self, records: Collection[Record]) -> bool:
         """Have the callers that records wait for go on; whether there were any."""
-        inside = {caller: _waiting([caller], records) for caller, let_go in self._callers.items() if let_go is not None}
+        inside = {
+            caller: self._waiting([caller], records) for caller, let_go in self._callers.items() if let_go is not None
+        }
         for caller, waiting in inside.items():
             let_go = self._callers[caller]
             if waiting and let_go is not None:
@@ -65,9 +71,19 @@ class SharedStop:
         """Whether a record has waited for this stop: what it needs to go on with may be closed by now."""
         return record in self._let_go
 
+    def _waiting(self, callers: Iterable[asyncio.Task[Any]], records: Collection[Record]) -> set[Record]:
+        """Return the records whose passes wait for one of these calls, through whatever lies between."""
+        found = _awaiting(callers, records)
+        for caller in callers:
+            record = self._called_by.get(caller)
+            runner = None if record is None or record not in records else record.runner
+            if record is not None and runner is not None and private_parts.is_in_thread(runner):
+                found.add(record)
+        return found
 
-def _waiting(callers: Iterable[asyncio.Task[Any]], records: Iterable[Record]) -> set[Record]:
-    """Return the records whose passes wait for one of these tasks, through whatever lies between."""
+
+def _awaiting(callers: Iterable[asyncio.Task[Any]], records: Iterable[Record]) -> set[Record]:
+    """Return the records whose passes await one of these tasks."""
     running_in = {record.runner: record for record in records if record.runner is not None}
     found: set[Record] = set()
     seen: set[asyncio.Future[Any]] = set()

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 from aiokafka import AIOKafkaConsumer
+from anyio import from_thread
 
 from faststream_concurrent_kafka import is_kafka_handler_healthy, stop_concurrent_processing
 from tests.brokers import group_members, wait_until
@@ -48,6 +49,25 @@ async def test_the_results_of_all_others_are_published(cluster, new_broker, new_
     done = 6 if way == "in a task" else 5
     assert await published(cluster, results) == [str(number) for number in range(done)]
     assert await cluster.committed(topic) == {0: done}
+
+
+async def test_a_synchronous_handler_may_stop_its_broker_from_its_thread(cluster, new_broker, new_topic):
+    """It waits for the others as one on the event loop would, and nobody waits for the deadline."""
+    topic, broker, ended = await new_topic(), new_broker(), []
+
+    @consuming(broker, topic)
+    def handle(number: int):
+        if number == 3:
+            from_thread.run(broker.stop)
+            assert sorted(ended) == [0, 1, 2]
+        else:
+            from_thread.run(asyncio.sleep, 1)  # handler
+        ended.append(number)
+
+    await cluster.send(topic, range(4))
+    async with serving_plainly(broker, name_it=True, shutdown_timeout_sec=60):
+        await wait_until(lambda: len(ended) == 4, 20, lambda: f"ended: {ended}")
+    assert await cluster.committed(topic) == {0: 4}
 
 
 @pytest.mark.apache
