@@ -70,7 +70,11 @@ class SubscriberAttachment:
         self._window: Window
         # What was still running when its partition was revoked, until it ends.
         self._straddling: MutableMapping[KafkaCommitTask, Record] = weakref.WeakValueDictionary()
-        self._dead_letters = DeadLetterPublisher(lambda: private_parts.make_producer(subscriber), handler.background)
+        self._dead_letters = DeadLetterPublisher(
+            lambda: private_parts.make_producer(subscriber),
+            handler.background,
+            lambda topic: private_parts.reads(subscriber, topic),
+        )
         self.stopping: SharedStop | None = None
         # Since when it waits for its first start.
         self._unstarted_since: float | None = handler.now()
@@ -335,7 +339,11 @@ class SubscriberAttachment:
         to = self.settings.on_failure.then
         if not isinstance(to, DeadLetter):
             raise TypeError(f"{to!r} is not a dead letter topic")
-        for raw in records_in(record.delivered):
+        raws = records_in(record.delivered)
+        if len(raws) > 1:
+            # All of a batch first, or some would have been published when one of them halts the partition.
+            self._dead_letters.check(raws, to)
+        for raw in raws:
             headers = describe(raw, self.subscriber.group_id, error, record.attempt)
             await self._dead_letters.publish(raw, to, headers)
         logger.warning(

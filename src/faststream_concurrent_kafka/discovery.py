@@ -9,7 +9,7 @@ from faststream.middlewares import AckPolicy
 
 from faststream_concurrent_kafka.attachment import SubscriberAttachment
 from faststream_concurrent_kafka.errors import SetupError
-from faststream_concurrent_kafka.private_parts import middlewares_of
+from faststream_concurrent_kafka.private_parts import middlewares_of, reads
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
 from faststream_concurrent_kafka.retries import DeadLetter
 from faststream_concurrent_kafka.settings import Settings
@@ -57,10 +57,10 @@ def why_not(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler, m
         )
     settings = _settings_of(subscriber, handler, middleware)
     then = settings.on_failure.then
-    if isinstance(then, DeadLetter) and then.topic in subscriber.topic_names:
+    if isinstance(then, DeadLetter) and isinstance(then.topic, str) and reads(subscriber, then.topic):
         raise SetupError(
-            f"the dead letters of the subscriber of {subscriber.topic_names} would go to {then.topic} itself, and "
-            "never end: give DeadLetter another topic",
+            f"the dead letters of the subscriber of {subscriber.topic_names} would go to {then.topic}, which it "
+            "reads itself, and never end: give DeadLetter another topic, or narrow what the subscriber reads",
         )
     if then == "halt" and subscriber.group_id is None:
         raise SetupError(

@@ -1,16 +1,21 @@
 """Is concurrent processing well, and if not, why."""
 
 import dataclasses
+import logging
 from collections.abc import Mapping
+from typing import Any
 
 from faststream import ContextRepo
 
 from faststream_concurrent_kafka.batch_committer import KafkaCommitTask
-from faststream_concurrent_kafka.middleware import CONTEXT_KEY, STOPPED
+from faststream_concurrent_kafka.middleware import CONTEXT_KEY, STOPPED, check_context
 from faststream_concurrent_kafka.offsets import PartitionLedger
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
 from faststream_concurrent_kafka.records import Record
 from faststream_concurrent_kafka.suspension import suspended_at
+
+
+logger = logging.getLogger(__package__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +76,9 @@ def is_kafka_handler_healthy(context: ContextRepo) -> bool:
     cancelled at its time limit, and for a minute after the event loop was blocked for half a session timeout. Never
     raises, and costs no request to the broker.
     """
+    if (mistake := _mistake(context)) is not None:
+        logger.error("is_kafka_handler_healthy: %s", mistake)
+        return False
     handler = _running(context)
     return handler is not None and not handler.problems()
 
@@ -86,15 +94,20 @@ def is_kafka_handler_alive(context: ContextRepo) -> bool:
 
     Never raises, costs no request to the broker, and may be called from any thread.
     """
+    if (mistake := _mistake(context)) is not None:
+        # Which no restart mends.
+        logger.error("is_kafka_handler_alive: %s", mistake)
+        return True
     handler = _known(context)
     return context.get(CONTEXT_KEY) is not STOPPED if handler is None else not handler.deaths()
 
 
 def get_kafka_handler_report(context: ContextRepo) -> HealthReport:
     """Return what `is_kafka_handler_healthy` decides by."""
-    handler = _running(context)
+    mistake = _mistake(context)
+    handler = _running(context) if mistake is None else None
     if handler is None:
-        problems = ("concurrent processing is not initialised",)
+        problems = (mistake or "concurrent processing is not initialised",)
         return HealthReport(
             is_healthy=False, problems=problems, in_flight=0, waiting=0, retrying=0, loop_lag_sec=0.0, partitions=()
         )
@@ -112,6 +125,14 @@ def get_kafka_handler_report(context: ContextRepo) -> HealthReport:
             for topic, partition, ledger in handler.committer.partitions()
         ),
     )
+
+
+def _mistake(context: Any) -> str | None:
+    try:
+        check_context(context)
+    except TypeError as error:
+        return str(error)
+    return None
 
 
 def _running(context: ContextRepo) -> KafkaConcurrentHandler | None:

@@ -291,8 +291,7 @@ async def initialize_concurrent_processing(  # noqa: PLR0913 - each is one setti
         TypeError: `context` is not a `ContextRepo`, or `broker` not a `KafkaBroker`.
 
     """
-    if not hasattr(context, "set_global"):
-        raise TypeError(f"context must be FastStream's ContextRepo, such as app.context, got {context!r}")
+    check_context(context)
     if broker is not None and not isinstance(broker, KafkaBroker):
         raise TypeError(f"broker must be a faststream.kafka.KafkaBroker, got {broker!r}")
     previous = KafkaConcurrentHandler.running()
@@ -371,7 +370,12 @@ async def stop_concurrent_processing(context: ContextRepo) -> None:
 
     While it is initialised with another context too, only the subscribers that belong to this one are stopped, and the
     rest goes on.
+
+    Raises:
+        TypeError: `context` is not a `ContextRepo`.
+
     """
+    check_context(context)
     found = context.get(CONTEXT_KEY)
     handler = found or KafkaConcurrentHandler.running()
     context.set_global(CONTEXT_KEY, STOPPED)
@@ -408,6 +412,19 @@ class _User:
         if context_of(subscriber) is self.context:
             return True
         return any(each is subscriber for each in discovery.subscribers_of(self._brokers()))
+
+
+def check_context(context: Any) -> None:
+    """Refuse what is no context repository of FastStream's.
+
+    Raises:
+        TypeError: it is not.
+
+    """
+    if not hasattr(context, "set_global"):
+        raise TypeError(
+            f"context must be FastStream's ContextRepo, such as app.context or broker.context, got {context!r:.200}"
+        )
 
 
 def _why_not(subscriber: Any, handler: KafkaConcurrentHandler) -> str | None:

@@ -7,6 +7,7 @@ import asyncio
 import functools
 import itertools
 import logging
+import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from types import CellType, FrameType
@@ -177,6 +178,18 @@ def _is_off(broker_logger: logging.Logger) -> bool:
         logger = logger.parent if logger.propagate else None
     handlers = handlers or ([logging.lastResort] if logging.lastResort is not None else [])
     return all(isinstance(each, logging.NullHandler) or each.level > logging.ERROR for each in handlers)
+
+
+def reads(subscriber: LogicSubscriber[Any], topic: str) -> bool:
+    """Whether a subscriber reads a topic: as it was declared, or as its consumer has been told since."""
+    names = {*subscriber.topic_names_for_subscribe, *(each.topic for each in subscriber.partitions)}
+    patterns = [] if subscriber.pattern is None else [re.compile(subscriber.pattern.broker_address)]
+    if isinstance(consumer := subscriber.consumer, AIOKafkaConsumer):
+        names.update(consumer.subscription() or (), (each.topic for each in consumer.assignment()))
+        subscribed: Any = consumer._subscription.subscribed_pattern
+        patterns += [] if subscribed is None else [subscribed]
+    # As aiokafka does: from the beginning, not to the end.
+    return topic in names or any(pattern.match(topic) for pattern in patterns)
 
 
 def context_of(subscriber: LogicSubscriber[Any]) -> Any:

@@ -16,7 +16,7 @@ import pydantic
 from fast_depends.exceptions import ValidationError
 from faststream.exceptions import SubscriberNotFound
 
-from faststream_concurrent_kafka.checks import check_integer, check_seconds
+from faststream_concurrent_kafka.checks import check_flag, check_integer, check_seconds
 from faststream_concurrent_kafka.errors import SettingsError
 
 
@@ -46,15 +46,20 @@ def is_retriable(error: BaseException, attempt: int) -> bool:  # noqa: ARG001 - 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """Publish the raw record to another topic; its offset is done once every in-sync replica has it (acks=all).
+    """Publish the record as it came to another topic; its offset is done once every in-sync replica has it (acks=all).
 
     Until then the publish is tried again, for ever: the offset of the record is not committed, and health is red.
     """
 
     topic: str | Callable[[Any], str]
-    """Its name, or a callable that gets the `aiokafka.ConsumerRecord` and returns it."""
+    """Its name, or a callable that gets the `aiokafka.ConsumerRecord` and returns it; not what the subscriber reads."""
+
+    keep_timestamp: bool = False
+    """Whether the record keeps its time stamp, where the broker takes it. Else it has that of its publishing: Kafka
+    deletes what is older than the topic's retention by that. The original one is in a header."""
 
     def __post_init__(self) -> None:
+        check_flag("keep_timestamp", self.keep_timestamp)
         if is_async(self.topic):
             raise SettingsError(f"topic must be a name or an ordinary function, not an async one: {self.topic!r}")
         if not callable(self.topic):

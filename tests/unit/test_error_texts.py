@@ -3,7 +3,9 @@
 import pytest
 from typing_extensions import override
 
+from faststream_concurrent_kafka.dead_letter import describe
 from faststream_concurrent_kafka.errors import brief, escaped, name_of
+from tests.unit.world import raw_record
 
 
 class RefusingError(Exception):
@@ -78,3 +80,22 @@ def test_a_type_may_be_hostile_as_well():
     assert brief(NamelessError("why")) == "(can't be read): why"
     assert name_of(NamelessError(), qualified=True) == "(can't be read)"
     assert name_of(ValueError(), qualified=True) == "builtins.ValueError"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("a\r\n\x00b"),
+        ValueError("half a \ud83d" * 5000),
+        ValueError("é" * 5000),
+        RefusingError(GeneratorExit()),
+        NamelessError("\n"),
+        type("Odd\nError" + "x" * 5000, (Exception,), {})(),
+    ],
+    ids=lambda error: ascii(error.args)[:20],
+)
+def test_the_headers_of_a_dead_letter_are_bounded_lines(error):
+    """What a handler raises can't keep its record from being published."""
+    headers = describe(raw_record(), "group", error, 1)
+    assert all(text.isprintable() and len(text.encode()) <= 1024 for text in headers.values())
+    assert headers["kafka_dlt-exception-fqcn"]
