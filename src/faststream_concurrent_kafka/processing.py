@@ -453,9 +453,10 @@ class KafkaConcurrentHandler:
 
         May be asked from any thread.
         """
-        if self._observer is None or self._stopping is not None:
+        observer = self._observer
+        if observer is None or self._stopping is not None:
             return []
-        deaths = self._deaths_of_its_own(self._observer) + self.committer.deaths()
+        deaths = self._deaths_of_its_own(observer) + self.committer.deaths()
         return deaths + [death for source in list(self.sources) for death in source.deaths()]
 
     def _deaths_of_its_own(self, observer: asyncio.Task[None]) -> list[str]:
