@@ -10,7 +10,12 @@ import pytest
 from faststream.exceptions import NackMessage
 from typing_extensions import override
 
-from faststream_concurrent_kafka import FailurePolicy, get_kafka_handler_report
+from faststream_concurrent_kafka import (
+    FailurePolicy,
+    get_kafka_handler_report,
+    initialize_concurrent_processing,
+    stop_concurrent_processing,
+)
 from tests.brokers import Record, produce, wait_until
 from tests.integration.helpers import Gated, Seen, both_loops, consuming, serving, serving_plainly
 from tests.integration.test_rebalance import QUICK, another_member
@@ -62,6 +67,36 @@ async def send(cluster, topic, numbers, key_of, partition_of=lambda _: 0):
             for number, key in keys.items()
         ],
     )
+
+
+@pytest.mark.parametrize("ordering", ["key", "partition"])
+async def test_a_late_initialisation_keeps_the_order(cluster, new_broker, new_topic, ordering):
+    """The record that FastStream has in hand then keeps its place before those that come after it."""
+    topic, broker, seen, go_on = await new_topic(), new_broker(), Ordered(lambda number: number % 3), asyncio.Event()
+
+    @consuming(broker, topic)
+    async def handle(number: int):
+        with seen.handling(number):
+            if number == 0:
+                await go_on.wait()
+            await asyncio.sleep(0.001)  # handler
+
+    await send(cluster, topic, range(30), lambda number: number % 3)
+    await broker.start()
+    try:
+        await seen.until_running(1)
+        await initialize_concurrent_processing(broker.context, broker=broker, ordering=ordering)
+        if ordering == "key":
+            await seen.until(20)
+        go_on.set()
+        await seen.until(30)
+    finally:
+        await broker.stop()
+        await stop_concurrent_processing(broker.context)
+    seen.assert_in_order()
+    assert seen.counts == dict.fromkeys(range(30), 1)
+    if ordering == "partition":
+        assert seen.started == list(range(30))
 
 
 @pytest.mark.asyncio(**both_loops)
