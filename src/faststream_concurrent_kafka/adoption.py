@@ -56,15 +56,19 @@ class Adoptable(Generic[T]):
         """Yield offset and entry, as in `Earlier`, of what may still come back from `offset` on."""
         return ((left, record.entry) for left, record in self._left.items() if left >= offset)
 
+    def begin(self, offset: int) -> None:
+        """Keep what can come back when deliveries begin at this offset."""
+        if offset < self._acked:
+            self._left.clear()
+        else:
+            # The position lies behind these: another owner has committed them meanwhile.
+            self._left = {left: record for left, record in self._left.items() if left >= offset}
+
     def claim(self, offset: int, identity: int) -> Earlier[T] | None:
         """Return what is known of a record that is delivered now, in delivery order; each at most once."""
         if not self._begun:
             self._begun = True
-            if offset < self._acked:
-                self._left.clear()
-            else:
-                # The position lies behind these: whoever owned the partition meanwhile has committed them.
-                self._left = {left: record for left, record in self._left.items() if left >= offset}
+            self.begin(offset)
         left = self._left.pop(offset, None)
         if left is None:
             return None

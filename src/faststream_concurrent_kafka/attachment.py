@@ -10,7 +10,7 @@ import contextvars
 import functools
 import logging
 import weakref
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
@@ -27,12 +27,13 @@ from faststream_concurrent_kafka.errors import brief
 from faststream_concurrent_kafka.inline_call import InlineCall
 from faststream_concurrent_kafka.lanes import lanes_of
 from faststream_concurrent_kafka.message_consumer import MessageConsumer
+from faststream_concurrent_kafka.offsets import PartitionLedger
 from faststream_concurrent_kafka.pauses import Pauses, Reason
 from faststream_concurrent_kafka.polling import Polling, poll_pause_sec
+from faststream_concurrent_kafka.positions import Positions
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
 from faststream_concurrent_kafka.rebalance import ConcurrentRebalanceListener, listen
 from faststream_concurrent_kafka.records import Record, current_record, records_in
-from faststream_concurrent_kafka.restoring import Restorer
 from faststream_concurrent_kafka.retries import DeadLetter
 from faststream_concurrent_kafka.settings import Settings
 from faststream_concurrent_kafka.shared_stop import SharedStop
@@ -67,6 +68,7 @@ class SubscriberAttachment:
         self.in_hand: InlineCall | None = None
         # Of the consumer, where the library commits for it.
         self._pauses: Pauses
+        self._positions: Positions
         self._window: Window
         # What was still running when its partition was revoked, until it ends.
         self._straddling: MutableMapping[KafkaCommitTask, Record] = weakref.WeakValueDictionary()
@@ -89,7 +91,6 @@ class SubscriberAttachment:
         self._original_get_msg = subscriber.get_msg
         self._original_start = subscriber.start
         self._original_stop = subscriber.stop
-        self._restorer = Restorer(self.name)
         self._health = SubscriberHealth(subscriber, self.name, stall_timeout_sec=handler.settings.stall_timeout_sec)
 
     # -- attaching -----------------------------------------------------------------------------------------------
@@ -110,6 +111,8 @@ class SubscriberAttachment:
         can_admit = subscriber.running and (self._committer.is_alive or not self.commits)
         if can_admit and (found := private_parts.in_hand(subscriber)) is not None:
             self._take_over(*found)
+        if self.commits and self.consumer is not None:
+            self._positions.take_over()
 
     def detach(self) -> None:
         """Leave the subscriber as it was found."""
@@ -128,7 +131,7 @@ class SubscriberAttachment:
         return ConcurrentRebalanceListener(
             *(self.handler, consumer, self._owns, self._straddling),
             users=around,
-            restore=functools.partial(self._restore, consumer),
+            begin=self._positions.watch,
             note_eviction=lambda: self._health.note_eviction(self.handler.now()),
         )
 
@@ -155,15 +158,18 @@ class SubscriberAttachment:
         offsets.left.update(self._left)
         self._left = {}
         offsets.rejoins = not self.subscriber.partitions
-        offsets.on_ack = self._window.acknowledged
+        self._positions = Positions(
+            *(self.name, consumer, offsets, self._pauses), functools.partial(self._committer.request, consumer)
+        )
+        offsets.on_ack = self._acknowledged
         offsets.heed_seeks()
-        private_parts.guard_commits(consumer, is_member=offsets.rejoins)
-        listen(consumer, functools.partial(self._listener, consumer))
+        private_parts.guard_commits(consumer)
+        listen(consumer, functools.partial(self._listener, consumer), self._positions.watch)
         return MessageConsumer(consumer)
 
-    async def _restore(self, consumer: Any, assigned: Collection[TopicPartition]) -> None:
-        if self.handler.settings.commit_metadata:
-            await self._restorer.restore(self._committer.watch(consumer), consumer, self._pauses, assigned)
+    def _acknowledged(self, key: tuple[str, int], ledger: PartitionLedger[KafkaCommitTask]) -> None:
+        self._positions.acknowledged(key)
+        self._window.acknowledged(key, ledger)
 
     async def start(self) -> None:
         """Start the subscriber as FastStream does, once a stop that is under way has ended: in place of its `start`."""
@@ -198,9 +204,6 @@ class SubscriberAttachment:
             self._has_begun, self._unstarted_since = True, None
             # That of FastStream's loop, in which records would be handled without us; unless a handler has started it.
             self.context = contextvars.copy_context() if current_record.get() is None else None
-            if self.commits and self.subscriber.partitions:
-                # Without a group's assignment no listener is called.
-                await self._restore(consumer, consumer.assignment())
         self._turns += 1
         if self._turns % _RECORDS_PER_TURN == 0:
             await asyncio.sleep(0)

@@ -179,11 +179,14 @@ class KafkaBatchCommitter:
 
     def release(self, consumer: Consumer) -> None:
         """Let commits for this consumer start again: its partitions are assigned."""
-        offsets = self.watch(consumer)
-        offsets.assigned()
+        self.watch(consumer).assigned()
+        # Records may have been delivered and finished while commits were held.
+        self.request(consumer)
+
+    def request(self, consumer: Consumer) -> None:
+        """Commit now what is to be committed for this consumer, unless commits are held."""
         if self.is_alive:
-            # Records may have been delivered and finished while commits were held.
-            self._request(offsets)
+            self._request(self.watch(consumer))
 
     def end_epoch(self, consumer: Consumer) -> None:
         """End the ledgers of a consumer: what still runs of its records commits nothing, unless it comes back."""

@@ -27,6 +27,8 @@ from faststream_concurrent_kafka.refusals import Refusals
 
 FIRST_BACKOFF_SEC = 0.1
 LONGEST_BACKOFF_SEC = 5.0
+# Seeks of which aiokafka finds the offset later.
+_FINDS = frozenset({"seek_to_beginning", "seek_to_end"})
 # In less than this nothing can be told.
 _LEAST_METADATA = 32
 
@@ -97,6 +99,7 @@ class ConsumerOffsets:
         "restored",
         "retry",
         "retry_refused",
+        "sought",
     )
 
     def __init__(self, consumer: Consumer, *, writes_metadata: bool = False) -> None:
@@ -108,6 +111,8 @@ class ConsumerOffsets:
         self.left: dict[tuple[str, int], Adoptable[KafkaCommitTask]] = {}
         # What had finished above the committed offset when the partition was assigned, whoever had it before.
         self.restored: dict[tuple[str, int], OffsetMap] = {}
+        # Where the user has asked aiokafka to find the beginning or the end, until it is found.
+        self.sought: set[tuple[str, int]] = set()
         # The time stamp of the record that was delivered last, while such things are still known.
         self.latest: dict[tuple[str, int], int] = {}
         self.on_ack: Callable[[tuple[str, int], PartitionLedger[KafkaCommitTask]], None] | None = None
@@ -132,7 +137,7 @@ class ConsumerOffsets:
             frontier = self._frontier(key, ledger)
             # Who tells what has finished above has something to tell whenever something has finished.
             is_news = self.metadata_limit and ledger.finished > ledger.finished_acked
-            if (frontier > ledger.acked or is_news) and key in assigned:
+            if (frontier > ledger.acked or is_news or not ledger.is_committed) and key in assigned:
                 dirty[TopicPartition(*key)] = frontier
         return dirty
 
@@ -182,6 +187,10 @@ class ConsumerOffsets:
 
     def _finished_above(self, key: tuple[str, int], frontier: int) -> str:
         ledger = self.ledgers[key]
+        restored = self.restored.get(key)
+        if restored is not None and key not in self.latest:
+            # Nothing has been delivered since it was read.
+            return restored.dump(self.metadata_limit)
         first = ledger.first_unfinished()
         timestamp = self.latest.get(key) if first is None else first.timestamp
         if frontier == ledger.admitted or timestamp is None:
@@ -195,19 +204,31 @@ class ConsumerOffsets:
             beyond=self._beyond(key, ledger),
         ).dump(self.metadata_limit)
 
+    def begin(self, key: tuple[str, int], offset: int, *, is_committed: bool) -> PartitionLedger[KafkaCommitTask]:
+        """Begin an epoch of a partition: at its committed offset, or at one that is to be committed.
+
+        What was finished in the last one says nothing about the records of this one.
+        """
+        if (last := self.ledgers.get(key)) is not None:
+            last.closed = True
+            self.forget(key)
+        elif (left := self.left.get(key)) is not None:
+            left.begin(offset)
+            if not left:
+                del self.left[key]
+        ledger = PartitionLedger[KafkaCommitTask](offset, is_committed=is_committed)
+        self.ledgers[TopicPartition(*key)] = ledger
+        if is_committed:
+            self.clock.deliver(TopicPartition(*key), offset)
+        return ledger
+
     def admit(self, task: KafkaCommitTask) -> Earlier[KafkaCommitTask] | None:
         """Admit a record; return what is known of it if it was delivered before its partition was revoked."""
         key = task.topic_partition
         ledger = self.ledgers.get(key)
         if ledger is None or task.offset < ledger.admitted:
-            # A new assignment, or the position went back (a seek, a reset, a truncated topic): what was finished in
-            # the old epoch says nothing about these records.
-            if ledger is not None:
-                ledger.closed = True
-                self.forget(key)
-            ledger = PartitionLedger[KafkaCommitTask](task.offset)
-            self.ledgers[TopicPartition(*key)] = ledger
-            self.clock.deliver(TopicPartition(*key), task.offset)
+            # A new assignment, or the position went back: a seek's is kept as soon as something has finished.
+            ledger = self.begin(key, task.offset, is_committed=True)
         task.ledger = ledger
         ledger.admit(task.offset, task, task.identity)
         return self._recall(task) if self.left or self.restored else None
@@ -246,12 +267,14 @@ class ConsumerOffsets:
         """Have the consumer's seeks forget what was handled: whoever moves the position wants the records."""
         for name in ("seek", "seek_to_beginning", "seek_to_end", "seek_to_committed"):
             if (seek := getattr(self.consumer, name, None)) is not None:
-                setattr(self.consumer, name, functools.partial(self._seek, seek))
+                setattr(self.consumer, name, functools.partial(self._seek, seek, name in _FINDS))
 
-    def _seek(self, seek: Callable[..., Any], *places: Any, **options: Any) -> Any:
-        for key in places or (*self.left, *self.restored):
+    def _seek(self, seek: Callable[..., Any], finds: bool, *places: Any, **options: Any) -> Any:  # noqa: FBT001
+        for key in places or self.consumer.assignment():
             if isinstance(key, tuple):
                 self.forget(key)
+                if finds:
+                    self.sought.add(key)
         return seek(*places, **options)
 
     def succeeded(self) -> None:
@@ -296,6 +319,7 @@ class ConsumerOffsets:
                 del self.left[key]
         self.ledgers.clear()
         self.restored.clear()
+        self.sought.clear()
         self.latest.clear()
 
     def next_backoff_sec(self) -> float:

@@ -20,6 +20,7 @@ class FakeKafka:
 
     Attributes:
         logs: the records of each partition, by offset.
+        starts: the offset at which each log begins.
         groups: consumer groups by id: `committed`, `members` and `rebalance()`.
         commits: every `(group_id, offsets)` that was accepted, in order.
         on_commit: called with `(group_id, offsets)` for every commit that arrives, before it is held, failed or
@@ -32,6 +33,7 @@ class FakeKafka:
         self.logs: dict[TopicPartition, list[Record]] = {
             TopicPartition(topic, partition): [] for topic, count in topics.items() for partition in range(count)
         }
+        self.starts: dict[TopicPartition, int] = dict.fromkeys(self.logs, 0)
         self.groups: defaultdict[str, Group] = defaultdict(lambda: Group(self.logs))
         self.commits: list[tuple[str, Offsets]] = []
         self.on_commit: Callable[[str, Offsets], None] | None = None
@@ -51,8 +53,7 @@ class FakeKafka:
         timestamp: int = 0,
     ) -> Record:
         """Append a record and return it; an `offset` above the next one leaves a gap, as compaction does."""
-        log = self.logs[TopicPartition(topic, partition)]
-        end = log[-1].offset + 1 if log else 0
+        log, end = self.logs[TopicPartition(topic, partition)], self.end(TopicPartition(topic, partition))
         offset = end if offset is None else offset
         if offset < end:
             raise ValueError(f"offset {offset} of {topic}[{partition}] is taken: the next one is {end}")
@@ -60,6 +61,22 @@ class FakeKafka:
         log.append(Record(topic, partition, offset, timestamp, 0, key, value, None, *sizes, tuple(headers)))
         self.wake()
         return log[-1]
+
+    def end(self, partition: TopicPartition) -> int:
+        """Return the offset behind the last record of a partition."""
+        log = self.logs[partition]
+        return log[-1].offset + 1 if log else self.starts[partition]
+
+    def delete_records(self, partition: TopicPartition, before: int) -> None:
+        """Delete what lies below an offset, as retention does."""
+        self.logs[partition] = [record for record in self.logs[partition] if record.offset >= before]
+        self.starts[partition] = before
+        self.wake()
+
+    def truncate(self, partition: TopicPartition, end: int) -> None:
+        """Lose what lies at or above an offset, as an unclean leader election does."""
+        self.logs[partition] = [record for record in self.logs[partition] if record.offset < end]
+        self.wake()
 
     def fail_commits(self, error: Exception, times: int | None = 1) -> None:
         """Answer the next `times` commits with an error (None: all, until a call with 0).

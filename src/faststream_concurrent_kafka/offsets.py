@@ -35,17 +35,20 @@ class PartitionLedger(Generic[T]):
         "closed",
         "finished",
         "finished_acked",
+        "is_committed",
         "sent",
         "stopped_at",
         "stopped_because",
     )
 
-    def __init__(self, first_offset: int) -> None:
-        # The first record that is delivered says where the epoch begins: everything below belongs to others.
+    def __init__(self, first_offset: int, *, is_committed: bool = True) -> None:
+        # Everything below belongs to others.
         self.acked = first_offset
         self.admitted = first_offset
+        # Whether the broker has an offset of this epoch; else the first one is to be committed as it is.
+        self.is_committed = is_committed
         # The last offset that a commit was sent with: the broker may have it, without our knowing.
-        self.sent = first_offset
+        self.sent = first_offset if is_committed else -1
         self.closed = False
         # How many records have finished, and how many had when what the broker has confirmed was sent.
         self.finished = 0
@@ -92,6 +95,7 @@ class PartitionLedger(Generic[T]):
 
         `finished` is how many records had finished when that was sent.
         """
+        self.is_committed = True
         self.finished_acked = max(self.finished_acked, finished)
         if offset <= self.acked:
             return

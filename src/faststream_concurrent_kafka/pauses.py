@@ -15,8 +15,8 @@ class Reason(enum.Flag):
     """The user has called `consumer.pause`."""
     WINDOW = enum.auto()
     """Too many of its records are not acknowledged."""
-    ASSIGNMENT = enum.auto()
-    """What had finished of it is not known yet."""
+    UNCOMMITTED = enum.auto()
+    """Where it begins was found, and is not committed yet."""
     HALTED = enum.auto()
     """A record was left undone by policy."""
 

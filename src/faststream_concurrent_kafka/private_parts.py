@@ -11,7 +11,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from types import CellType, FrameType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import CommitFailedError
@@ -23,6 +23,8 @@ from typing_extensions import override
 from faststream_concurrent_kafka.stalls import FetchState
 from faststream_concurrent_kafka.suspension import frames_of
 
+
+logger = logging.getLogger(__package__)
 
 # anyio's, by which a synchronous handler or dependency is run.
 _THREADED = "run_sync_in_worker_thread"
@@ -327,8 +329,7 @@ def ask_for_topics(consumer: Any) -> None:
 
 def fetch_states(consumer: Any) -> dict[TopicPartition, FetchState]:
     """Return how far the consumer has come in each partition that is assigned and not paused."""
-    subscription = getattr(getattr(consumer, "_subscription", None), "subscription", None)
-    assignment = getattr(subscription, "assignment", None)
+    assignment = _assignment_of(consumer)
     if assignment is None:
         return {}
     states = {key: assignment.state_value(key) for key in assignment.tps}
@@ -351,7 +352,7 @@ def exists(consumer: Any, partition: TopicPartition) -> bool:
     return partition.partition in (consumer.partitions_for_topic(partition.topic) or ())
 
 
-def guard_commits(consumer: Any, *, is_member: bool) -> None:
+def guard_commits(consumer: Any) -> None:
     """See to the requests that a consumer's commits send, at each of the attempts that aiokafka makes.
 
     Of a member of a group none is sent while it is none: a broker takes such a commit from anybody as soon as the group
@@ -360,13 +361,24 @@ def guard_commits(consumer: Any, *, is_member: bool) -> None:
     A cancelled `commit` leaves the request that it has sent, in a task that nobody waits for: if that fails, nobody is
     told, where asyncio would log an exception that was never retrieved.
     """
-    coordinator: Any = getattr(consumer, "_coordinator", None)
-    send = getattr(coordinator, "_do_commit_offsets", None)
-    if send is None:
-        return
+    if getattr(consumer, "_coordinator", None) is not None:
+        _guard(consumer, consumer._coordinator)
+    else:
+        start = consumer.start
+
+        # aiokafka makes it when the consumer starts.
+        async def start_guarded() -> None:
+            await start()
+            _guard(consumer, consumer._coordinator)
+
+        consumer.start = start_guarded
+
+
+def _guard(consumer: Any, coordinator: Any) -> None:
+    send = coordinator._do_commit_offsets
 
     async def send_as_member(*arguments: Any) -> None:
-        if is_member and coordinator.generation == _NO_GENERATION:
+        if consumer._subscription.partitions_auto_assigned() and coordinator.generation == _NO_GENERATION:
             raise CommitFailedError("the consumer is not a member of its group now")
         await send(*arguments)
 
@@ -376,6 +388,75 @@ def guard_commits(consumer: Any, *, is_member: bool) -> None:
         return sending
 
     coordinator._do_commit_offsets = request
+
+
+class PositionWatch(Protocol):
+    """Who is told how aiokafka finds where to go on."""
+
+    def committed(self, key: TopicPartition, offset: int, metadata: str) -> None:
+        """Note the committed offset of a partition."""
+        ...
+
+    def found(self, key: TopicPartition, position: int) -> None:
+        """Note where a partition goes on: at its committed offset, or where a reset has found a place."""
+        ...
+
+    def sought(self, key: TopicPartition, position: int) -> None:
+        """Note where the user wants a partition to go on."""
+        ...
+
+
+def _assignment_of(consumer: Any) -> Any:
+    subscription = getattr(getattr(consumer, "_subscription", None), "subscription", None)
+    return getattr(subscription, "assignment", None)
+
+
+def watch_positions(consumer: Any, watch: PositionWatch) -> None:
+    """Tell how the position of each partition is found, in the present assignment, before anything is fetched there."""
+    assignment = _assignment_of(consumer)
+    for key in () if assignment is None else assignment.tps:
+        state = assignment.state_value(key)
+        if "reset_to" not in vars(state):
+            _watch_state(key, state, watch, lambda: _assignment_of(consumer) is assignment)
+
+
+def _watch_state(key: TopicPartition, state: Any, watch: PositionWatch, is_current: Callable[[], bool]) -> None:
+    reset_to, seek, update_committed = state.reset_to, state.seek, state.update_committed
+
+    def tell(call: Callable[..., None], *arguments: Any) -> None:
+        if is_current():
+            try:
+                call(key, *arguments)
+            except Exception:
+                # It would end the task of aiokafka's that we are in, and with it the consumer.
+                logger.exception("What was found of %s[%d] got lost", *key)
+
+    def _update_committed(committed: Any) -> None:
+        if committed.offset >= 0:
+            tell(watch.committed, committed.offset, committed.metadata)
+        update_committed(committed)
+
+    def _reset_to(position: int) -> None:
+        reset_to(position)
+        tell(watch.found, position)
+
+    def _seek(position: int) -> None:
+        seek(position)
+        tell(watch.sought, position)
+
+    state.update_committed, state.reset_to, state.seek = _update_committed, _reset_to, _seek
+
+
+def positions(consumer: Any) -> dict[TopicPartition, int]:
+    """Return the positions of the partitions that have one."""
+    assignment = _assignment_of(consumer)
+    states = {} if assignment is None else {key: assignment.state_value(key) for key in assignment.tps}
+    return {key: state.position for key, state in states.items() if state.has_valid_position}
+
+
+def lacks_position(consumer: Any) -> bool:
+    """Whether aiokafka is still looking for the position of a partition."""
+    return len(positions(consumer)) < len(consumer.assignment())
 
 
 async def committed_offsets(consumer: Any, partitions: Iterable[TopicPartition]) -> Any:

@@ -3,7 +3,7 @@
 import functools
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from collections.abc import Callable, Collection, MutableMapping
 from typing import Any
 
 from aiokafka import ConsumerRebalanceListener, TopicPartition
@@ -21,9 +21,12 @@ logger = logging.getLogger(__package__)
 LEAST_COMMIT_SEC = 1.0
 
 
-def listen(consumer: Any, wrap: Callable[[Any], ConsumerRebalanceListener]) -> None:
-    """Have a consumer subscribe with our listener around the one that `subscribe` is given, now and at run time."""
-    subscribe = consumer.subscribe
+def listen(consumer: Any, wrap: Callable[[Any], ConsumerRebalanceListener], begin: Callable[[], None]) -> None:
+    """Have a consumer subscribe with our listener around the one that `subscribe` is given, now and at run time.
+
+    Of a manual assignment no listener is told: `begin` is called then.
+    """
+    subscribe, assign = consumer.subscribe, consumer.assign
     signature = inspect.signature(subscribe)
 
     @functools.wraps(subscribe)
@@ -34,7 +37,12 @@ def listen(consumer: Any, wrap: Callable[[Any], ConsumerRebalanceListener]) -> N
             call.arguments["listener"] = wrap(listener)
         subscribe(*call.args, **call.kwargs)
 
-    consumer.subscribe = with_ours
+    @functools.wraps(assign)
+    def beginning(*arguments: Any, **keywords: Any) -> None:
+        assign(*arguments, **keywords)
+        begin()
+
+    consumer.subscribe, consumer.assign = with_ours, beginning
 
 
 class ConcurrentRebalanceListener(ConsumerRebalanceListener):
@@ -51,7 +59,7 @@ class ConcurrentRebalanceListener(ConsumerRebalanceListener):
         straddling: MutableMapping[KafkaCommitTask, Record],
         *,
         users: Any = None,
-        restore: Callable[[Collection[TopicPartition]], Awaitable[None]] | None = None,
+        begin: Callable[[], None] | None = None,
         note_eviction: Callable[[], None] | None = None,
     ) -> None:
         self._handler = handler
@@ -59,7 +67,7 @@ class ConcurrentRebalanceListener(ConsumerRebalanceListener):
         self._belongs = belongs
         self._straddling = straddling
         self._users = users
-        self._restore = restore
+        self._begin = begin
         self._note_eviction = note_eviction
 
     @override
@@ -105,13 +113,13 @@ class ConcurrentRebalanceListener(ConsumerRebalanceListener):
 
     @override
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
-        """Learn what had finished, let commits start again, then call the user's listener."""
+        """Begin the epoch before anything is delivered, let commits start again, then call the user's listener."""
         if self._handler.is_running:
             try:
-                if self._restore is not None:
-                    await self._restore(assigned)
+                if self._begin is not None:
+                    self._begin()
             except Exception:
-                logger.exception("What had finished above the committed offsets is not known, and is handled again")
+                logger.exception("Where the assigned partitions begin is not known before they are delivered")
             finally:
                 self._handler.committer.release(self._consumer)
             if self._handler.settings.cancel_lost_handlers:

@@ -5,7 +5,8 @@ from collections import Counter
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Protocol, TypeVar, cast
 
-from aiokafka import ConsumerRebalanceListener
+from aiokafka import ConsumerRebalanceListener, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from faststream import FastStream
 from faststream.middlewares import AckPolicy
 from typing_extensions import override
@@ -147,6 +148,19 @@ class Cluster:
     async def committed(self, topic, group=None):
         """Return the committed offsets of the topic's partitions."""
         return await committed(self.bootstrap_servers, group or f"{topic}-group", topic)
+
+    async def until(self, condition, timeout_sec=PATIENCE_SEC):
+        """Wait until a condition, which may be a coroutine function, holds."""
+        await wait_until(condition, timeout_sec, "the condition holds")
+
+    async def delete_records(self, topic, partition, before):
+        """Delete what lies below an offset, as retention does."""
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap_servers)
+        await admin.start()
+        try:
+            await admin.delete_records({TopicPartition(topic, partition): RecordsToDelete(before_offset=before)})
+        finally:
+            await admin.close()
 
     async def until_committed(self, topic, expected, group=None, timeout_sec=PATIENCE_SEC):
         """Wait until exactly these offsets are committed."""

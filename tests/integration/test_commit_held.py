@@ -142,6 +142,9 @@ class Proxy:
         asked = OffsetCommitRequest_v3.decode(frame[10 + int.from_bytes(frame[8:10]) :])
         _, generation, _, _, topics = (asked.get_item(name) for name in asked.SCHEMA.names)
         offsets = {partition: offset for _, partitions in topics for partition, offset, _ in partitions}
+        if not any(offsets.values()):
+            # That of an assignment: nothing has finished.
+            return PASS
         self.commits.append(Commit(generation, offsets, frame))
         treatment = self.treatment
         if isinstance(treatment, str):

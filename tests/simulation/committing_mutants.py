@@ -12,9 +12,9 @@ from faststream_concurrent_kafka.batch_committer import KafkaBatchCommitter
 from faststream_concurrent_kafka.consumer_offsets import CommitFailure, ConsumerOffsets
 from faststream_concurrent_kafka.in_flight import InFlight
 from faststream_concurrent_kafka.offsets import PartitionLedger
+from faststream_concurrent_kafka.positions import Positions
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
 from faststream_concurrent_kafka.records import Record
-from faststream_concurrent_kafka.restoring import Restorer
 from faststream_concurrent_kafka.shared_stop import SharedStop
 from tests.simulation.mutant import mutant
 
@@ -215,10 +215,8 @@ def a_stop_and_a_rebalance_cancel_each_others_commit(patch: pytest.MonkeyPatch) 
 
 @mutant("what the metadata tells is not handled again")
 def metadata_is_not_read(patch: pytest.MonkeyPatch) -> None:
-    async def restore(*_: Any) -> None:
-        pass
-
-    patch.setattr(Restorer, "restore", restore)
+    committed = Positions.committed
+    patch.setattr(Positions, "committed", lambda self, key, offset, _metadata: committed(self, key, offset, ""))
 
 
 @mutant("window", twist="seeks")

@@ -137,7 +137,6 @@ class SimulatedConsumer(FakeKafkaConsumer):
         self._witness = witness
         self._fetches_late = 0.1 if plan.delays_fetches else 0.0
         self._max_poll_interval_ms = plan.max_poll_sec * 1000
-        self._coordinator.fetch_committed_offsets = self._ask(self._coordinator.fetch_committed_offsets)
         # There are no heartbeats meanwhile, which is where aiokafka looks at the time since the last fetch.
         self.is_joining = True
         self._polls = _Polls(asyncio.get_running_loop(), plan.max_poll_sec, self._leave_idle)
@@ -147,6 +146,15 @@ class SimulatedConsumer(FakeKafkaConsumer):
         self, topics: Iterable[str], listener: ConsumerRebalanceListener | None = None, pattern: None = None
     ) -> None:
         super().subscribe(topics, _Watched(listener, self, self._witness))
+
+    @override
+    async def _travel(self) -> None:
+        await self._simulated.travel()
+
+    @override
+    async def start(self) -> None:
+        await super().start()
+        self._coordinator.fetch_committed_offsets = self._ask(self._coordinator.fetch_committed_offsets)
 
     @override
     async def stop(self) -> None:
@@ -185,9 +193,15 @@ class SimulatedConsumer(FakeKafkaConsumer):
     def _tell_of_commit(self, offsets: dict[TopicPartition, int]) -> None:
         self._witness.is_told_of_commit(offsets, _sent_at.get(asyncio.get_running_loop().time()))
 
-    def position_of(self, tp: TopicPartition) -> int:
-        """Return the offset of the next record."""
-        return self._assigned(tp)[tp]
+    def position_of(self, tp: TopicPartition) -> int | None:
+        """Return the offset of the next record; None until it is found."""
+        return self._assigned(tp).position
+
+    def begins_at(self, tp: TopicPartition) -> int:
+        """Return where an assignment of now will be read from."""
+        if (entry := self._group.committed.get(tp)) is not None:
+            return entry.offset
+        return self._simulated.starts[tp] if self._auto_offset_reset == "earliest" else self._simulated.end(tp)
 
     def _leave_idle(self) -> None:
         if self._member.id in self._group.members and not self.is_joining:
@@ -198,8 +212,12 @@ class SimulatedConsumer(FakeKafkaConsumer):
     def _set_assignment(self, partitions: Iterable[TopicPartition]) -> None:
         super()._set_assignment(partitions)
         self.is_joining = False
-        positions, committed = self._positions or {}, self._group.committed
-        self._witness.resets({tp: positions[tp] for tp in positions if tp not in committed})
+
+    @override
+    async def _find(self, assignment: Any) -> None:
+        await super()._find(assignment)
+        states, committed = assignment.states, self._group.committed
+        self._witness.resets({tp: states[tp].position for tp in states if tp not in committed})
 
     @override
     async def commit(self, offsets: Any = None) -> None:
@@ -262,7 +280,7 @@ class _Watched(ConsumerRebalanceListener):
 
     @override
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
-        self._witness.assigned({tp: await self._consumer.position(tp) for tp in sorted(assigned)})
+        self._witness.assigned({tp: self._consumer.begins_at(tp) for tp in sorted(assigned)})
         await self._listener.on_partitions_assigned(assigned)
 
 

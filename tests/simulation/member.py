@@ -207,7 +207,8 @@ class Member:
         offsets = sorted(self._oracle.offsets[tp.partition])
         reachable = [offset for offset in offsets if offset >= self._oracle.began[tp.partition]]
         to = reachable[place % len(reachable)]
-        if to >= consumer.position_of(tp):
+        position = consumer.position_of(tp)
+        if position is None or to >= position:
             return False
         self.oracle.seeks(tp.partition, to)
         consumer.seek(tp, to)

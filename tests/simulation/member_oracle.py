@@ -174,8 +174,8 @@ class MemberOracle(Witness):
     @override
     def is_told_of_commit(self, offsets: dict[TopicPartition, int], sent_at: float) -> None:
         for tp, offset in offsets.items():
-            if sent_at <= self._moved_at.get(tp.partition, -1.0):
-                # It is about records that have come again since.
+            if sent_at < self._moved_at.get(tp.partition, -1.0):
+                # It is about records that have come again since; what is sent at the very moment may be of either.
                 continue
             unacked = self._unacked.get(tp.partition, deque())
             while unacked and unacked[0] < offset:

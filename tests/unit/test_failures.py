@@ -330,11 +330,11 @@ def test_what_is_delivered_while_a_rebalance_commits_is_not_tried_again_here():
 def test_commits_start_again_whatever_goes_wrong_at_an_assignment(error, caplog):
     """They were held from the revocation on: without them, the window would fill and the partition stand still."""
 
-    async def fail(_assigned):
+    def fail():
         raise error
 
     async def scenario(world):
-        listener = ConcurrentRebalanceListener(world.handler, world.consumer, lambda _: True, {}, restore=fail)
+        listener = ConcurrentRebalanceListener(world.handler, world.consumer, lambda _: True, {}, begin=fail)
         await listener.on_partitions_revoked(set())
         await listener.on_partitions_assigned(world.consumer.assigned)
         await asyncio.wait({world.deliver(quick).task})

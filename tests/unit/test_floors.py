@@ -35,7 +35,7 @@ FLOORS = {
     "dead_letter": 8,
     "private_parts": 4,
     "pauses": 3,
-    "restoring": 8,
+    "positions": 8,
     "window": 8,
     "subscriber_health": 8,
     "time_limits": 9,

@@ -1,0 +1,234 @@
+"""Where a partition begins: what a reset has found is committed before anything is delivered from there on."""
+
+import asyncio
+import functools
+import logging
+
+import pytest
+from aiokafka import ConsumerRebalanceListener, TopicPartition
+from aiokafka.errors import UnknownError
+from aiokafka.structs import OffsetAndMetadata
+from typing_extensions import override
+
+from faststream_concurrent_kafka import KafkaBatchCommitter, KafkaCommitTask
+from faststream_concurrent_kafka.pauses import Pauses, Reason
+from faststream_concurrent_kafka.positions import Positions
+from faststream_concurrent_kafka.testing import FakeKafka, FakeKafkaConsumer, run_virtual
+
+
+TOPIC, GROUP = "orders", "billing"
+P0, P1 = TopicPartition(TOPIC, 0), TopicPartition(TOPIC, 1)
+
+
+class Member(ConsumerRebalanceListener):
+    """A consumer whose positions are looked after, and whose records a test admits and completes."""
+
+    def __init__(self, kafka, reset):
+        self.consumer = FakeKafkaConsumer(kafka=kafka, group_id=GROUP, auto_offset_reset=reset)
+        self.committer = KafkaBatchCommitter(commit_batch_timeout_sec=0.1, commit_metadata=True)
+        self.committer.spawn()
+        self.offsets = self.committer.watch(self.consumer)
+        self.offsets.rejoins = True
+        self.offsets.heed_seeks()
+        self.pauses = Pauses(self.consumer)
+        request = functools.partial(self.committer.request, self.consumer)
+        self.positions = Positions("it", self.consumer, self.offsets, self.pauses, request)
+        self.offsets.on_ack = lambda key, _ledger: self.positions.acknowledged(key)
+
+    @override
+    async def on_partitions_revoked(self, revoked):
+        await self.committer.hold(self.consumer)
+        await self.committer.flush(self.consumer, timeout_sec=1)
+        self.committer.end_epoch(self.consumer)
+
+    @override
+    async def on_partitions_assigned(self, assigned):
+        self.positions.watch()
+        self.committer.release(self.consumer)
+
+    async def get(self, count=1):
+        """Take so many records in hand."""
+        tasks = []
+        for _ in range(count):
+            raw = await self.consumer.getone()
+            tasks.append(KafkaCommitTask(self.consumer, (raw.topic, raw.partition), raw.offset, timestamp=0))
+            self.committer.send_task(tasks[-1])
+        return tasks
+
+    def complete(self, tasks):
+        """Have these finished."""
+        for task in tasks:
+            self.committer.complete(task)
+
+
+def _at(offset):
+    return OffsetAndMetadata(offset, "")
+
+
+def play(scenario, *, reset="latest", records=10, committed=None):
+    """Run a member on a broker that has some records of each partition."""
+
+    async def main():
+        kafka = FakeKafka({TOPIC: 2})
+        for number in range(2 * records):
+            kafka.append(TOPIC, number % 2, b"old")
+        kafka.groups[GROUP].committed.update(committed or {})
+        member = Member(kafka, reset)
+        member.consumer.subscribe([TOPIC], listener=member)
+        try:
+            await member.consumer.start()
+            await scenario(kafka, member)
+        finally:
+            await member.consumer.stop()
+            await member.committer.close()
+
+    run_virtual(main())
+
+
+def kept(kafka):
+    """Return the committed offsets."""
+    return {key.partition: entry.offset for key, entry in kafka.groups[GROUP].committed.items()}
+
+
+async def until(condition):
+    """Wait until something holds."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + 60
+    while not condition():
+        assert loop.time() < deadline, "it never came"
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(("reset", "found"), [("latest", 10), ("earliest", 0)])
+def test_each_partition_has_a_committed_offset_from_the_assignment_on(reset, found):
+    """Whether it has records or not."""
+
+    async def scenario(kafka, _member):
+        await until(lambda: kept(kafka) == {0: found, 1: found})
+        assert len(kafka.commits) == 1
+
+    play(scenario, reset=reset)
+
+
+def test_nothing_is_delivered_before_the_position_is_committed():
+    """What comes meanwhile waits."""
+
+    async def scenario(kafka, member):
+        with kafka.hold_commits() as holds:
+            await holds.wait()
+            kafka.append(TOPIC, 0, b"new")
+            delivered = asyncio.create_task(member.get())
+            await asyncio.sleep(3)
+            assert not delivered.done()
+            assert member.consumer.paused() == {P0, P1}
+        (task,) = await delivered
+        assert kept(kafka) == {0: 10, 1: 10}
+        assert task.offset == 10
+
+    play(scenario)
+
+
+def test_a_commit_of_positions_that_fails_is_tried_again(caplog):
+    """The partition waits, and goes on by itself."""
+    caplog.set_level(logging.WARNING)
+
+    async def scenario(kafka, member):
+        kafka.fail_commits(UnknownError(), times=5)
+        await until(lambda: kept(kafka) == {0: 10, 1: 10})
+        assert member.consumer.paused() == set()
+        assert not member.committer.problems()
+
+    play(scenario)
+
+
+def test_what_is_committed_is_not_committed_again():
+    """And nothing waits for it."""
+
+    async def scenario(kafka, member):
+        await member.get(3)
+        assert not kafka.commits
+        assert member.consumer.paused() == set()
+
+    play(scenario, committed={P0: _at(4), P1: _at(4)})
+
+
+@pytest.mark.parametrize("kind", ["another member", "the same again"])
+def test_what_was_found_outlasts_a_rebalance(kind):
+    """Though nothing was delivered, and the commit was held up: the next owner begins there."""
+
+    async def scenario(kafka, member):
+        await until(lambda: member.offsets.ledgers)
+        other = Member(kafka, "latest")
+        if kind == "another member":
+            other.consumer.subscribe([TOPIC], listener=other)
+            await other.consumer.start()
+        else:
+            member.consumer.lose_membership()
+        for partition in (0, 1):
+            kafka.append(TOPIC, partition, b"new")
+        await until(lambda: kept(kafka) == {0: 10, 1: 10})
+        assert [task.offset for task in await member.get()] == [10]
+        await other.consumer.stop()
+        await other.committer.close()
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("reset", ["latest", "earliest"])
+def test_a_reset_in_mid_epoch_is_committed_before_it_is_followed(reset):
+    """The position has fallen out of the log, by retention: what is delivered from the new one on is not skipped."""
+
+    async def scenario(kafka, member):
+        member.complete(await member.get(4))
+        await until(lambda: kept(kafka) == {0: 2, 1: 2} or sum(kept(kafka).values()) == 4)
+        member.pauses.add(Reason.WINDOW, P0)
+        for _ in range(20):
+            kafka.append(TOPIC, 0, b"new")
+        kafka.delete_records(P0, 15)
+        with kafka.hold_commits() as holds:
+            member.pauses.remove(Reason.WINDOW, P0)
+            delivered = asyncio.create_task(member.consumer.getone(P0))
+            await holds.wait()
+            kafka.append(TOPIC, 0, b"newer")
+            await asyncio.sleep(1)
+            assert not delivered.done()
+        found = 30 if reset == "latest" else 15
+        assert (await delivered).offset == found
+        assert kept(kafka)[0] == found
+
+    play(scenario, reset=reset, committed={P0: _at(0), P1: _at(0)})
+
+
+@pytest.mark.parametrize("seek", ["seek", "seek_to_end"])
+def test_a_seek_commits_past_nothing(seek):
+    """What is in hand when the user goes on elsewhere is delivered again after a crash."""
+
+    async def scenario(kafka, member):
+        tasks = await member.get(3)
+        if seek == "seek":
+            member.consumer.seek(P0, 8)
+            member.consumer.seek(P1, 8)
+        else:
+            await member.consumer.seek_to_end()
+        kafka.append(TOPIC, 0, b"new")
+        later = await member.get()
+        member.complete(later)
+        await asyncio.sleep(3)
+        for key in (P0, P1):
+            first = min([task.offset for task in tasks if task.topic_partition == key], default=None)
+            assert first is None or kept(kafka)[key.partition] == first
+        member.complete(tasks)
+        await until(lambda: kept(kafka)[0] == later[0].offset + 1)
+
+    play(scenario, committed={P0: _at(0), P1: _at(0)})
+
+
+def test_where_the_user_begins_is_committed():
+    """A seek right after the assignment, where nothing was committed: by then no reset has been asked for."""
+
+    async def scenario(kafka, member):
+        member.consumer.seek(P0, 7)
+        assert [task.offset for task in await member.get()] == [7]
+        assert kept(kafka)[0] == 7
+
+    play(scenario)
