@@ -10,6 +10,7 @@ import logging
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 from aiokafka import ConsumerRebalanceListener, TopicPartition, errors
@@ -140,6 +141,8 @@ class _Subscription:
         self.is_manual: bool | None = None
         self.assignment: _Assignment | None = None
         self._listener: ConsumerRebalanceListener | None = None
+        # What counts as a fetch; nothing is evicted here for want of one.
+        self.fetch_context: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @property
     def subscription(self) -> "_Subscription | None":

@@ -140,6 +140,7 @@ class SimulatedConsumer(FakeKafkaConsumer):
         # There are no heartbeats meanwhile, which is where aiokafka looks at the time since the last fetch.
         self.is_joining = True
         self._polls = _Polls(asyncio.get_running_loop(), plan.max_poll_sec, self._leave_idle)
+        self._subscription.fetch_context = self._polls.one
 
     @override
     def subscribe(
