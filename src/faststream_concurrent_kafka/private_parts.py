@@ -456,7 +456,7 @@ def positions(consumer: Any) -> dict[TopicPartition, int]:
 
 def lacks_position(consumer: Any) -> bool:
     """Whether aiokafka is still looking for the position of a partition."""
-    return len(positions(consumer)) < len(consumer.assignment())
+    return isinstance(consumer, AIOKafkaConsumer) and len(positions(consumer)) < len(consumer.assignment())
 
 
 async def committed_offsets(consumer: Any, partitions: Iterable[TopicPartition]) -> Any:

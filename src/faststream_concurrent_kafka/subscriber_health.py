@@ -18,6 +18,7 @@ logger = logging.getLogger(__package__)
 # FastStream fetches again five seconds after an error.
 _LONGEST_BETWEEN_ERRORS_SEC = 15.0
 _ASK_FOR_TOPICS_SEC = 5.0
+_LONGEST_BETWEEN_QUESTIONS_SEC = 30.0
 # One eviction is an accident. So many, each about as soon after the one before as a broker can notice, are a state.
 _EVICTIONS_IN_A_ROW = 3
 _SESSIONS_IN_A_ROW = 6
@@ -42,6 +43,7 @@ class SubscriberHealth:
         self._stall_timeout_sec = stall_timeout_sec
         self._fetching: _Trouble | None = None
         self._missing: _Trouble | None = None
+        self._lost: _Trouble | None = None
         self._evictions: deque[float] = deque(maxlen=_EVICTIONS_IN_A_ROW)
         # The offset of the record that pins a partition whose window is full.
         self._blocked: Lasting[TopicPartition, int] = Lasting(stall_timeout_sec)
@@ -74,6 +76,20 @@ class SubscriberHealth:
             self._missing = _Trouble(now, now, missing)
         elif now - self._missing.last >= _ASK_FOR_TOPICS_SEC:
             self._missing.last = now
+            private_parts.ask_for_topics(consumer)
+        self._find_leaders(consumer, now)
+
+    def _find_leaders(self, consumer: Any, now: float) -> None:
+        """Ask who leads the partitions, less and less often, while the position of one is not found.
+
+        aiokafka asks the broker for it that it last knew as the leader, each 100 ms, whatever the answer is.
+        """
+        if not private_parts.lacks_position(consumer):
+            self._lost = None
+        elif self._lost is None:
+            self._lost = _Trouble(now, now, "")
+        elif now - self._lost.last >= min(self._lost.last - self._lost.since, _LONGEST_BETWEEN_QUESTIONS_SEC):
+            self._lost.last = now
             private_parts.ask_for_topics(consumer)
 
     def deaths(self) -> list[str]:

@@ -35,6 +35,7 @@ from faststream_concurrent_kafka.private_parts import (
     fetch_states,
     in_hand,
     is_unreadable,
+    lacks_position,
     logs_failures,
     make_producer,
     narrow_batch,
@@ -352,7 +353,9 @@ async def test_an_assignment_has_the_private_parts_that_are_read():
         assert fetch_states(consumer) == {}
         consumer.assign([partition])
         assert fetch_states(consumer) == {partition: FetchState(None, None, None)}
+        assert lacks_position(consumer)
         consumer._subscription.seek(partition, 7)
+        assert not lacks_position(consumer)
         state = consumer._subscription.subscription.assignment.state_value(partition)
         state.highwater, state.lso, state.timestamp = 9, -1, 123
         assert fetch_states(consumer) == {partition: FetchState(7, 9, 123)}

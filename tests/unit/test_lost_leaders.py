@@ -1,0 +1,32 @@
+"""A position that is not found: the consumer is told to ask who leads the partition, which aiokafka does not."""
+
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer
+from faststream.kafka import KafkaBroker
+
+from faststream_concurrent_kafka import private_parts
+from faststream_concurrent_kafka.subscriber_health import SubscriberHealth
+
+
+async def test_who_leads_is_asked_soon_and_then_less_and_less_often(monkeypatch):
+    """After a second, and again as long as it lasts; not any more once the position is known."""
+    consumer: Any = AIOKafkaConsumer()
+    subscriber: Any = KafkaBroker(logger=None).subscriber("orders", group_id="billing")
+    subscriber.consumer = consumer
+    health = SubscriberHealth(subscriber, "the subscriber", stall_timeout_sec=60)
+
+    def asked(seconds, *, lacks):
+        times: list[int] = []
+        monkeypatch.setattr(private_parts, "lacks_position", lambda _: lacks)
+        for second in seconds:
+            monkeypatch.setattr(private_parts, "ask_for_topics", lambda _, now=second: times.append(now))
+            health.look(second, is_busy=False, blocked={})
+        return times
+
+    try:
+        assert asked(range(1, 181), lacks=True) == [2, 3, 5, 9, 17, 33, 63, 93, 123, 153]
+        assert asked(range(181, 300), lacks=False) == []
+        assert asked(range(300, 303), lacks=True) == [301, 302]
+    finally:
+        await consumer.stop()
