@@ -34,11 +34,14 @@ class KafkaBatchCommitter:
         commit_batch_size: int = 1000,
         commit_batch_timeout_sec: float = 1.0,
         commit_failure_timeout_sec: float = 15.0,
+        commit_renewal_sec: float = 0.0,
         commit_metadata: bool = False,
     ) -> None:
         self._commit_batch_size = commit_batch_size
         self._commit_batch_timeout_sec = commit_batch_timeout_sec
         self._commit_failure_timeout_sec = commit_failure_timeout_sec
+        self._commit_renewal_sec = commit_renewal_sec
+        self._renewed_at = 0.0
         self._commit_metadata = commit_metadata
         self._consumers: dict[Consumer, ConsumerOffsets] = {}
         self._finished = 0
@@ -57,6 +60,7 @@ class KafkaBatchCommitter:
         """Start the main task in the running event loop; a second call does nothing."""
         if self._main is None:
             self._loop = asyncio.get_running_loop()
+            self._renewed_at = self._loop.time()
             self._background = Background(self._loop)
             self._main = self._background.create_task(self._run(), name="kafka-batch-committer")
             self.is_alive = True
@@ -182,6 +186,16 @@ class KafkaBatchCommitter:
         self.watch(consumer).assigned()
         # Records may have been delivered and finished while commits were held.
         self.request(consumer)
+
+    def renew(self) -> None:
+        """Commit once more what is committed already, if it is time: a broker forgets the offsets of idle groups."""
+        if not self.is_alive or not 0 < self._commit_renewal_sec <= self._loop.time() - self._renewed_at:
+            return
+        self._renewed_at = self._loop.time()
+        for offsets in self._consumers.values():
+            for ledger in offsets.ledgers.values():
+                ledger.is_committed = False
+            self._request(offsets)
 
     def request(self, consumer: Consumer) -> None:
         """Commit now what is to be committed for this consumer, unless commits are held."""

@@ -252,6 +252,7 @@ async def initialize_concurrent_processing(  # noqa: PLR0913 - each is one setti
     commit_metadata: bool = _DEFAULTS.commit_metadata,
     rebalance_flush_timeout_sec: float = _DEFAULTS.rebalance_flush_timeout_sec,
     cancel_lost_handlers: bool = _DEFAULTS.cancel_lost_handlers,
+    commit_renewal_sec: float = _DEFAULTS.commit_renewal_sec,
     commit_failure_timeout_sec: float = _DEFAULTS.commit_failure_timeout_sec,
     stall_timeout_sec: float = _DEFAULTS.stall_timeout_sec,
     ordering: Ordering = _DEFAULTS.ordering,
@@ -273,6 +274,7 @@ async def initialize_concurrent_processing(  # noqa: PLR0913 - each is one setti
             again after a crash.
         rebalance_flush_timeout_sec: seconds that a rebalance waits for running handlers; 0 = not at all.
         cancel_lost_handlers: whether handlers are cancelled whose partition went to another member.
+        commit_renewal_sec: seconds after which the offsets of idle partitions are committed again; 0 = never.
         commit_failure_timeout_sec: seconds for which commits may fail before the health check turns red.
         stall_timeout_sec: seconds without a record, where there is one, after which it turns red; 0 = never.
         ordering: "unordered"; "key": records of a partition with the same key are handled one at a time, in the order
@@ -308,6 +310,7 @@ async def initialize_concurrent_processing(  # noqa: PLR0913 - each is one setti
         commit_metadata=commit_metadata,
         rebalance_flush_timeout_sec=rebalance_flush_timeout_sec,
         cancel_lost_handlers=cancel_lost_handlers,
+        commit_renewal_sec=commit_renewal_sec,
         commit_failure_timeout_sec=commit_failure_timeout_sec,
         stall_timeout_sec=stall_timeout_sec,
         ordering=ordering,

@@ -110,6 +110,7 @@ class KafkaConcurrentHandler:
             commit_batch_size=min(settings.commit_batch_size, max(1, settings.max_uncommitted_tasks // 2)),
             commit_batch_timeout_sec=settings.commit_batch_timeout_sec,
             commit_failure_timeout_sec=settings.commit_failure_timeout_sec,
+            commit_renewal_sec=settings.commit_renewal_sec,
             commit_metadata=settings.commit_metadata,
         )
         # Those that run, or did not come to the end of a stop; what is only attached belongs to its owner.
@@ -400,6 +401,7 @@ class KafkaConcurrentHandler:
             self.records.leave(record, Outcome.NOT_DONE)
         for source in self.sources:
             source.look()
+        self.committer.renew()
         self._look_for_hung_handlers()
         self.discover()
         problems = self.problems()

@@ -50,6 +50,9 @@ class Settings:
     cancel_lost_handlers: bool = False
     """Whether handlers are cancelled whose partition went to another member; else they finish, and commit nothing."""
 
+    commit_renewal_sec: float = 3600.0
+    """Seconds after which the offsets of idle partitions are committed again, before they expire; 0 = never."""
+
     commit_failure_timeout_sec: float = 15.0
     """Seconds for which commits may keep failing before the health check turns red."""
 
@@ -72,6 +75,7 @@ class Settings:
         check_seconds("commit_batch_timeout_sec", self.commit_batch_timeout_sec)
         check_seconds("shutdown_timeout_sec", self.shutdown_timeout_sec)
         check_seconds("commit_failure_timeout_sec", self.commit_failure_timeout_sec)
+        check_seconds("commit_renewal_sec", self.commit_renewal_sec, zero_allowed=True)
         check_seconds("rebalance_flush_timeout_sec", self.rebalance_flush_timeout_sec, zero_allowed=True)
         check_seconds("stall_timeout_sec", self.stall_timeout_sec, zero_allowed=True)
         check_flag("enable_batch_commit", self.enable_batch_commit)

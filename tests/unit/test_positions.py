@@ -11,6 +11,7 @@ from aiokafka.structs import OffsetAndMetadata
 from typing_extensions import override
 
 from faststream_concurrent_kafka import KafkaBatchCommitter, KafkaCommitTask
+from faststream_concurrent_kafka.offset_map import OffsetMap
 from faststream_concurrent_kafka.pauses import Pauses, Reason
 from faststream_concurrent_kafka.positions import Positions
 from faststream_concurrent_kafka.testing import FakeKafka, FakeKafkaConsumer, run_virtual
@@ -25,7 +26,7 @@ class Member(ConsumerRebalanceListener):
 
     def __init__(self, kafka, reset):
         self.consumer = FakeKafkaConsumer(kafka=kafka, group_id=GROUP, auto_offset_reset=reset)
-        self.committer = KafkaBatchCommitter(commit_batch_timeout_sec=0.1, commit_metadata=True)
+        self.committer = KafkaBatchCommitter(commit_batch_timeout_sec=0.1, commit_metadata=True, commit_renewal_sec=10)
         self.committer.spawn()
         self.offsets = self.committer.watch(self.consumer)
         self.offsets.rejoins = True
@@ -232,3 +233,22 @@ def test_where_the_user_begins_is_committed():
         assert kept(kafka)[0] == 7
 
     play(scenario)
+
+
+def test_the_offsets_of_idle_partitions_are_committed_again():
+    """With the metadata that they had: it is still true, and nothing else tells it."""
+    told = OffsetMap.of(4, 0, admitted=8, unfinished=[4]).dump()
+
+    async def scenario(kafka, member):
+        await member.consumer.position(P1)
+        kept_before = dict(kafka.groups[GROUP].committed)
+        for _ in range(3):
+            await asyncio.sleep(9)
+            member.committer.renew()
+            await asyncio.sleep(2)
+            member.committer.renew()
+            await asyncio.sleep(0.1)
+        assert kafka.groups[GROUP].committed == kept_before
+        assert len(kafka.commits) == 3
+
+    play(scenario, committed={P0: OffsetAndMetadata(4, told), P1: _at(10)})

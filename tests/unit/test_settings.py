@@ -33,8 +33,9 @@ SECONDS = (
     "commit_failure_timeout_sec",
     "handler_timeout_sec",
     "stall_timeout_sec",
+    "commit_renewal_sec",
 )
-ZERO_ALLOWED = {"rebalance_flush_timeout_sec", "handler_timeout_sec", "stall_timeout_sec"}
+ZERO_ALLOWED = {"rebalance_flush_timeout_sec", "handler_timeout_sec", "stall_timeout_sec", "commit_renewal_sec"}
 BAD_NUMBERS = st.one_of(
     st.integers(max_value=-1),
     st.floats(max_value=-0.001),
