@@ -37,6 +37,7 @@ from faststream_concurrent_kafka.records import Record, current_record, records_
 from faststream_concurrent_kafka.retries import DeadLetter
 from faststream_concurrent_kafka.settings import Settings
 from faststream_concurrent_kafka.shared_stop import SharedStop
+from faststream_concurrent_kafka.slots import Share
 from faststream_concurrent_kafka.subscriber_health import SubscriberHealth
 from faststream_concurrent_kafka.topic_groups import for_group
 from faststream_concurrent_kafka.window import Window
@@ -54,10 +55,13 @@ _LEAST_STOP_SEC = 1.0
 class SubscriberAttachment:
     """One subscriber whose records are handled concurrently."""
 
-    def __init__(self, subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler, settings: Settings) -> None:
+    def __init__(
+        self, subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler, settings: Settings, share: Share
+    ) -> None:
         self.subscriber = subscriber
         self.handler = handler
         self.settings = settings
+        self.share = share
         self.commits = settings.enable_batch_commit and subscriber.group_id is not None
         self.in_flight = 0
         self.context: contextvars.Context | None = None
@@ -227,7 +231,7 @@ class SubscriberAttachment:
             self._health.note_fetch_error(error, self.handler.now())
 
     def _must_wait(self) -> bool:
-        if self._slots.are_spoken_for or self.handler.loop_lag.is_late:
+        if self.share.is_full or self.handler.loop_lag.is_late:
             return True
         # What a dead committer can't commit would all be handled again after the restart: take nothing more. Where
         # nothing is committed, there is no window per partition to bound what waits for its order or another attempt.

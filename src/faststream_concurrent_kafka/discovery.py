@@ -8,11 +8,12 @@ from faststream.kafka.subscriber.usecase import LogicSubscriber
 from faststream.middlewares import AckPolicy
 
 from faststream_concurrent_kafka.attachment import SubscriberAttachment
-from faststream_concurrent_kafka.errors import SetupError
+from faststream_concurrent_kafka.errors import SettingsError, SetupError
 from faststream_concurrent_kafka.private_parts import middlewares_of, reads
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
 from faststream_concurrent_kafka.retries import DeadLetter
 from faststream_concurrent_kafka.settings import Settings
+from faststream_concurrent_kafka.slots import Share
 
 
 logger = logging.getLogger(__package__)
@@ -35,7 +36,7 @@ def attach(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler, mi
             "begins where its auto_offset_reset says",
             subscriber.topic_names,
         )
-    attachment = SubscriberAttachment(subscriber, handler, settings)
+    attachment = SubscriberAttachment(subscriber, handler, settings, _share_of(subscriber, handler, middleware))
     attachment.attach()
     return attachment
 
@@ -56,6 +57,12 @@ def why_not(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler, m
             "initialize_concurrent_processing()",
         )
     settings = _settings_of(subscriber, handler, middleware)
+    most = handler.settings.concurrency_limit
+    if 0 < most < settings.concurrency_limit:
+        raise SettingsError(
+            f"concurrency_limit={settings.concurrency_limit} of the subscriber of {subscriber.topic_names} is above "
+            f"that of all, {most}: lower it in configured(), or raise that in initialize_concurrent_processing()",
+        )
     then = settings.on_failure.then
     if isinstance(then, DeadLetter) and isinstance(then.topic, str) and reads(subscriber, then.topic):
         raise SetupError(
@@ -100,3 +107,10 @@ def _settings_of(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandl
         # The broker's first: what is nearer to the subscriber has the last word.
         settings = settings.overridden(each.overrides)
     return settings
+
+
+def _share_of(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler, middleware: type) -> Share:
+    limited = [each for each in _ours(subscriber, middleware) if "concurrency_limit" in each.overrides]
+    slots = handler.slots
+    # Whoever has the same `configured()` shares its limit.
+    return slots.share(slots.pool(limited[-1], limited[-1].overrides["concurrency_limit"]) if limited else None)

@@ -14,7 +14,6 @@ from faststream_concurrent_kafka.private_parts import is_unreadable
 from faststream_concurrent_kafka.records import Outcome, Record
 from faststream_concurrent_kafka.retries import DeadLetter, FailurePolicy
 from faststream_concurrent_kafka.settings import Settings
-from faststream_concurrent_kafka.slots import Slots
 
 
 logger = logging.getLogger(__package__)
@@ -28,9 +27,8 @@ _MOST_TEXT = 200
 class Failures:
     """Carries out the failure policies. What it awaits holds no slot, and keeps the record's place in its lanes."""
 
-    def __init__(self, settings: Settings, slots: Slots, jitter: Callable[[], float] = random.random) -> None:
+    def __init__(self, settings: Settings, jitter: Callable[[], float] = random.random) -> None:
         self._settings = settings
-        self._slots = slots
         self._jitter = jitter
 
     async def deal_with(self, record: Record, outcome: Outcome, error: BaseException | None) -> Outcome:
@@ -90,25 +88,26 @@ class Failures:
         if then == "halt":
             source.halt(record, f"failed at attempt {attempt}: {brief(error)}", error)
             return Outcome.NOT_DONE
-        with self._without_slot():
+        with _without_slot(record):
             await source.dead_letter(record, error)
         return Outcome.DONE
 
     async def _wait(self, record: Record, delay_sec: float) -> None:
         record.wakes_at = asyncio.get_running_loop().time() + delay_sec
         try:
-            with self._without_slot():
+            with _without_slot(record):
                 await asyncio.sleep(delay_sec)
         finally:
             record.wakes_at = None
 
-    @contextlib.contextmanager
-    def _without_slot(self) -> Generator[None]:
-        self._slots.give_up_claim()
-        try:
-            yield
-        finally:
-            self._slots.claim()
+
+@contextlib.contextmanager
+def _without_slot(record: Record) -> Generator[None]:
+    record.share.give_up_claim()
+    try:
+        yield
+    finally:
+        record.share.claim()
 
 
 def _is_unreadable(record: Record, error: BaseException | None) -> bool:

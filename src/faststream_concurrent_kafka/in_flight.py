@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Iterator
 from faststream_concurrent_kafka.batch_committer import KafkaCommitTask
 from faststream_concurrent_kafka.lanes import Lanes
 from faststream_concurrent_kafka.records import Outcome, Record
-from faststream_concurrent_kafka.slots import Slots
 
 
 logger = logging.getLogger(__package__)
@@ -25,10 +24,7 @@ class InFlight:
     `start` gives a record its task; `complete` notes that its offset is done.
     """
 
-    def __init__(
-        self, slots: Slots, start: Callable[[Record], None], complete: Callable[[KafkaCommitTask], None]
-    ) -> None:
-        self._slots = slots
+    def __init__(self, start: Callable[[Record], None], complete: Callable[[KafkaCommitTask], None]) -> None:
         self._start = start
         self._complete = complete
         # In the order of their delivery, which is that of their cancellation, too.
@@ -106,7 +102,7 @@ class InFlight:
         if source is not None:
             source.in_flight -= 1
         if record.task is not None:
-            self._slots.give_up_claim()
+            record.share.give_up_claim()
         if self._drains and not (source is not None and source.in_flight):
             for changed in self._drains:
                 changed.set()

@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from faststream_concurrent_kafka import discovery
 from faststream_concurrent_kafka.attachment import SubscriberAttachment
+from faststream_concurrent_kafka.checks import check_integer
 from faststream_concurrent_kafka.errors import SettingsError, SetupError
 from faststream_concurrent_kafka.inline_call import InlineCall
 from faststream_concurrent_kafka.private_parts import around_innermost, context_of, is_real, narrow_batch
@@ -71,6 +72,7 @@ class KafkaConcurrentProcessingMiddleware(BaseMiddleware):
     def configured(
         cls,
         *,
+        concurrency_limit: int | None = None,
         ordering: Ordering | None = None,
         on_failure: FailurePolicy | None = None,
         handler_timeout_sec: float | None = None,
@@ -78,13 +80,21 @@ class KafkaConcurrentProcessingMiddleware(BaseMiddleware):
         """Return this middleware with settings of its own, for the subscribers of one router or broker.
 
         What is not given is as in `initialize_concurrent_processing`. Where a broker and its router both have the
-        middleware, the router's has the last word.
+        middleware, the router's has the last word. `concurrency_limit` is one limit for all subscribers that have this
+        very class, inside that of all.
 
         Raises:
             SettingsError: a setting is not allowed; the text names it.
 
         """
-        given = {"ordering": ordering, "on_failure": on_failure, "handler_timeout_sec": handler_timeout_sec}
+        if concurrency_limit is not None:
+            check_integer("concurrency_limit", concurrency_limit, at_least=1)
+        given = {
+            "concurrency_limit": concurrency_limit,
+            "ordering": ordering,
+            "on_failure": on_failure,
+            "handler_timeout_sec": handler_timeout_sec,
+        }
         overrides = {**cls.overrides, **{name: value for name, value in given.items() if value is not None}}
         _DEFAULTS.overridden(overrides)
         return type(cls.__name__, (cls,), {"overrides": MappingProxyType(overrides)})  # ty: ignore[unsupported-dynamic-base, invalid-explicit-return]
@@ -282,7 +292,8 @@ async def initialize_concurrent_processing(  # noqa: PLR0913 - each is one setti
         on_failure: what becomes of a record whose handling fails: retries, then commit, dead letter or halt.
         handler_timeout_sec: seconds after which a handler is cancelled, which is a failure; 0 = no limit.
 
-    The last three may differ from router to router: see `KafkaConcurrentProcessingMiddleware.configured`.
+    The last three may differ from router to router, and a router may have a `concurrency_limit` inside that of all: see
+    `KafkaConcurrentProcessingMiddleware.configured`.
 
     Returns:
         The handler; the same one when it is called again with the same settings.

@@ -125,12 +125,12 @@ class KafkaConcurrentHandler:
         # Without a limit of its own or a window of uncommitted records, something else has to bound memory.
         unlimited = float("inf") if settings.enable_batch_commit else settings.max_uncommitted_tasks
         self.slots = Slots(settings.concurrency_limit, unlimited)
-        self.records = InFlight(self.slots, self._start, self.committer.complete)
+        self.records = InFlight(self._start, self.committer.complete)
         self.time_limits = TimeLimits()
         self.turns = Turns()
         self._threads = Threads(settings.concurrency_limit)
         self.loop_lag = LoopLag(self.turns)
-        self._failures = Failures(settings, self.slots)
+        self._failures = Failures(settings)
         self._observer: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._signals = SignalGuard(self._stop_sources)
@@ -293,7 +293,8 @@ class KafkaConcurrentHandler:
         return record.task
 
     def _start(self, record: Record) -> None:
-        self.slots.claim()
+        record.share = self.slots.unshared if record.source is None else record.source.share
+        record.share.claim()
         record.task = self.background.create_task(
             self._own(record), context=None if record.source is None else record.source.context
         )
@@ -302,13 +303,12 @@ class KafkaConcurrentHandler:
         # A task factory may have started it before anybody else has it.
         record.task = asyncio.current_task()
         current_record.set(record)
-        semaphore = self.slots.semaphore
+        share = record.share
         outcome = Outcome.NOT_DONE
         try:
             while True:
                 outcome, error = Outcome.NOT_DONE, None
-                if semaphore is not None:
-                    await semaphore.acquire()
+                await share.take()
                 try:
                     if record.attempt == 0 and record.is_passed_over:
                         break
@@ -318,8 +318,7 @@ class KafkaConcurrentHandler:
                     error = raised
                 finally:
                     record.is_running = False
-                    if semaphore is not None:
-                        semaphore.release()
+                    share.leave()
                 outcome = self._meaning_of(record, error)
                 if outcome in UP_TO_POLICY:
                     outcome = await self._deal_with(record, outcome, error)
@@ -390,6 +389,7 @@ class KafkaConcurrentHandler:
         while True:
             await asyncio.sleep(HEALTH_CHECK_INTERVAL_SEC)
             self._looked_at = self.now()
+            self.slots.tick()
             self._check_tasks_health()
 
     def _check_tasks_health(self) -> None:
@@ -425,7 +425,7 @@ class KafkaConcurrentHandler:
                 )
                 logger.warning(
                     "All %g slots are taken, and none was let go for %.0f s. Of the records, %s",
-                    self.slots.most_claims,
+                    self.slots.everybody.most_claims,
                     age_sec,
                     ", ".join(f"{count} {place}" for place, count in places.most_common(_MOST_PLACES)),
                 )

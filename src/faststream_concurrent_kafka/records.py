@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from faststream_concurrent_kafka.batch_committer import KafkaCommitTask
 from faststream_concurrent_kafka.settings import Settings
+from faststream_concurrent_kafka.slots import Share
 from faststream_concurrent_kafka.suspension import suspended_at
 
 
@@ -43,6 +44,9 @@ class RecordSource(Protocol):
 
     context: contextvars.Context | None
     """What the tasks of its records get a copy of; None = what the handler was started with."""
+
+    share: Share
+    """Its part in the slots."""
 
     @property
     def stopping(self) -> Stop | None:
@@ -143,6 +147,7 @@ class Record:
         "message",
         "process",
         "raw",
+        "share",
         "source",
         "task",
         "waits",
@@ -179,8 +184,9 @@ class Record:
         self.limit: TimeLimit | None = None
         # How many things keep its pass waiting that are none of its own: a free thread, a turn of the event loop.
         self.waits = 0
-        # None while another record has its lane.
+        # None while another record has its lane; with it comes its part in the slots.
         self.task: asyncio.Task[None] | None = None
+        self.share: Share
         # The task that its pass runs in, where that is not its own.
         self.driver: asyncio.Task[Any] | None = None
 

@@ -206,6 +206,11 @@ async def test_what_does_not_go_with_the_others_is_refused_when_it_is_found(new_
     with pytest.raises(SettingsError, match="commits past the failed record"):
         async with serving(broker, enable_batch_commit=False):
             pass
+    broker = new_broker(Ours.configured(concurrency_limit=11))
+    consuming(broker, topic)(Failing().handle)
+    with pytest.raises(SettingsError, match=f"concurrency_limit=11 of the subscriber of .*{topic}.* above .* 10"):
+        async with serving(broker, concurrency_limit=10):
+            pass
     broker = new_broker(Ours.configured(on_failure=FailurePolicy(then=DeadLetter(topic))))
     consuming(broker, topic)(Failing().handle)
     with pytest.raises(SetupError, match="give DeadLetter another topic"):

@@ -14,7 +14,7 @@ from faststream_concurrent_kafka.offsets import PartitionLedger
 from faststream_concurrent_kafka.pauses import Pauses
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
 from faststream_concurrent_kafka.records import Outcome, Record
-from faststream_concurrent_kafka.slots import Slots
+from faststream_concurrent_kafka.slots import Share, Slots
 from faststream_concurrent_kafka.time_limits import TimeLimits
 from faststream_concurrent_kafka.window import Window
 from tests.simulation.mutant import mutant
@@ -57,7 +57,7 @@ def there_is_one_slot_more(patch: pytest.MonkeyPatch) -> None:
 
 @mutant("everything is committed in the end", "nothing is remembered", "no record is left by a stop")
 def claims_are_kept_after_a_retry(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Slots, "give_up_claim", lambda _self: None)
+    patch.setattr(Share, "give_up_claim", lambda _self: None)
 
 
 @mutant("window")

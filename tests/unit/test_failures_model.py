@@ -123,7 +123,9 @@ class Model:
     def __init__(self, options, policy, scripts):
         self.world = World(on_failure=policy, **options)
         self.journal = []
-        self.source = self.world.source = JournalingSource(self.world.handler.settings, self.journal)
+        self.source = JournalingSource(self.world.handler.settings, self.journal)
+        self.source.share = self.world.source.share
+        self.world.source = self.source
         self.world.handler.sources[:] = [self.source]
         self.limit = options["concurrency_limit"] or len(scripts) + 1
         self.ordering = options["ordering"]

@@ -31,7 +31,7 @@ FLOORS = {
     "batch_committer": 7,
     "records": 8,
     "signals": 8,
-    "slots": 8,
+    "slots": 3,
     "dead_letter": 8,
     "private_parts": 4,
     "pauses": 3,

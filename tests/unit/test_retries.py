@@ -309,10 +309,11 @@ async def follow(policy, script):
     """Have `Failures` deal with a record whose attempts end as the script says; return what happened."""
     options = Settings(on_failure=policy)
     slots, source = Slots(1, 1), Source(options)
-    failures = Failures(Settings(), slots, lambda: JITTER)
+    failures = Failures(Settings(), lambda: JITTER)
     record = Record("raw", source.process, source=source)
     happened = []
-    slots.claim()
+    record.share = slots.share()
+    record.share.claim()
     for step in [*script, "success"]:
         record.begin()
         if step == "success":

@@ -137,6 +137,9 @@ def test_the_middleware_checks_its_overrides_when_it_is_configured():
     """At import time of the application, by name; what is configured twice is added up."""
     with pytest.raises(SettingsError, match="handler_timeout_sec must be a finite number"):
         KafkaConcurrentProcessingMiddleware.configured(handler_timeout_sec=-1)
+    for bad in (0, -1, 1.5, True):
+        with pytest.raises(SettingsError, match="concurrency_limit must be an integer of at least 1"):
+            KafkaConcurrentProcessingMiddleware.configured(concurrency_limit=bad)  # ty: ignore[invalid-argument-type]
     first = KafkaConcurrentProcessingMiddleware.configured(ordering="key")
     second = first.configured(handler_timeout_sec=3)
     assert issubclass(second, first)

@@ -16,6 +16,7 @@ from faststream_concurrent_kafka import (
 )
 """
 RIGHT = [
+    "KafkaRouter(middlewares=[KafkaConcurrentProcessingMiddleware.configured(concurrency_limit=3)])",
     'KafkaRouter(middlewares=[KafkaConcurrentProcessingMiddleware.configured(ordering="key")])',
     "KafkaBroker(middlewares=[KafkaConcurrentProcessingMiddleware.configured(handler_timeout_sec=3)])",
     'FailurePolicy(max_attempts=3, retry_on=(OSError, ValueError), then=DeadLetter("dead"))',
@@ -27,7 +28,8 @@ RIGHT = [
 WRONG = [
     'KafkaConcurrentProcessingMiddleware.configured(ordering="keys")',
     'KafkaConcurrentProcessingMiddleware.configured(on_failure="retry")',
-    "KafkaConcurrentProcessingMiddleware.configured(concurrency_limit=3)",
+    "KafkaConcurrentProcessingMiddleware.configured(concurrency_limit=0.5)",
+    "KafkaConcurrentProcessingMiddleware.configured(commit_batch_size=3)",
     'FailurePolicy(max_attempts="3")',
     "FailurePolicy(3)",
     'FailurePolicy(then="dead")',

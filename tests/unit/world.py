@@ -9,6 +9,7 @@ from aiokafka import ConsumerRecord, TopicPartition
 from faststream_concurrent_kafka import KafkaCommitTask, KafkaConcurrentHandler
 from faststream_concurrent_kafka.lanes import lanes_of
 from faststream_concurrent_kafka.records import Record
+from faststream_concurrent_kafka.slots import Share
 from faststream_concurrent_kafka.testing import run_virtual
 from tests.unit.scripted import ScriptedConsumer
 
@@ -36,6 +37,7 @@ class Source:
     name = "source"
     commits = True
     context: contextvars.Context | None = None
+    share: Share
 
     def __init__(self, settings):
         self.settings = settings
@@ -92,17 +94,23 @@ class World:
         self.handler = KafkaConcurrentHandler(**options)
         self.handler.start()
         self.consumer = ScriptedConsumer(*(TopicPartition(TOPIC, number) for number in range(3)))
-        self.source = Source(self.handler.settings)
-        self.handler.sources.append(self.source)
+        self.source = self.add_source()
         self.offset = 0
         self.offsets: defaultdict[int, int] = defaultdict(int)
 
-    def handle(self, process):
+    def add_source(self):
+        """Have one more subscriber."""
+        source = Source(self.handler.settings)
+        source.share = self.handler.slots.share()
+        self.handler.sources.append(source)
+        return source
+
+    def handle(self, process, *, source=None):
         """Have an unordered record of partition 0 handled; its raw record is a number, from 1 on."""
         commit = KafkaCommitTask(self.consumer, T0, self.offset)
         self.offset += 1
         self.handler.committer.send_task(commit)
-        record = Record(self.offset, process, source=self.source, commits=[commit])
+        record = Record(self.offset, process, source=source or self.source, commits=[commit])
         self.handler.handle_task(record)
         return record
 
