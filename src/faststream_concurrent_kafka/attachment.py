@@ -303,7 +303,8 @@ class SubscriberAttachment:
         )
         earlier = self._committer.send_task(task)
         if task.ledger.window >= self._window.size:
-            self._window.pause(key)
+            self._window.pause(key, task.ledger)
+            self._committer.make_room(task)
         return None if earlier is not None and self._adopts(task, earlier.entry) else task
 
     def _adopts(self, task: KafkaCommitTask, earlier: KafkaCommitTask | None) -> bool:

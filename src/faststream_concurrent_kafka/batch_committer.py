@@ -18,6 +18,8 @@ logger = logging.getLogger(__package__)
 
 # aiokafka retries a commit for ever inside; this bounds one attempt.
 COMMIT_REQUEST_TIMEOUT_SEC = 5.0
+# A full window whose frontier moves in small steps is not worth a request for each.
+_ROOM_PAUSE_SEC = 0.02
 
 
 class KafkaBatchCommitter:
@@ -144,6 +146,20 @@ class KafkaBatchCommitter:
             self._wake()
         elif self._timer is None:
             self._timer = self._background.call_later(self._commit_batch_timeout_sec, self._wake)
+        if task.ledger.room_wanted:
+            self.make_room(task)
+
+    def make_room(self, task: KafkaCommitTask) -> None:
+        """Commit soon, whatever batch and timer say, if that makes room in the full window of a record's partition."""
+        if not task.ledger.closed and (offsets := self._consumers.get(task.consumer)) is not None:
+            self._make_room(offsets, task.ledger)
+
+    def _make_room(self, offsets: ConsumerOffsets, ledger: PartitionLedger[KafkaCommitTask]) -> None:
+        room = ledger.frontier - ledger.acked
+        if room >= ledger.room_wanted:
+            self._request(offsets)
+        elif room and offsets.soon is None:
+            offsets.soon = self._background.call_later(_ROOM_PAUSE_SEC, self._try_soon, offsets)
 
     # -- consumers -----------------------------------------------------------------------------------------------
 
@@ -317,12 +333,19 @@ class KafkaBatchCommitter:
             else:
                 if again:
                     self._request(offsets)
+                for ledger in offsets.ledgers.values():
+                    if ledger.room_wanted:
+                        self._make_room(offsets, ledger)
                 if offsets.retry_refused is not None:
                     # Of an earlier answer: it would come too early, find nothing due, and be the last.
                     offsets.retry_refused.cancel()
                     offsets.retry_refused = None
                 if (refused_until := offsets.refusals.next_at(offsets.dirty())) is not None:
                     offsets.retry_refused = self._loop.call_at(refused_until, self._try_refused_again, offsets)
+
+    def _try_soon(self, offsets: ConsumerOffsets) -> None:
+        offsets.soon = None
+        self._request(offsets)
 
     def _try_again(self, offsets: ConsumerOffsets) -> None:
         offsets.retry = None

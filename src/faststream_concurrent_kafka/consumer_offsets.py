@@ -99,6 +99,7 @@ class ConsumerOffsets:
         "restored",
         "retry",
         "retry_refused",
+        "soon",
         "sought",
     )
 
@@ -126,6 +127,8 @@ class ConsumerOffsets:
         self.retry: asyncio.TimerHandle | None = None
         self.refusals: Refusals[TopicPartition] = Refusals()
         self.retry_refused: asyncio.TimerHandle | None = None
+        # For a full window.
+        self.soon: asyncio.TimerHandle | None = None
         self.backoff_sec = FIRST_BACKOFF_SEC
         self.clock: CommitClock[TopicPartition] = CommitClock()
 
@@ -144,6 +147,9 @@ class ConsumerOffsets:
     def _frontier(self, key: tuple[str, int], ledger: PartitionLedger[KafkaCommitTask]) -> int:
         """Return the offset to commit: the first unfinished one; or the last one, if what lies behind it is known."""
         if not self.metadata_limit or ledger.unfinished or key not in self.latest:
+            return ledger.frontier
+        if ledger.room_wanted and ledger.admitted - 1 <= ledger.acked:
+            # A window of a single record: it has to be acknowledged before there is another.
             return ledger.frontier
         if next(self._beyond(key, ledger), None) is None:
             return ledger.frontier
@@ -308,6 +314,9 @@ class ConsumerOffsets:
         if self.retry_refused is not None:
             self.retry_refused.cancel()
             self.retry_refused = None
+        if self.soon is not None:
+            self.soon.cancel()
+            self.soon = None
 
     def end_epoch(self) -> None:
         """End the ledgers: what still runs of their records commits nothing, unless it comes back."""

@@ -36,6 +36,7 @@ class PartitionLedger(Generic[T]):
         "finished",
         "finished_acked",
         "is_committed",
+        "room_wanted",
         "sent",
         "stopped_at",
         "stopped_because",
@@ -53,6 +54,8 @@ class PartitionLedger(Generic[T]):
         # How many records have finished, and how many had when what the broker has confirmed was sent.
         self.finished = 0
         self.finished_acked = 0
+        # How far a commit should go to be made at once, while the window is full; 0 = it is not.
+        self.room_wanted = 0
         # The first record that was left undone, if any, and why.
         self.stopped_at: int | None = None
         self.stopped_because = ""

@@ -12,14 +12,21 @@ class Window:
 
     def __init__(self, size: int, pauses: Pauses) -> None:
         self.size = size
+        # Each pause throws away what was fetched, so a single free place is not worth one while more are to come.
+        self._enough = max(1, size // 8)
         self._pauses = pauses
 
-    def pause(self, key: tuple[str, int]) -> None:
+    def pause(self, key: tuple[str, int], ledger: PartitionLedger[KafkaCommitTask]) -> None:
         """Pause a partition whose window is full."""
+        ledger.room_wanted = self._enough
         if not self._pauses.has(Reason.WINDOW, key):
             self._pauses.add(Reason.WINDOW, TopicPartition(*key))
 
     def acknowledged(self, key: tuple[str, int], ledger: PartitionLedger[KafkaCommitTask]) -> None:
-        """Resume a partition whose window is half empty again."""
-        if ledger.window <= self.size // 2 and self._pauses.has(Reason.WINDOW, key):
+        """Resume a partition whose window has room again: enough, or all that there is until its frontier moves."""
+        room = self.size - ledger.window
+        if room < self._enough and (room <= 0 or ledger.frontier > ledger.acked):
+            return
+        ledger.room_wanted = 0
+        if self._pauses.has(Reason.WINDOW, key):
             self._pauses.remove(Reason.WINDOW, TopicPartition(*key))

@@ -48,6 +48,48 @@ async def test_a_full_window_pauses_its_own_partition_alone(cluster, new_broker,
     assert set(seen.counts.values()) == {1}
 
 
+async def test_a_full_window_does_not_wait_for_batch_or_timer(cluster, new_broker, new_topic):
+    """When the record that it waits for has ended, it is committed at once, and the partition goes on."""
+    topic, broker, seen, gate = await new_topic(), new_broker(), Seen(), asyncio.Event()
+
+    @consuming(broker, topic, fetch_max_wait_ms=20)
+    async def handle(number: int):
+        with seen.handling(number):
+            if number == 0:
+                await gate.wait()
+
+    await cluster.send(topic, range(3 * WINDOW))
+    async with serving(broker, max_uncommitted_tasks=WINDOW, commit_batch_timeout_sec=3600):
+        await seen.until(WINDOW - 1)
+        assert await cluster.committed(topic) in ({}, {0: 0})
+        gate.set()
+        await seen.until(3 * WINDOW)
+    assert set(seen.counts.values()) == {1}
+
+
+async def test_what_room_a_stuck_record_leaves_is_used(cluster, new_broker, new_topic):
+    """A window that was full goes on to its end, although more than half of it stays uncommitted."""
+    topic, broker, seen = await new_topic(), new_broker(), Seen()
+    slow, stuck = asyncio.Event(), asyncio.Event()
+
+    @consuming(broker, topic, fetch_max_wait_ms=20)
+    async def handle(number: int):
+        with seen.handling(number):
+            if number < WINDOW:
+                await slow.wait()
+            if number == 3:
+                await stuck.wait()
+
+    await cluster.send(topic, range(5 * WINDOW))
+    async with serving(broker, max_uncommitted_tasks=WINDOW) as app:
+        await seen.until_running(WINDOW)
+        slow.set()
+        await seen.until(WINDOW + 3 - 1)
+        assert (seen.running, window_of(app, 0)) == ({3}, WINDOW)
+        stuck.set()
+        await seen.until(5 * WINDOW)
+
+
 async def test_memory_is_bounded_without_a_limit_and_without_commits(cluster, new_broker, new_topic):
     """`concurrency_limit=0, enable_batch_commit=False`: no more than `max_uncommitted_tasks` are in flight."""
     topic, broker = await new_topic(2), new_broker()
