@@ -33,12 +33,14 @@ class Earlier(NamedTuple, Generic[T]):
 class Adoptable(Generic[T]):
     """Of one partition; holds at most what was admitted and not acknowledged, which the window bounds."""
 
-    __slots__ = ("_acked", "_begun", "_left")
+    __slots__ = ("_acked", "_begun", "_left", "newest")
 
     def __init__(self) -> None:
         self._acked = 0
         self._begun = False
         self._left: dict[int, _Left[T]] = {}
+        self.newest: int | None = None
+        """The largest time stamp of what was delivered."""
 
     def __len__(self) -> int:
         """Return how many records may come back."""
@@ -50,6 +52,8 @@ class Adoptable(Generic[T]):
         self._left = {offset: left for offset, left in self._left.items() if offset >= ledger.admitted}
         self._left |= {offset: _Left(identity, entry) for offset, identity, entry in ledger.unacked()}
         self._acked = ledger.acked
+        if self.newest is None or (ledger.newest is not None and ledger.newest > self.newest):
+            self.newest = ledger.newest
         self._begun = False
 
     def remaining(self, offset: int) -> Iterator[tuple[int, T | None]]:

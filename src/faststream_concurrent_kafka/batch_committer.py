@@ -340,7 +340,8 @@ class KafkaBatchCommitter:
                     # Of an earlier answer: it would come too early, find nothing due, and be the last.
                     offsets.retry_refused.cancel()
                     offsets.retry_refused = None
-                if (refused_until := offsets.refusals.next_at(offsets.dirty())) is not None:
+                refused_until = offsets.refusals.next_at(offsets.dirty()) if offsets.refusals else None
+                if refused_until is not None:
                     offsets.retry_refused = self._loop.call_at(refused_until, self._try_refused_again, offsets)
 
     def _try_soon(self, offsets: ConsumerOffsets) -> None:

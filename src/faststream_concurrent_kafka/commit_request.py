@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import Collection, Iterable, Mapping
 
 from aiokafka import TopicPartition
@@ -20,6 +21,8 @@ REFUSED_TIMEOUT_SEC = 2.0
 _ASK_TIMEOUT_SEC = 2.0
 # Between the attempts of a last commit; what aiokafka can retry, it has retried inside.
 _LAST_PAUSES_SEC = (0.1, 0.2, 0.4, 0.0)
+# What nobody notices.
+_SHORT_SEC = 0.0005
 _TOO_LARGE = (OffsetMetadataTooLargeError, InvalidCommitOffsetSizeError)
 
 
@@ -32,7 +35,7 @@ async def commit(offsets: ConsumerOffsets, *, timeout_sec: float) -> BaseExcepti
         error = await _commit_healthy(offsets, healthy, _now() + timeout_sec)
         if error is not None:
             return error
-    if due := offsets.refusals.due(offsets.dirty(), _now()):
+    if offsets.refusals and (due := offsets.refusals.due(offsets.dirty(), _now())):
         return await _commit_refused(offsets, due, timeout_sec)
     return None
 
@@ -40,20 +43,27 @@ async def commit(offsets: ConsumerOffsets, *, timeout_sec: float) -> BaseExcepti
 async def commit_last(offsets: ConsumerOffsets, *, timeout_sec: float) -> BaseException | None:
     """Do the same before the partitions go: the healthy ones first, several times if need be, then all the others."""
     deadline = _now() + timeout_sec
+    error = await _commit_healthy_last(offsets, deadline)
+    if error is not None and not _is_retriable(error):
+        return error
+    refused = {key: frontier for key, frontier in offsets.dirty().items() if key in offsets.refusals}
+    if (left_sec := deadline - _now()) > 0 and (refused := _without_deleted(offsets, refused)):
+        if (lost := await _commit_refused(offsets, refused, left_sec)) is not None:
+            return lost
+        if _now() < deadline:
+            # Of the others, more may have finished meanwhile.
+            error = await _commit_healthy_last(offsets, deadline)
+    return error
+
+
+async def _commit_healthy_last(offsets: ConsumerOffsets, deadline: float) -> BaseException | None:
     error = None
     for pause_sec in _LAST_PAUSES_SEC:
         healthy = _without_deleted(offsets, offsets.healthy())
         error = await _commit_healthy(offsets, healthy, deadline, is_last=True) if healthy else None
-        if error is None:
-            break
-        if not _is_retriable(error):
-            return error
-        if _now() + pause_sec >= deadline:
+        if error is None or not _is_retriable(error) or _now() + pause_sec >= deadline:
             break
         await asyncio.sleep(pause_sec)
-    refused = {key: frontier for key, frontier in offsets.dirty().items() if key in offsets.refusals}
-    if (left_sec := deadline - _now()) > 0 and (refused := _without_deleted(offsets, refused)):
-        return await _commit_refused(offsets, refused, left_sec) or error
     return error
 
 
@@ -79,7 +89,7 @@ async def _commit_healthy(
     began = _now()
     offsets.clock.begin(began)
     try:
-        sent = offsets.note_sent(frontiers)
+        sent = await _prepare(offsets, frontiers, is_last=is_last)
         error = await _send(offsets, sent, deadline)
         if isinstance(error, _TOO_LARGE) and offsets.metadata_limit:
             sent, error = await _send_less(offsets, sent, error, deadline, is_last=is_last)
@@ -113,7 +123,7 @@ async def _commit_refused(
     offsets: ConsumerOffsets, frontiers: Mapping[TopicPartition, int], timeout_sec: float
 ) -> BaseException | None:
     began = _now()
-    sent = offsets.note_sent(frontiers)
+    sent = await _prepare(offsets, frontiers)
     error = await _send(offsets, sent, began + min(timeout_sec, REFUSED_TIMEOUT_SEC))
     taken: Mapping[TopicPartition, Sent] = sent
     if error is not None:
@@ -127,10 +137,27 @@ async def _commit_refused(
     return None
 
 
+async def _prepare(
+    offsets: ConsumerOffsets, keys: Iterable[TopicPartition], *, with_metadata: bool = True, is_last: bool = False
+) -> dict[TopicPartition, Sent]:
+    """Gather what is to be committed of these; other tasks run between two large maps."""
+    sent: dict[TopicPartition, Sent] = {}
+    made_since = math.inf if is_last else _now() - offsets.map_pause_sec()
+    for key in keys:
+        each = offsets.prepare(key, with_metadata=with_metadata, made_since=made_since, now=_now())
+        if each is not None:
+            sent[key] = each
+        if (told := offsets.told.get(key)) is not None and told.cost_sec > _SHORT_SEC:
+            await asyncio.sleep(0)
+    # The position of one may have gone back meanwhile.
+    return {key: each for key, each in sent.items() if not each.ledger.closed}
+
+
 async def _send(offsets: ConsumerOffsets, sent: Mapping[TopicPartition, Sent], deadline: float) -> BaseException | None:
     try:
         async with asyncio.timeout_at(deadline):
-            await offsets.consumer.commit({key: each.value() for key, each in sent.items()})
+            if sent:
+                await offsets.consumer.commit({key: each.value() for key, each in sent.items()})
     except BaseException as error:
         task = asyncio.current_task()
         if not isinstance(error, Exception | asyncio.CancelledError) or (task is not None and task.cancelling()):
@@ -146,7 +173,7 @@ async def _send_less(
     answer: BaseException | None = error
     while isinstance(answer, _TOO_LARGE) and any(each.metadata for each in sent.values()):
         offsets.take_less_metadata(sent.values())
-        sent = offsets.note_sent({key: each.frontier for key, each in sent.items()}, with_metadata=not is_last)
+        sent = await _prepare(offsets, sent, with_metadata=not is_last)
         answer = await _send(offsets, sent, deadline)
     logger.warning(
         "The broker takes less metadata than usual (offset.metadata.max.bytes): commits go on with %s. "

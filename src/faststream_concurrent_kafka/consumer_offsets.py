@@ -3,7 +3,7 @@
 import asyncio
 import enum
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from aiokafka import TopicPartition
@@ -20,7 +20,7 @@ from aiokafka.errors import (
 from faststream_concurrent_kafka.adoption import Adoptable, Earlier
 from faststream_concurrent_kafka.commit_clock import CommitClock
 from faststream_concurrent_kafka.commit_task import Consumer, KafkaCommitTask
-from faststream_concurrent_kafka.offset_map import MAX_BYTES, OffsetMap
+from faststream_concurrent_kafka.offset_map import MAX_BYTES, MOST_SAMPLES, OffsetMap, rebased
 from faststream_concurrent_kafka.offsets import PartitionLedger
 from faststream_concurrent_kafka.refusals import Refusals
 
@@ -31,6 +31,10 @@ LONGEST_BACKOFF_SEC = 5.0
 _FINDS = frozenset({"seek_to_beginning", "seek_to_end"})
 # In less than this nothing can be told.
 _LEAST_METADATA = 32
+# To make a map takes about so long, and all of them no more than this share of the time.
+_SEC_PER_BYTE = 3e-8
+_SEC_PER_RECORD = 5e-7
+_SHARE_FOR_MAPS = 0.04
 
 
 class CommitFailure(enum.Enum):
@@ -78,6 +82,18 @@ class Sent(NamedTuple):
         return (self.frontier, self.metadata) if self.metadata else self.frontier
 
 
+class Told(NamedTuple):
+    """What commits tell of a partition, above their offset."""
+
+    metadata: str
+    last: int
+    """The last offset that it marks as finished."""
+    finished: int
+    """How many records of the ledger had finished."""
+    made_at: float
+    cost_sec: float
+
+
 class ConsumerOffsets:
     """The ledgers of one consumer, and the state of committing for it."""
 
@@ -88,7 +104,6 @@ class ConsumerOffsets:
         "consumer",
         "flushing",
         "held",
-        "latest",
         "ledgers",
         "left",
         "metadata_limit",
@@ -101,6 +116,7 @@ class ConsumerOffsets:
         "retry_refused",
         "soon",
         "sought",
+        "told",
     )
 
     def __init__(self, consumer: Consumer, *, writes_metadata: bool = False) -> None:
@@ -114,8 +130,8 @@ class ConsumerOffsets:
         self.restored: dict[tuple[str, int], OffsetMap] = {}
         # Where the user has asked aiokafka to find the beginning or the end, until it is found.
         self.sought: set[tuple[str, int]] = set()
-        # The time stamp of the record that was delivered last, while such things are still known.
-        self.latest: dict[tuple[str, int], int] = {}
+        # What the last commits have told, per partition.
+        self.told: dict[tuple[str, int], Told] = {}
         self.on_ack: Callable[[tuple[str, int], PartitionLedger[KafkaCommitTask]], None] | None = None
         # Whether a rebalance listener will `release` commits again: not so with manually assigned partitions.
         self.rejoins = False
@@ -146,25 +162,27 @@ class ConsumerOffsets:
 
     def _frontier(self, key: tuple[str, int], ledger: PartitionLedger[KafkaCommitTask]) -> int:
         """Return the offset to commit: the first unfinished one; or the last one, if what lies behind it is known."""
-        if not self.metadata_limit or ledger.unfinished or key not in self.latest:
+        if not self.metadata_limit or ledger.unfinished or not (self.left or self.restored):
+            return ledger.frontier
+        if ledger.newest is None:
+            # Nothing has been delivered: the position.
             return ledger.frontier
         if ledger.room_wanted and ledger.admitted - 1 <= ledger.acked:
             # A window of a single record: it has to be acknowledged before there is another.
             return ledger.frontier
-        if next(self._beyond(key, ledger), None) is None:
+        restored = self.restored.get(key)
+        if (restored is None or restored.ends_before(ledger.admitted)) and not any(self._left_beyond(key, ledger)):
             return ledger.frontier
         # What has finished further on is told with a record by which it can be recognised: here the last delivered
         # one, which is marked as finished, too.
         return max(ledger.admitted - 1, ledger.sent)
 
-    def _beyond(self, key: tuple[str, int], ledger: PartitionLedger[KafkaCommitTask]) -> Iterator[int]:
-        """Yield what has finished in an earlier epoch, here or elsewhere, and has not been delivered in this one."""
+    def _left_beyond(self, key: tuple[str, int], ledger: PartitionLedger[KafkaCommitTask]) -> Iterator[int]:
+        """Yield what has finished here in an earlier epoch, and has not been delivered in this one; never 0."""
         if (left := self.left.get(key)) is not None:
             for offset, entry in left.remaining(ledger.admitted):
                 if entry is None or entry.is_finished:
                     yield offset
-        if (restored := self.restored.get(key)) is not None:
-            yield from restored.finished_from(ledger.admitted)
 
     def healthy(self) -> dict[TopicPartition, int]:
         """Return what of it is committed in one request: all but what the broker has refused."""
@@ -172,43 +190,75 @@ class ConsumerOffsets:
 
     def is_due(self, now: float) -> bool:
         """Whether there is something to send."""
-        return bool(self.healthy() or self.refusals.due(self.dirty(), now))
+        dirty = self.dirty()
+        return any(key not in self.refusals for key in dirty) or bool(self.refusals.due(dirty, now))
 
-    def note_sent(
-        self, frontiers: Mapping[TopicPartition, int], *, with_metadata: bool = True
-    ) -> dict[TopicPartition, Sent]:
-        """Note that these are being committed, each with what has finished above it, where something has."""
-        sent = {}
-        for key, frontier in frontiers.items():
-            ledger = self.ledgers[key]
-            metadata = self._finished_above(key, frontier) if with_metadata and self.metadata_limit else ""
-            sent[key] = Sent(ledger, frontier, ledger.finished, metadata, is_news=frontier != ledger.sent)
-            ledger.sent = frontier
-        return sent
+    def map_pause_sec(self) -> float:
+        """Return for how long a map is good enough: to make all of them may take no more than its share of the time."""
+        return sum(told.cost_sec for told in self.told.values()) / _SHARE_FOR_MAPS
 
-    def take_less_metadata(self, sent: Iterable[Sent]) -> None:
-        """Have less of it sent from now on: this was too much for the broker."""
-        longest = max(len(each.metadata) for each in sent)
-        self.metadata_limit = longest // 2 if longest >= 2 * _LEAST_METADATA else 0
+    def prepare(self, key: TopicPartition, *, with_metadata: bool, made_since: float, now: float) -> Sent | None:
+        """Note that a partition is being committed, and return it; None if it has gone.
 
-    def _finished_above(self, key: tuple[str, int], frontier: int) -> str:
-        ledger = self.ledgers[key]
-        restored = self.restored.get(key)
-        if restored is not None and key not in self.latest:
+        What has finished above its offset is told as it was at `made_since` or later.
+        """
+        if (ledger := self.ledgers.get(key)) is None:
+            return None
+        frontier, told = self._frontier(key, ledger), None
+        if with_metadata and self.metadata_limit:
+            told = self._tell(key, ledger, frontier, made_since=made_since, now=now)
+        is_news, ledger.sent = frontier != ledger.sent, frontier
+        if told is None:
+            return Sent(ledger, frontier, ledger.finished, "", is_news)
+        return Sent(ledger, frontier, told.finished, told.metadata, is_news)
+
+    def _tell(
+        self,
+        key: tuple[str, int],
+        ledger: PartitionLedger[KafkaCommitTask],
+        frontier: int,
+        *,
+        made_since: float,
+        now: float,
+    ) -> Told | None:
+        """Say what has finished above a frontier; None if nothing has, or nothing tells its record from others."""
+        if ledger.newest is None and (restored := self.restored.get(key)) is not None:
             # Nothing has been delivered since it was read.
-            return restored.dump(self.metadata_limit)
+            return Told(restored.dump(self.metadata_limit), restored.last, ledger.finished, now, 0.0)
         first = ledger.first_unfinished()
-        timestamp = self.latest.get(key) if first is None else first.timestamp
+        timestamp = ledger.last_timestamp if first is None else first.timestamp
         if frontier == ledger.admitted or timestamp is None:
-            # Nothing has finished above it, or nothing could tell its record from another one.
-            return ""
-        return OffsetMap.of(
+            return None
+        told = self.told.get(key)
+        if told is not None and told.made_at >= made_since:
+            is_over = not told.metadata or told.last < frontier
+            return told._replace(metadata="" if is_over else rebased(told.metadata, frontier, timestamp))
+        left = self.left.get(key)
+        newest = ledger.newest
+        if left is not None and newest is not None and left.newest is not None:
+            newest = max(newest, left.newest)
+        delivered, all_delivered = ledger.delivered_from(frontier, MOST_SAMPLES)
+        offset_map = OffsetMap.of(
             frontier,
             timestamp,
             admitted=ledger.admitted,
             unfinished=ledger.unfinished_offsets(),
-            beyond=self._beyond(key, ledger),
-        ).dump(self.metadata_limit)
+            beyond=self._left_beyond(key, ledger),
+            earlier=self.restored.get(key),
+            delivered=delivered,
+            newest=newest,
+            all_delivered=all_delivered and left is None,
+        )
+        cost_sec = offset_map.size * _SEC_PER_BYTE + (ledger.unfinished + len(left or ())) * _SEC_PER_RECORD
+        metadata = offset_map.dump(self.metadata_limit)
+        told = self.told[key] = Told(metadata, offset_map.last, ledger.finished, now, cost_sec)
+        return told
+
+    def take_less_metadata(self, sent: Iterable[Sent]) -> None:
+        """Have less of it sent from now on: this was too much for the broker."""
+        self.told.clear()
+        longest = max(len(each.metadata) for each in sent)
+        self.metadata_limit = longest // 2 if longest >= 2 * _LEAST_METADATA else 0
 
     def begin(self, key: tuple[str, int], offset: int, *, is_committed: bool) -> PartitionLedger[KafkaCommitTask]:
         """Begin an epoch of a partition: at its committed offset, or at one that is to be committed.
@@ -236,12 +286,10 @@ class ConsumerOffsets:
             # A new assignment, or the position went back: a seek's is kept as soon as something has finished.
             ledger = self.begin(key, task.offset, is_committed=True)
         task.ledger = ledger
-        ledger.admit(task.offset, task, task.identity)
+        ledger.admit(task.offset, task, task.identity, task.timestamp)
         return self._recall(task) if self.left or self.restored else None
 
     def _recall(self, task: KafkaCommitTask) -> Earlier[KafkaCommitTask] | None:
-        if task.timestamp is not None:
-            self.latest[task.topic_partition] = task.timestamp
         earlier = self._claim_left(task)
         # Even if it was left undone here, or still runs: somebody has finished it since.
         return Earlier(None) if self._claim_restored(task) else earlier
@@ -253,6 +301,7 @@ class ConsumerOffsets:
         earlier = left.claim(task.offset, task.identity)
         if not left:
             del self.left[task.topic_partition]
+            self.told.pop(task.topic_partition, None)
         return earlier
 
     def _claim_restored(self, task: KafkaCommitTask) -> bool:
@@ -261,13 +310,16 @@ class ConsumerOffsets:
             return False
         had_finished = restored.claim(task.offset, task.timestamp)
         if restored.ends_before(task.offset + 1):
+            # All of it has been delivered; or it is not believed any more, and not told again.
             del self.restored[task.topic_partition]
+            self.told.pop(task.topic_partition, None)
         return had_finished
 
     def forget(self, key: tuple[str, int]) -> None:
         """Forget what was handled of a partition: it is delivered because somebody wants it handled again."""
         self.left.pop(key, None)
         self.restored.pop(key, None)
+        self.told.pop(key, None)
 
     def heed_seeks(self) -> None:
         """Have the consumer's seeks forget what was handled: whoever moves the position wants the records."""
@@ -329,7 +381,7 @@ class ConsumerOffsets:
         self.ledgers.clear()
         self.restored.clear()
         self.sought.clear()
-        self.latest.clear()
+        self.told.clear()
 
     def next_backoff_sec(self) -> float:
         """Return how long to wait before the next attempt, longer each time."""

@@ -1,48 +1,94 @@
 """Which offsets above the committed one are finished already, to and from the metadata of a commit. Pure.
 
 A commit says "everything below is finished". What has finished behind an unfinished record would all be handled again
-after a crash, so it travels beside the offset as text, `magic:offset:timestamp:bits`:
+after a crash, so it travels beside the offset as text, `magic:offset:timestamp:newest:first:packed`:
 
 - `offset` is the committed one, and `timestamp` that of its record, the first unfinished one as a rule. A map that was
   written for another offset is stale, and one for another record at that offset is of a topic that was truncated or
   made anew.
-- `bits` has one bit per offset from there on, packed by zlib, which checks it, and base64. What does not fit into the
-  metadata is cut off from the far end: it is only handled again.
+- `newest` is the largest time stamp of the records that had been delivered: what has finished can't be newer.
+- `packed` is base64 of zlib, which checks it, of some records that had been delivered, each with the end of its time
+  stamp, and then one bit per offset from `first` on, which is at or below `offset`. What does not fit into the metadata
+  is cut off from the far end: it is only handled again.
+
+A log loses records from its end only (an unclean election), and goes on with others at their offsets. So the records of
+a map are compared as they are delivered: from the first difference on nothing of it is believed.
 """
 
 import base64
 import binascii
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Self
 
 
 MAX_BYTES = 4096
 """What a broker takes, unless its `offset.metadata.max.bytes` says otherwise."""
 
-_MAGIC = "fsck1"
+_MAGIC = "fsck2"
 # Far more than fits into the metadata, far less than hurts: compaction leaves gaps of any size.
 _MOST_OFFSETS = 2**20
+MOST_SAMPLES = 256
+"""Records by which a map can be compared with the log, beside the first one."""
+# The end of a time stamp that is told of a sample.
+_CHECK = 0xFFFF
+# Added to the number of samples when they are all records that had been delivered.
+_ALL = 0x8000
+# In a byte that is not the last one of a number, and how far the first digits of an offset can be shifted.
+_MORE, _MOST_SHIFT = 0x80, 63
+# Of `dump`'s bytes, for each sample: packed they take three, as text four, and they may take a quarter.
+_BYTES_PER_SAMPLE = 16
+# Of bits, in bytes.
+_FIRST_GUESS = 8192
+_MOST_GUESSES = 8
 
 
 class OffsetMap:
     """The finished ones of the offsets from `base` on; offsets that hold no record may count as finished."""
 
-    __slots__ = ("_base", "_bits", "_is_confirmed", "_timestamp")
+    __slots__ = ("_all_sampled", "_base", "_bits", "_first", "_is_confirmed", "_newest", "_samples", "_timestamp")
 
-    def __init__(self, base: int, timestamp: int, bits: bytes) -> None:
+    def __init__(  # noqa: PLR0913 - what it is made of
+        self,
+        base: int,
+        timestamp: int,
+        bits: bytes,
+        *,
+        first: int | None = None,
+        newest: int | None = None,
+        samples: Mapping[int, int] | None = None,
+        all_sampled: bool = False,
+    ) -> None:
         self._base = base
         self._timestamp = timestamp
+        # Without zeros at its end.
         self._bits = bits
+        self._first = base if first is None else first
+        self._newest = newest
+        self._samples = {} if samples is None else samples
+        # Whether no other record than these was delivered: where none was, none had finished.
+        self._all_sampled = all_sampled
         self._is_confirmed = False
 
     @classmethod
-    def of(
-        cls, base: int, timestamp: int, *, admitted: int, unfinished: Iterable[int], beyond: Iterable[int] = ()
+    def of(  # noqa: PLR0913 - what it is made of
+        cls,
+        base: int,
+        timestamp: int,
+        *,
+        admitted: int,
+        unfinished: Iterable[int],
+        beyond: Iterable[int] = (),
+        earlier: Self | None = None,
+        delivered: Iterable[tuple[int, int]] = (),
+        newest: int | None = None,
+        all_delivered: bool = False,
     ) -> Self:
         """Make the map of what was admitted but the `unfinished` offsets, which are at or above `base`.
 
-        `beyond` are the finished ones among those that are not admitted yet.
+        `beyond` are the finished ones among those that are not admitted yet, and `earlier` is a map that knows more
+        of them. `delivered` are offsets, in order, and time stamps of records that have been delivered, which may be
+        all of them; `newest` is the largest one of all.
         """
         count = min(admitted - base, _MOST_OFFSETS)
         bits = bytearray(b"\xff" * (count // 8 + 1))
@@ -56,7 +102,23 @@ class OffsetMap:
             if 0 <= place < _MOST_OFFSETS:
                 bits.extend(bytes(max(0, (place >> 3) + 1 - len(bits))))
                 bits[place >> 3] |= 1 << (place & 7)
-        return cls(base, timestamp, bytes(bits.rstrip(b"\0")))
+        samples = {offset: timestamp & _CHECK for offset, timestamp in delivered}
+        packed = bytes(bits)
+        if earlier is not None and not earlier.ends_before(admitted):
+            packed = earlier._or_into(packed, base, admitted)  # noqa: SLF001 - another of this class
+            samples |= {offset: check for offset, check in earlier._samples.items() if offset >= admitted}  # noqa: SLF001
+            all_delivered = all_delivered and earlier._all_sampled  # noqa: SLF001
+            newest = None if newest is None or earlier._newest is None else max(newest, earlier._newest)  # noqa: SLF001
+        return cls(base, timestamp, packed.rstrip(b"\0"), newest=newest, samples=samples, all_sampled=all_delivered)
+
+    def _or_into(self, bits: bytes, base: int, start: int) -> bytes:
+        """Add what this map knows from `start` on to bits that begin at `base`."""
+        start = max(start, self._first)
+        if start - base >= _MOST_OFFSETS:
+            return bits
+        mine = int.from_bytes(self._bits, "little") >> (start - self._first) << (start - base)
+        both = int.from_bytes(bits, "little") | mine
+        return both.to_bytes((both.bit_length() + 7) // 8, "little")[: _MOST_OFFSETS // 8]
 
     @classmethod
     def parse(cls, metadata: str, committed: int) -> Self:
@@ -70,59 +132,150 @@ class OffsetMap:
         if magic != _MAGIC:
             raise ValueError("it is not of this library, or of another version of it")
         try:
-            base, timestamp, packed = rest.split(":")
+            base, timestamp, newest, first, text = rest.split(":")
             unpacking = zlib.decompressobj()
-            bits = unpacking.decompress(base64.b64decode(packed, validate=True), _MOST_OFFSETS // 8)
-            offset_map = cls(int(base), int(timestamp), bits)
-        except (ValueError, binascii.Error, zlib.error) as error:
+            packed = unpacking.decompress(base64.b64decode(text, validate=True), _MOST_OFFSETS // 8 + 4096)
+            samples, all_sampled, bits = _unpack(packed, int(first))
+            offset_map = cls(
+                *(int(base), int(timestamp), bits.rstrip(b"\0")),
+                first=int(first),
+                newest=int(newest) if newest else None,
+                samples=samples,
+                all_sampled=all_sampled,
+            )
+        except (ValueError, IndexError, binascii.Error, zlib.error) as error:
             raise ValueError(f"it is damaged: {error}") from error
-        if not unpacking.eof or unpacking.unused_data:
+        if not unpacking.eof or unpacking.unused_data or len(bits) > _MOST_OFFSETS // 8 + 1:
             raise ValueError("it is damaged: its end is missing, or there is more than its end")
         if int(base) != committed:
             raise ValueError(f"it belongs to offset {base}")
         return offset_map
 
     def dump(self, max_bytes: int = MAX_BYTES) -> str:
-        """Return the metadata, with as many offsets as fit into so many bytes; empty if none is finished."""
-        text = self._text(len(self._bits))
-        if len(text) > max_bytes:
-            fits, too_many = 0, len(self._bits)
-            while too_many - fits > 1:
-                middle = (fits + too_many) // 2
-                if len(self._text(middle)) > max_bytes:
-                    too_many = middle
-                else:
-                    fits = middle
-            text = self._text(fits)
+        """Return the metadata, with as many offsets as fit into so many bytes, or nearly; empty if none is finished."""
+        samples = _thinned(self._samples, min(MOST_SAMPLES, max_bytes // _BYTES_PER_SAMPLE))
+        text, fits, whole = "", 0, len(self._bits)
+        # To pack all of a large map only to see that it is too large would be dear: the guess grows, or shrinks.
+        count = min(whole, _FIRST_GUESS)
+        for _ in range(_MOST_GUESSES):
+            longer = self._text(count, samples)
+            if len(longer) > max_bytes:
+                whole = count
+                count = count * max_bytes * 9 // (len(longer) * 10)
+                if count <= fits:
+                    break
+                continue
+            text, fits = longer, count
+            if whole < len(self._bits) or fits == whole:
+                break
+            count = min(whole, 4 * count)
         return text
 
-    def _text(self, count: int) -> str:
+    def _text(self, count: int, samples: Mapping[int, int]) -> str:
         bits = self._bits[:count].rstrip(b"\0")
         if not bits:
             return ""
-        return f"{_MAGIC}:{self._base}:{self._timestamp}:{base64.b64encode(zlib.compress(bits)).decode()}"
+        end = self._first + 8 * len(bits)
+        chosen = {offset: check for offset, check in samples.items() if offset < end}
+        all_chosen = self._all_sampled and len(samples) == len(self._samples)
+        packed = _pack(chosen, self._first, all_chosen=all_chosen) + bits
+        newest = "" if self._newest is None else self._newest
+        text = base64.b64encode(zlib.compress(packed)).decode()
+        return f"{_MAGIC}:{self._base}:{self._timestamp}:{newest}:{self._first}:{text}"
 
     def __contains__(self, offset: int) -> bool:
         """Whether an offset is marked as finished."""
-        place = offset - self._base
+        place = offset - self._first
         return 0 <= place < 8 * len(self._bits) and bool(self._bits[place >> 3] & 1 << (place & 7))
 
     def claim(self, offset: int, timestamp: int | None) -> bool:
         """Return whether a record that is delivered now, in delivery order, had finished.
 
-        The first one decides: if it is not the record that the map was written for, nothing of it is believed.
+        The first one decides: if it is not the record that the map was written for, nothing of it is believed. Nor is
+        the rest of it from the first record on that is not the one that was there.
         """
         if not self._is_confirmed:
+            self._is_confirmed = True
             if offset != self._base or timestamp != self._timestamp:
                 self._bits = b""
-            self._is_confirmed = True
+        if not self._bits or not self._may_be_original(offset, timestamp):
+            self._bits = b""
+            return False
         return offset in self
 
-    def finished_from(self, offset: int) -> Iterable[int]:
-        """Return the offsets from `offset` on that are marked as finished."""
-        end = self._base + 8 * len(self._bits)
-        return (each for each in range(max(offset, self._base), end) if each in self)
+    def _may_be_original(self, offset: int, timestamp: int | None) -> bool:
+        if timestamp is None:
+            return False
+        if self._newest is not None and timestamp > self._newest and offset in self:
+            return False
+        check = self._samples.get(offset)
+        if check is None:
+            return not (self._all_sampled and offset in self)
+        return bool(check == timestamp & _CHECK)
+
+    def finished_from(self, offset: int) -> Iterator[int]:
+        """Yield the offsets from `offset` on that are marked as finished, one by one."""
+        return (each for each in range(max(offset, self._base), self.last + 1) if each in self)
+
+    @property
+    def last(self) -> int:
+        """The last offset that is marked as finished; below the first one if none is."""
+        return self._first + 8 * len(self._bits) - 9 + self._bits[-1].bit_length() if self._bits else self._first - 1
 
     def ends_before(self, offset: int) -> bool:
         """Whether nothing from `offset` on is marked as finished."""
-        return not self._bits or offset >= self._base + 8 * len(self._bits)
+        return not self._bits or offset > self.last
+
+    @property
+    def size(self) -> int:
+        """How many bytes its bits take."""
+        return len(self._bits)
+
+
+def rebased(metadata: str, base: int, timestamp: int) -> str:
+    """Return what `dump` has returned, for a later committed offset: it is as true as it was."""
+    magic, _, _, rest = metadata.split(":", 3)
+    return f"{magic}:{base}:{timestamp}:{rest}"
+
+
+def _thinned(samples: Mapping[int, int], most: int) -> dict[int, int]:
+    """Choose so many of them, as far apart as can be, the last one among them."""
+    offsets = sorted(samples)
+    step = max(1, -(-len(offsets) // max(most, 1)))
+    return {offset: samples[offset] for offset in offsets[::-1][::step][::-1]} if most else {}
+
+
+def _pack(samples: Mapping[int, int], first: int, *, all_chosen: bool) -> bytes:
+    """Whether they are all, their number, the steps between them, seven bits a byte, the ends of their time stamps."""
+    packed = bytearray((len(samples) + _ALL * all_chosen).to_bytes(2, "big"))
+    for offset in samples:
+        step, first = offset - first, offset
+        while step >= _MORE:
+            packed.append(step % _MORE | _MORE)
+            step >>= 7
+        packed.append(step)
+    for check in samples.values():
+        packed += check.to_bytes(2, "big")
+    return bytes(packed)
+
+
+def _unpack(packed: bytes, first: int) -> tuple[dict[int, int], bool, bytes]:
+    """Return what `_pack` was given, and what follows it."""
+    all_chosen, count = divmod(packed[0] << 8 | packed[1], _ALL)
+    place = 2
+    if count > MOST_SAMPLES:
+        raise ValueError("too many samples")
+    offsets = []
+    for _ in range(count):
+        step, shift = 0, 0
+        while packed[place] & _MORE:
+            step |= packed[place] % _MORE << shift
+            place, shift = place + 1, shift + 7
+            if shift > _MOST_SHIFT:
+                raise ValueError("an offset without end")
+        first += step | packed[place] << shift
+        offsets.append(first)
+        place += 1
+    checks, bits = packed[place : place + 2 * count], packed[place + 2 * count :]
+    samples = {offset: checks[2 * index] << 8 | checks[2 * index + 1] for index, offset in enumerate(offsets)}
+    return samples, bool(all_chosen), bits

@@ -11,6 +11,7 @@ One ledger serves one epoch: an assignment of the partition up to its revocation
 epoch gets a new ledger; the old one may still be completed by its running records, and commits nothing any more.
 """
 
+import bisect
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from typing import Generic, TypeVar
@@ -28,6 +29,7 @@ class PartitionLedger(Generic[T]):
 
     __slots__ = (
         "_identities",
+        "_timestamps",
         "_unacked",
         "_unfinished",
         "acked",
@@ -36,6 +38,7 @@ class PartitionLedger(Generic[T]):
         "finished",
         "finished_acked",
         "is_committed",
+        "newest",
         "room_wanted",
         "sent",
         "stopped_at",
@@ -60,17 +63,21 @@ class PartitionLedger(Generic[T]):
         self.stopped_at: int | None = None
         self.stopped_because = ""
         # Offsets in delivery order, from the last acknowledged one on, and beside each what tells its record from
-        # another one at the same offset: 80 bytes, which is all that is kept of a finished record while an older one
+        # another one at the same offset: 120 bytes, which is all that is kept of a finished record while an older one
         # is stuck. A plain dict would do for `_unfinished`, but finding its first key again and again while keys are
         # removed from its front is quadratic.
         self._unacked: deque[int] = deque()
         self._identities: deque[int] = deque()
+        # Their time stamps, by which the next owner of the partition recognises them, and the largest one of all.
+        self._timestamps: deque[int | None] = deque()
+        self.newest: int | None = None
         self._unfinished: OrderedDict[int, T] = OrderedDict()
 
-    def admit(self, offset: int, entry: T, identity: int = 0) -> None:
+    def admit(self, offset: int, entry: T, identity: int = 0, timestamp: int | None = None) -> None:
         """Note a delivered record that pins the frontier until it is completed.
 
-        `identity` tells it from another record at the same offset, of a topic that was truncated or made anew.
+        `identity` tells it from another record at the same offset, of a topic that was truncated or made anew; so does
+        its `timestamp`, in milliseconds, in another process.
 
         Raises:
             ValueError: the offset was passed already in this epoch.
@@ -81,6 +88,9 @@ class PartitionLedger(Generic[T]):
         self.admitted = offset + 1
         self._unacked.append(offset)
         self._identities.append(identity)
+        self._timestamps.append(timestamp)
+        if timestamp is not None and (self.newest is None or timestamp > self.newest):
+            self.newest = timestamp
         self._unfinished[offset] = entry
 
     def complete(self, offset: int) -> None:
@@ -107,6 +117,7 @@ class PartitionLedger(Generic[T]):
         while unacked and unacked[0] < offset:
             unacked.popleft()
             self._identities.popleft()
+            self._timestamps.popleft()
 
     def stop_at(self, offset: int, reason: str = "it was left undone") -> None:
         """Note that the record at `offset` will not be finished: the frontier of this epoch stays at or below it."""
@@ -143,6 +154,23 @@ class PartitionLedger(Generic[T]):
         """Yield offset, identity and, where it is unfinished, entry of what the broker has not confirmed."""
         for offset, identity in zip(self._unacked, self._identities, strict=True):
             yield offset, identity, self._unfinished.get(offset)
+
+    def delivered_from(self, offset: int, most: int) -> tuple[list[tuple[int, int]], bool]:
+        """Return offset and time stamp of so many unacknowledged records from `offset` on, and whether that is all.
+
+        They are spread evenly, and end with the last one.
+        """
+        first, end = bisect.bisect_left(self._unacked, offset), len(self._unacked)
+        step = max(1, -((first - end) // most))
+        places = range(first + (end - 1 - first) % step, end, step)
+        return [
+            (self._unacked[place], timestamp) for place in places if (timestamp := self._timestamps[place]) is not None
+        ], step == 1
+
+    @property
+    def last_timestamp(self) -> int | None:
+        """That of the record that was admitted last, unless it is acknowledged."""
+        return self._timestamps[-1] if self._timestamps else None
 
     def first_unfinished(self) -> T | None:
         """Return the entry that pins the frontier, if any."""

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from faststream.kafka import TopicPartition as Partition
 from typing_extensions import override
@@ -86,7 +86,7 @@ async def leave_stuck(cluster, new_broker, topic, *, count=20, stuck=5, **settin
 
 
 async def test_after_kill_9_only_the_stuck_record_is_handled_again(cluster, new_topic, tmp_path):
-    """Not the 10,000 that had finished behind it; all of them fit into 100 bytes."""
+    """Not the 10,000 that had finished behind it; all of them fit into 1,200 bytes."""
     topic, count, stuck = await new_topic(), 10_001, 7
     await cluster.send(topic, range(count))
     plan = {"servers": cluster.bootstrap_servers, "topic": topic, "group": f"{topic}-group", "settings": QUICKLY}
@@ -113,7 +113,7 @@ async def test_after_kill_9_only_the_stuck_record_is_handled_again(cluster, new_
     before = await run("first", count - 1, stuck)
     assert sorted([*before, stuck]) == list(range(count))
     _, metadata = await stored(cluster, topic)
-    assert len(metadata) < 100
+    assert len(metadata) < 1_200
     assert await run("second", 1, None) == [stuck]
 
 
@@ -168,7 +168,12 @@ async def test_a_partition_that_moves_to_another_member_takes_its_map_along(clus
 
 @pytest.mark.parametrize(
     ("metadata", "says"),
-    [("checkpoint of another tool", "not of this library"), ("fsck1:5:1:AAAA", "damaged"), ("stale", "offset 4")],
+    [
+        ("checkpoint of another tool", "not of this library"),
+        ("fsck2:5:1:1:5:AAAA", "damaged"),
+        ("fsck1:5:1:AAAA", "another version"),
+        ("stale", "offset 4"),
+    ],
 )
 async def test_foreign_damaged_and_stale_metadata_is_ignored_with_one_warning(
     cluster, new_broker, new_topic, caplog, *, metadata, says
@@ -201,6 +206,30 @@ async def test_a_map_of_another_topic_of_that_name_is_not_believed(cluster, new_
     async with serving(broker, **QUICKLY):
         await held.until_ended(*range(5, 10))
     assert sorted(held.started) == list(range(5, 10))
+
+
+@pytest.mark.parametrize("are", ["newer", "older"])
+async def test_records_in_the_place_of_finished_ones_are_handled(cluster, new_broker, new_topic, are):
+    """As after an unclean election, which keeps the first record and loses what comes after the tenth."""
+    topic, begin = await new_topic(), 1_700_000_000_000
+    before = [(offset, begin + offset) for offset in range(5, 20)]
+    then = begin + (10**6 if are == "newer" else -(10**6))
+    producer = AIOKafkaProducer(bootstrap_servers=cluster.bootstrap_servers)
+    await producer.start()
+    try:
+        for offset in range(20):
+            timestamp = (begin if offset < 10 else then) + offset
+            await producer.send_and_wait(topic, str(offset).encode(), timestamp_ms=timestamp)
+    finally:
+        await producer.stop()
+    made = OffsetMap.of(5, begin + 5, admitted=20, unfinished=[5], delivered=before, newest=begin + 19)
+    await commit_by_hand(cluster, topic, 5, made.dump())
+    broker = new_broker()
+    held = Held().subscribe(broker, topic)
+    async with serving(broker, **QUICKLY):
+        await held.until_ended(5, *range(10, 20))
+        await cluster.until_committed(topic, {0: 20})
+    assert held.runs == dict.fromkeys([5, *range(10, 20)], 1)
 
 
 @pytest.mark.parametrize("to", [0, 5, 8])

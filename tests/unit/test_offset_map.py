@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from faststream_concurrent_kafka.offset_map import MAX_BYTES, OffsetMap
+from faststream_concurrent_kafka.offset_map import MAX_BYTES, OffsetMap, rebased
 
 
 STAMP = 1_700_000_000_000
@@ -86,6 +86,48 @@ def test_what_is_too_long_is_cut_off_at_its_far_end(count, unfinished_every, noi
     assert len(kept) == len(truth) or len(whole) > most
 
 
+@given(base=BASES, earlier=ABOVE, gap=st.integers(-400, 400), admitted=st.integers(1, 600))
+def test_what_an_earlier_map_knows_is_added_from_there_on(base, earlier, gap, admitted):
+    """Shifted by as much as the two are apart, and whichever begins first."""
+    known = map_of(base + 500, {base + 500 + each for each in earlier})
+    mine = base + 500 + gap
+    made = OffsetMap.of(mine, STAMP, admitted=mine + admitted, unfinished=[mine], earlier=known)
+    expected = set(range(mine + 1, mine + admitted))
+    expected |= {base + 500 + each for each in earlier if base + 500 + each >= mine + admitted}
+    assert set(made.finished_from(0)) == expected
+
+
+def test_an_earlier_map_that_lies_far_away_costs_nothing():
+    """Of two of them that are 10**15 apart none is shifted into the other."""
+    known = OffsetMap.of(10**15, STAMP, admitted=10**15 + 100, unfinished=[10**15])
+    made = OffsetMap.of(0, STAMP, admitted=10, unfinished=[0], earlier=known)
+    assert set(made.finished_from(0)) == set(range(1, 10))
+
+
+@given(base=BASES, above=ABOVE, later=st.integers(0, 320))
+def test_a_map_may_be_told_again_with_a_later_offset(base, above, later):
+    """It is as true as it was."""
+    finished = {base + each for each in above}
+    text = map_of(base, finished).dump()
+    if text:
+        again = rebased(text, base + later, STAMP + 1)
+        read = OffsetMap.parse(again, base + later)
+        assert read.claim(base + later, STAMP + 1) == (base + later in finished)
+        assert set(read.finished_from(0)) == {offset for offset in finished if offset >= base + later}
+
+
+def test_a_later_or_different_record_ends_the_belief():
+    """A time stamp above all that had been delivered, or another one than was told, and what comes after it."""
+    delivered = [(offset, STAMP + offset) for offset in range(10, 20)]
+    made = OffsetMap.of(10, STAMP + 10, admitted=20, unfinished=[10], delivered=delivered, newest=STAMP + 19)
+    for wrong in (STAMP + 20, STAMP - 1, STAMP + 14, None):
+        read = OffsetMap.parse(made.dump(), 10)
+        assert [read.claim(offset, STAMP + offset) for offset in range(10, 15)] == [False, True, True, True, True]
+        assert not read.claim(15, wrong)
+        assert not any(read.claim(offset, STAMP + offset) for offset in range(16, 20))
+        assert read.ends_before(0)
+
+
 @pytest.mark.parametrize(
     ("count", "unfinished_every", "most_bytes"), [(10_000, 10_000, 100), (10_000, 100, 300), (100_000, 100_000, 300)]
 )
@@ -118,27 +160,38 @@ def test_nothing_is_believed_if_the_first_record_is_another(offset, timestamp):
 
 def damaged():
     """Return metadata that says nothing."""
-    good = map_of(10, {11, 12, 40}).dump()
-    magic, offset, stamp, packed = good.split(":")
-    bomb = base64.b64encode(zlib.compress(b"\xff" * 10**7, 9)).decode()
+    made = OffsetMap.of(10, STAMP, admitted=41, unfinished=[10, 13], delivered=[(11, 1), (40, 2)], newest=STAMP)
+    good = made.dump()
+    magic, offset, stamp, newest, first, packed = good.split(":")
+
+    def packing(content):
+        return f"{magic}:{offset}:{stamp}:{newest}:{first}:{base64.b64encode(content).decode()}"
+
+    content = zlib.decompress(base64.b64decode(packed))
     return {
         "foreign": "consumed by somebody",
         "json": '{"offset": 10}',
         "binary": "\x00\x01\ud800",
         "other version": good.replace(magic, "fsck9"),
+        "of 0.1.0's first weeks": f"fsck1:10:{stamp}:{packed}",
         "stale": map_of(11, {12}).dump(),
         "cut off": good[:-8],
         "cut off in the middle": good[: len(good) // 2],
         "one bit": good.replace(packed, packed[:-6] + ("A" if packed[-6] != "A" else "B") + packed[-5:]),
         "more than its end": f"{good}:1",
-        "appended": f"{magic}:{offset}:{stamp}:{base64.b64encode(base64.b64decode(packed) + b'1').decode()}",
-        "no numbers": f"{magic}:ten:{stamp}:{packed}",
-        "no time": f"{magic}:{offset}::{packed}",
-        "not base64": f"{magic}:{offset}:{stamp}:***",
-        "no zlib": f"{magic}:{offset}:{stamp}:{base64.b64encode(b'bits').decode()}",
-        "a bomb": f"{magic}:{offset}:{stamp}:{bomb}",
+        "appended": packing(base64.b64decode(packed) + b"1"),
+        "no numbers": good.replace(":10:", ":ten:", 1),
+        "no time": f"{magic}:{offset}::{newest}:{first}:{packed}",
+        "no beginning": f"{magic}:{offset}:{stamp}:{newest}::{packed}",
+        "not base64": f"{magic}:{offset}:{stamp}:{newest}:{first}:***",
+        "no zlib": packing(b"bits"),
+        "a bomb": packing(zlib.compress(b"\0\0" + b"\xff" * 10**7, 9)),
+        "too many samples": packing(zlib.compress(b"\xff\xff" + b"\x01" * 10**5)),
+        "half a sample": packing(zlib.compress(content[:4])),
+        "an offset without end": packing(zlib.compress(b"\0\1" + b"\xff" * 10**5)),
+        "nothing packed": packing(zlib.compress(b"")),
         "magic alone": magic,
-        "empty fields": f"{magic}:::",
+        "empty fields": f"{magic}:::::",
     }
 
 

@@ -212,6 +212,21 @@ def test_before_partitions_go_the_healthy_ones_are_committed_first(drain_sec, is
     play(scenario, broker)
 
 
+def test_what_finishes_while_a_refused_partition_has_its_chance_is_committed():
+    """That may take two seconds, in which handlers that outlasted the drain go on."""
+    broker = Broker(hangs=True)
+
+    async def scenario(committer, flow):
+        await flow.run(8)
+        await committer.hold(broker)
+        flush = asyncio.get_running_loop().create_task(committer.flush(broker, timeout_sec=3.0))
+        await flow.run(1.5)
+        await flush
+        assert broker.offset(GOOD) == flow.next
+
+    play(scenario, broker)
+
+
 def test_what_the_last_commit_has_achieved_is_known(caplog):
     """One of three is refused in it: nothing finished of the two others counts as lost."""
     broker = Broker()
