@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,13 +10,14 @@ from pathlib import Path
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
+from faststream.kafka import KafkaBroker
 from faststream.kafka import TopicPartition as Partition
 from typing_extensions import override
 
-from faststream_concurrent_kafka import is_kafka_handler_healthy
+from faststream_concurrent_kafka import KafkaConcurrentProcessingMiddleware, is_kafka_handler_healthy
 from faststream_concurrent_kafka.offset_map import OffsetMap
 from tests.brokers import wait_until
-from tests.integration.helpers import PATIENCE_SEC, Rebalances, manual, serving, warnings_of
+from tests.integration.helpers import PATIENCE_SEC, Cluster, Rebalances, manual, serving, warnings_of
 from tests.integration.rebalancing import TAKES_IT, Held, visit
 from tests.integration.test_rebalance import QUICK
 from tests.lines import Follower
@@ -230,6 +232,46 @@ async def test_records_in_the_place_of_finished_ones_are_handled(cluster, new_br
         await held.until_ended(5, *range(10, 20))
         await cluster.until_committed(topic, {0: 20})
     assert held.runs == dict.fromkeys([5, *range(10, 20)], 1)
+
+
+@pytest.mark.cluster
+async def test_a_broker_that_takes_less_metadata_gets_less(own_kafka, new_topic, caplog):
+    """At once, and at a last commit none, as there is no time to find out; the offset is committed in any case."""
+    server = own_kafka(settings={"offset.metadata.max.bytes": "100"})
+    cluster = Cluster(server.bootstrap_servers)
+
+    def new_broker():
+        return KafkaBroker(server.bootstrap_servers, middlewares=[KafkaConcurrentProcessingMiddleware], logger=None)
+
+    # Too irregular to be packed into so little.
+    stuck = sorted(random.Random(1).sample(range(1000), 80))  # noqa: S311 - to be repeated
+    finished = sorted(set(range(1000)) - set(stuck))
+
+    async def leave(topic, **settings):
+        await cluster.send(topic, range(1000))
+        broker = new_broker()
+        held = Held(*stuck).subscribe(broker, topic)
+        async with serving(broker, **(IMPATIENT | settings)):
+            await held.until_ended(*finished)
+            if not settings:
+                await until_told(cluster, topic, stuck[0], stuck[0] + 1)
+
+    topic = await new_topic(bootstrap=server.bootstrap_servers)
+    await leave(topic)
+    offset, metadata = await stored(cluster, topic)
+    assert 0 < len(metadata) <= 100
+    told = set(OffsetMap.parse(metadata, offset).finished_from(0))
+    assert told < set(finished)
+    assert sum("offset.metadata.max.bytes" in each for each in warnings_of(caplog)) == 1
+    broker = new_broker()
+    after = Held().subscribe(broker, topic)
+    async with serving(broker, **QUICKLY):
+        await cluster.until_committed(topic, {0: 1000})
+    assert set(after.started) == set(range(stuck[0], 1000)) - told
+
+    topic = await new_topic(bootstrap=server.bootstrap_servers)
+    await leave(topic, commit_batch_timeout_sec=3600)
+    assert await stored(cluster, topic) == (stuck[0], "")
 
 
 @pytest.mark.parametrize("to", [0, 5, 8])
