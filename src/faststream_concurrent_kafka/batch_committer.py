@@ -336,6 +336,9 @@ class KafkaBatchCommitter:
                 for ledger in offsets.ledgers.values():
                     if ledger.room_wanted:
                         self._make_room(offsets, ledger)
+                if self._timer is None and offsets.told and offsets.healthy():
+                    # A map was told that had been made before, and nothing else may finish.
+                    self._timer = self._background.call_later(self._commit_batch_timeout_sec, self._wake)
                 if offsets.retry_refused is not None:
                     # Of an earlier answer: it would come too early, find nothing due, and be the last.
                     offsets.retry_refused.cancel()

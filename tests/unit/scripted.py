@@ -1,6 +1,7 @@
 """A consumer whose commits the test answers."""
 
 import asyncio
+from typing import Any
 
 from aiokafka import TopicPartition
 
@@ -37,3 +38,7 @@ class ScriptedConsumer:
     def committed(self):
         """The last committed offset per partition."""
         return {partition: offset for commit in self.commits for partition, offset in commit.items()}
+
+    def told(self, partition: TopicPartition) -> Any:
+        """The last offset and metadata of a partition."""
+        return next(commit[partition] for commit in reversed(self.commits) if partition in commit)

@@ -263,3 +263,33 @@ def test_a_million_offsets_in_each_of_many_partitions_do_not_block_the_loop(kind
 
     asyncio.run(main())
     assert longest < 0.05
+
+
+def test_what_finished_last_is_told_although_nothing_else_finishes():
+    """While maps are dear, commits go on with earlier ones: the last of them is no such one."""
+    partitions = [TopicPartition("orders", number) for number in range(24)]
+    metadata = LARGE["every other one"](None).dump()
+
+    async def main():
+        committer = KafkaBatchCommitter(commit_metadata=True)
+        committer.spawn()
+        consumer = ScriptedConsumer(*partitions)
+        tasks = []
+        for key in partitions:
+            committer.watch(consumer).restored[key] = OffsetMap.parse(metadata, 0)
+            tasks += [KafkaCommitTask(consumer, key, offset, timestamp=1) for offset in range(0, 40, 2)]
+        for task in tasks:
+            committer.send_task(task)
+        for task in tasks:
+            if task.offset:
+                committer.complete(task)
+                await asyncio.sleep(0.01)
+        commits = len(consumer.commits)
+        await asyncio.sleep(20)
+        assert 1 < commits < len(consumer.commits) < commits + 5
+        for key in partitions:
+            _, told = consumer.told(key)
+            assert set(range(2, 40, 2)) <= set(OffsetMap.parse(told, 0).finished_from(0))
+        await committer.close()
+
+    run_virtual(main())
