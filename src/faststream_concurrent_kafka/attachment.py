@@ -32,7 +32,7 @@ from faststream_concurrent_kafka.pauses import Pauses, Reason
 from faststream_concurrent_kafka.polling import Polling, poll_pause_sec
 from faststream_concurrent_kafka.positions import Positions
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
-from faststream_concurrent_kafka.rebalance import ConcurrentRebalanceListener, listen
+from faststream_concurrent_kafka.rebalance import LEAST_COMMIT_SEC, ConcurrentRebalanceListener, listen
 from faststream_concurrent_kafka.records import Record, current_record, records_in
 from faststream_concurrent_kafka.retries import DeadLetter
 from faststream_concurrent_kafka.settings import Settings
@@ -162,6 +162,8 @@ class SubscriberAttachment:
         offsets.left.update(self._left)
         self._left = {}
         offsets.rejoins = not self.subscriber.partitions
+        if offsets.rejoins:
+            self._check_rebalance_timeout(private_parts.rebalance_timeout_sec(consumer))
         self._positions = Positions(
             *(self.name, consumer, offsets, self._pauses), functools.partial(self._committer.request, consumer)
         )
@@ -174,6 +176,16 @@ class SubscriberAttachment:
     def _acknowledged(self, key: tuple[str, int], ledger: PartitionLedger[KafkaCommitTask]) -> None:
         self._positions.acknowledged(key)
         self._window.acknowledged(key, ledger)
+
+    def _check_rebalance_timeout(self, timeout_sec: float) -> None:
+        flush_sec = self.handler.settings.rebalance_flush_timeout_sec
+        if flush_sec + LEAST_COMMIT_SEC > timeout_sec:
+            logger.warning(
+                "%s: its group waits for %g s for a member at a rebalance (rebalance_timeout_ms, or else "
+                "session_timeout_ms), and rebalance_flush_timeout_sec=%g and a commit may take longer than that. Then "
+                "it goes on without this one, and others handle the same records: lower rebalance_flush_timeout_sec",
+                *(self.name, timeout_sec, flush_sec),
+            )
 
     async def start(self) -> None:
         """Start the subscriber as FastStream does, once a stop that is under way has ended: in place of its `start`."""

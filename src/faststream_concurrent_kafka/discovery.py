@@ -36,6 +36,9 @@ def attach(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler, mi
             "begins where its auto_offset_reset says",
             subscriber.topic_names,
         )
+    for doubt in settings.doubts():
+        if doubt not in handler.settings.doubts():
+            logger.warning("The subscriber of %s: %s", subscriber.topic_names, doubt)
     attachment = SubscriberAttachment(subscriber, handler, settings, _share_of(subscriber, handler, middleware))
     attachment.attach()
     return attachment

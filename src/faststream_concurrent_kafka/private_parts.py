@@ -286,6 +286,12 @@ def is_member(consumer: Any) -> bool:
     return bool(getattr(getattr(consumer, "_coordinator", None), "generation", None) != _NO_GENERATION)
 
 
+def rebalance_timeout_sec(consumer: Any) -> float:
+    """Return for how many seconds its group waits for a consumer that has to join it again."""
+    timeout_ms = getattr(consumer, "_rebalance_timeout_ms", None)
+    return session_timeout_sec(consumer) if timeout_ms is None else float(timeout_ms) / 1000
+
+
 # The tasks that a consumer runs on, and never starts again: where they are kept, and what they do.
 _TASKS_OF_A_CONSUMER = {
     ("_coordinator", "_coordination_task"): "group coordination",

@@ -170,6 +170,8 @@ class KafkaConcurrentHandler:
                 raise SetupError("concurrent processing runs in another event loop: stop it there first")
             return
         self._loop = loop
+        for doubt in self.settings.doubts():
+            logger.warning("%s", doubt)
         self.background = Background(loop)
         self.turns.start(loop)
         self._threads.start()

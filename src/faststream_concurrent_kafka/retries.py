@@ -23,6 +23,7 @@ from faststream_concurrent_kafka.errors import SettingsError
 # The same bytes will not parse, decode, validate or find a handler the next time either.
 _MALFORMED = (ValidationError, pydantic.ValidationError, JSONDecodeError, SubscriberNotFound, UnicodeDecodeError)
 _TOPIC_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+_OF_RETRIES = ("first_backoff_sec", "max_backoff_sec", "retry_on", "never_retry")
 # 2.0 ** 64 seconds is longer than any cap.
 _MOST_DOUBLINGS = 64
 
@@ -103,6 +104,11 @@ class FailurePolicy:
         check_integer("max_attempts", self.max_attempts, at_least=0, meaning="0 = until it succeeds")
         check_seconds("first_backoff_sec", self.first_backoff_sec, zero_allowed=True)
         check_seconds("max_backoff_sec", self.max_backoff_sec, zero_allowed=True)
+        if self.first_backoff_sec > self.max_backoff_sec:
+            raise SettingsError(
+                f"first_backoff_sec={self.first_backoff_sec!r} must not be more than "
+                f"max_backoff_sec={self.max_backoff_sec!r}, which no wait exceeds: lower the one or raise the other",
+            )
         is_function = callable(self.retry_on) and not isinstance(self.retry_on, type)
         if not _are_exception_types(self.retry_on) and (not is_function or is_async(self.retry_on)):
             raise SettingsError(
@@ -113,6 +119,15 @@ class FailurePolicy:
             raise SettingsError(f"never_retry must be an exception type or a tuple of them, got {self.never_retry!r}")
         if self.then not in ("commit", "halt") and not isinstance(self.then, DeadLetter):
             raise SettingsError(f'then must be "commit", "halt" or DeadLetter(topic), got {self.then!r}')
+
+    def doubts(self) -> list[str]:
+        """Say what is allowed and can hardly be meant, and what follows from it."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        unused = [name for name in _OF_RETRIES if getattr(self, name) != defaults[name]]
+        if not unused or self.retries:
+            return []
+        given = " and ".join(unused)
+        return [f"FailurePolicy has {given}, but max_attempts=1, so no failure is tried again: raise max_attempts"]
 
     @property
     def retries(self) -> bool:

@@ -92,6 +92,18 @@ class Settings:
             )
         check_seconds("handler_timeout_sec", self.handler_timeout_sec, zero_allowed=True)
 
+    def doubts(self) -> list[str]:
+        """Say what is allowed and can hardly be meant, and what follows from it."""
+        doubts = self.on_failure.doubts()
+        if self.max_uncommitted_tasks < self.concurrency_limit:
+            doubts.append(
+                f"max_uncommitted_tasks={self.max_uncommitted_tasks} is less than "
+                f"concurrency_limit={self.concurrency_limit}: of one "
+                f"{'partition' if self.enable_batch_commit else 'subscriber'} no more than "
+                f"{self.max_uncommitted_tasks} records are handled at once, whatever is free"
+            )
+        return doubts
+
     def overridden(self, overrides: Mapping[str, Any]) -> "Settings":
         """Return these settings with what one subscriber has of its own.
 

@@ -162,3 +162,25 @@ async def test_without_a_group_records_are_concurrent_and_nothing_is_committed(c
     async with serving(broker):
         await seen.together(10)
     assert await cluster.committed(topic) == {}
+
+
+@pytest.mark.parametrize(("flush_sec", "more"), [(10, {}), (5.5, {"session_timeout_ms": 6_000})])
+async def test_a_flush_that_outlasts_the_groups_patience_is_named(new_broker, new_topic, caplog, flush_sec, more):
+    """At the start of the subscriber, with what follows."""
+    topic, broker = await new_topic(), new_broker()
+    broker.subscriber(topic, **manual(topic), **more)(Gated().handle)
+    async with serving(broker, rebalance_flush_timeout_sec=flush_sec):
+        pass
+    (warning,) = warnings_of(caplog)
+    assert topic in warning
+    assert "lower rebalance_flush_timeout_sec" in warning
+
+
+async def test_a_flush_of_any_length_is_fine_where_no_group_waits_so_long(new_broker, new_topic, caplog):
+    """A longer patience of the group, or partitions that nobody takes away."""
+    patient, alone, broker = await new_topic(), await new_topic(), new_broker()
+    broker.subscriber(patient, **manual(patient), rebalance_timeout_ms=60_000)(Gated().handle)
+    broker.subscriber(partitions=[TopicPartition(alone, 0)], **manual(alone))(Gated().handle)
+    async with serving(broker, rebalance_flush_timeout_sec=10):
+        pass
+    assert warnings_of(caplog) == []

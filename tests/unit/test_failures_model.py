@@ -63,10 +63,9 @@ def not_the_second(_error, attempt):
 
 
 POLICIES = st.builds(
-    FailurePolicy,
+    lambda backoffs, **others: FailurePolicy(first_backoff_sec=backoffs[0], max_backoff_sec=backoffs[1], **others),
+    backoffs=st.sampled_from([(0, 0.1), (0.1, 0.1), (0, 30), (0.5, 30), (8, 30)]),
     max_attempts=st.integers(0, 4),
-    first_backoff_sec=st.sampled_from([0, 0.5, 8]),
-    max_backoff_sec=st.sampled_from([0.1, 30]),
     retry_on=st.sampled_from([Exception, (ConnectionError, PermissionError), not_the_second]),
     never_retry=st.sampled_from([(), PermissionError]),
     then=st.sampled_from(["commit", "halt", DeadLetter("dead")]),

@@ -39,6 +39,7 @@ from faststream_concurrent_kafka.private_parts import (
     logs_failures,
     make_producer,
     narrow_batch,
+    rebalance_timeout_sec,
     replace_loop,
 )
 from faststream_concurrent_kafka.stalls import FetchState
@@ -325,7 +326,10 @@ async def test_who_awaits_a_task_can_be_found(way):
 async def test_a_consumer_has_the_private_parts_that_are_read():
     """Its intervals, `_subscription._listener`, `_coordinator`, and the tasks that it runs on."""
     consumer = AIOKafkaConsumer(max_poll_interval_ms=1234, session_timeout_ms=2345)
+    patient = AIOKafkaConsumer(rebalance_timeout_ms=3456)
     try:
+        assert rebalance_timeout_sec(consumer) == 2.345
+        assert rebalance_timeout_sec(patient) == 3.456
         assert consumer._max_poll_interval_ms == 1234
         assert consumer._session_timeout_ms == 2345
         assert consumer._subscription._listener is None

@@ -1,11 +1,14 @@
 """Settings are checked at start-up, and an error names the setting, the value and what is allowed."""
 
+import asyncio
 import math
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import pytest
 from faststream import AckPolicy
-from faststream.kafka import KafkaBroker
+from faststream.kafka import KafkaBroker, KafkaRouter
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,8 +20,11 @@ from faststream_concurrent_kafka import (
     KafkaConcurrentProcessingMiddleware,
     SettingsError,
     discovery,
+    initialize_concurrent_processing,
+    stop_concurrent_processing,
 )
 from faststream_concurrent_kafka.settings import Settings
+from faststream_concurrent_kafka.testing import run_virtual
 
 
 def build(**options: Any) -> Settings:
@@ -39,7 +45,7 @@ ZERO_ALLOWED = {"rebalance_flush_timeout_sec", "handler_timeout_sec", "stall_tim
 BAD_NUMBERS = st.one_of(
     st.integers(max_value=-1),
     st.floats(max_value=-0.001),
-    st.sampled_from([math.nan, math.inf, -math.inf, None, "5", True, False, [], b"1"]),
+    st.sampled_from([math.nan, math.inf, -math.inf, None, "5", True, False, [], b"1", Decimal(5), Fraction(5), 5 + 0j]),
 )
 
 
@@ -147,6 +153,65 @@ def test_the_middleware_checks_its_overrides_when_it_is_configured():
     assert dict(first.overrides) == {"ordering": "key"}
     assert dict(KafkaConcurrentProcessingMiddleware.overrides) == {}
     assert dict(second.configured(handler_timeout_sec=0).overrides) == {"ordering": "key", "handler_timeout_sec": 0}
+
+
+def test_a_first_backoff_above_the_longest_is_refused():
+    """It could never be reached; the default longest one counts as well."""
+    with pytest.raises(SettingsError, match=r"first_backoff_sec=60 must not be more than max_backoff_sec=30"):
+        FailurePolicy(max_attempts=3, first_backoff_sec=60)
+    assert FailurePolicy(max_attempts=3, first_backoff_sec=60, max_backoff_sec=60)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, None),
+        ({"max_uncommitted_tasks": 100}, None),
+        ({"max_uncommitted_tasks": 5, "concurrency_limit": 5}, None),
+        ({"max_uncommitted_tasks": 5, "concurrency_limit": 0}, None),
+        ({"max_uncommitted_tasks": 99}, "of one partition no more than 99 records are handled at once"),
+        ({"max_uncommitted_tasks": 99, "enable_batch_commit": False}, "of one subscriber no more than 99 records"),
+        ({"on_failure": FailurePolicy(max_attempts=2, retry_on=OSError)}, None),
+        ({"on_failure": FailurePolicy(max_attempts=0, first_backoff_sec=1)}, None),
+        ({"on_failure": FailurePolicy(then=DeadLetter("dead"))}, None),
+        ({"on_failure": FailurePolicy(retry_on=OSError)}, "FailurePolicy has retry_on, but max_attempts=1"),
+        (
+            {"on_failure": FailurePolicy(never_retry=OSError, max_backoff_sec=1)},
+            "FailurePolicy has max_backoff_sec and never_retry, but",
+        ),
+    ],
+    ids=str,
+)
+def test_what_can_hardly_be_meant_is_told_with_what_follows(options, words):
+    """It is allowed: there may be many partitions, and a policy may be written down before it is used."""
+    doubts = build(**options).doubts()
+    assert len(doubts) == (words is not None)
+    assert all(words in doubt for doubt in doubts)
+
+
+def test_doubts_are_logged_at_start_and_those_of_an_override_for_its_subscriber(caplog):
+    """Each once."""
+
+    async def main() -> None:
+        policy = FailurePolicy(retry_on=OSError)
+        router = KafkaRouter(middlewares=[KafkaConcurrentProcessingMiddleware.configured(on_failure=policy)])
+        broker = KafkaBroker(logger=None)
+
+        async def handle(_text: str) -> None: ...
+
+        for topic in ("orders", "bills"):
+            router.subscriber(topic, group_id="group", ack_policy=AckPolicy.MANUAL)(handle)
+        broker.include_router(router)
+        await initialize_concurrent_processing(broker.context, broker=broker, max_uncommitted_tasks=10)
+        await asyncio.sleep(5)
+        await stop_concurrent_processing(broker.context)
+
+    run_virtual(main())
+    assert sorted(message.split(":")[0] for message in caplog.messages) == [
+        "The subscriber of ['bills']",
+        "The subscriber of ['orders']",
+        "max_uncommitted_tasks=10 is less than concurrency_limit=100",
+    ]
 
 
 def test_differences_name_the_new_settings():
