@@ -88,9 +88,10 @@ def is_kafka_handler_alive(context: ContextRepo) -> bool:
 
     False once something has ended that begins again only with the process: the observer, the committer, a subscriber's
     consume loop, the coordination of its group, or the event loop; where another thread asks, once the event loop has
-    been blocked for a minute; and after a stop, also one that follows a start that has failed. True before initialising
-    and during a stop, and whatever else `is_kafka_handler_healthy` finds: a broker that is away, refused commits, a
-    halted partition or a stuck record would be the same after a restart, which only makes records run again.
+    been blocked for a minute; and after a stop, also one that follows a start that has failed, unless another context
+    goes on. True before initialising and during a stop, and whatever else `is_kafka_handler_healthy` finds: a broker
+    that is away, refused commits, a halted partition or a stuck record would be the same after a restart, which only
+    makes records run again.
 
     Never raises, costs no request to the broker, and may be called from any thread.
     """
@@ -98,8 +99,10 @@ def is_kafka_handler_alive(context: ContextRepo) -> bool:
         # Which no restart mends.
         logger.error("is_kafka_handler_alive: %s", mistake)
         return True
-    handler = _known(context)
-    return context.get(CONTEXT_KEY) is not STOPPED if handler is None else not handler.deaths()
+    known = context.get(CONTEXT_KEY)
+    # Of the whole process: what was stopped with this context may go on for others, or still be stopping.
+    handler = known or KafkaConcurrentHandler.running()
+    return not handler.deaths() if isinstance(handler, KafkaConcurrentHandler) else known is not STOPPED
 
 
 def get_kafka_handler_report(context: ContextRepo) -> HealthReport:
