@@ -230,7 +230,7 @@ def what_is_acknowledged_for_an_epoch_that_is_over_counts(patch: pytest.MonkeyPa
     patch.setattr(commit_request, "_acknowledge", acknowledge)
 
 
-@mutant("committed before partitions go", "committed by a clean stop", first=400, twist="one refused")
+@mutant("committed before partitions go", "committed by a clean stop", first=190, within=60, twist="one refused")
 def the_last_commit_is_that_of_refused_partitions(patch: pytest.MonkeyPatch) -> None:
     commit_last = batch_committer.commit_last
 

@@ -48,7 +48,8 @@ class MemberOracle(Witness):
         self._requests = 0
         self._pending: dict[int, float] = {}
         self._disturbed_at = -1.0
-        self._refused_at: dict[int, float] = {}
+        # Until one of their commits is accepted: they are tried now and then, and after the others.
+        self._refused: set[int] = set()
         self._held_up_until = 0.0
         self._paused: set[int] = set()
         self._moved_at: dict[int, float] = {}
@@ -92,7 +93,7 @@ class MemberOracle(Witness):
     @override
     def is_refused(self, partitions: Mapping[int, Exception]) -> None:
         self.note("is refused", *partitions)
-        self._refused_at |= dict.fromkeys(partitions, self._oracle.now())
+        self._refused |= partitions.keys()
         if any(isinstance(error, KafkaError) and error.retriable for error in partitions.values()):
             # aiokafka goes on with it, and the library lets it for so long.
             self._held_up_until = self._oracle.now() + COMMIT_REQUEST_TIMEOUT_SEC
@@ -142,6 +143,7 @@ class MemberOracle(Witness):
                 self.violated("commits go forward", tp.partition, before, offset)
             self._oracle.committed[tp.partition] = offset
             self._oracle.has_commit.add(tp.partition)
+            self._refused.discard(tp.partition)
             self._oracle.told[tp.partition] = (offset, self._finished_above(tp.partition, offset, sent_at))
             for number in self._unfinished_between(tp.partition, before, offset):
                 if self._again_at.get(number, -1.0) >= sent_at:
@@ -290,7 +292,7 @@ class MemberOracle(Witness):
     def check_committed(self, invariant: str, finished_before: float) -> None:
         """Check that everything up to the first unfinished record is committed, but for what has just finished."""
         for partition, delivered in self._delivered.items():
-            if self._refused_at.get(partition, -1.0) >= self._since:
+            if partition in self._refused:
                 continue
             end = self._positions[partition]
             for offset, at in sorted(delivered.items()):

@@ -27,7 +27,7 @@ Twist = Literal[
 ]
 _HAS_ONE = 0.45
 _HAS_TWO = 0.1
-_DRAWN: tuple[Twist, ...] = ("one refused", "wide gaps", "bursts", "seeks", "pauses")
+_DRAWN: tuple[Twist, ...] = ("one refused", "wide gaps", "bursts", "seeks", "pauses", "panics")
 
 
 def twisted(plan: Plan, twist: Twist | None) -> Plan:
@@ -84,10 +84,17 @@ def _one_refused(plan: Plan, rng: random.Random) -> Plan:
     """Commits of one partition are refused for a while, and the group rebalances or stops meanwhile."""
     events = list(plan.events)
     for _ in range(rng.choice([1, 2])):
-        at = rng.uniform(0, plan.ends_at)
+        at = rng.uniform(0, plan.ends_at * 0.6)
         events.append(_event(rng, at, "refuse a partition", for_sec=rng.choice([0.5, 3.0, 9.0])))
         after: list[Fault] = ["rebalance", "rebalance", "stop", "start"]
-        events.append(_event(rng, at + rng.uniform(0, 6), rng.choice(after)))
+        # Whatever of it is due by then.
+        events += [_event(rng, at + rng.uniform(0.2, 6), rng.choice(after), slot=0) for _ in range(3)]
+    if rng.random() < 0.7:
+        # That it is one alone shows when others are committed with it.
+        settings = dataclasses.replace(
+            plan.settings, rebalance_flush_timeout_sec=3.0, commit_batch_timeout_sec=0.5, commit_batch_size=1000
+        )
+        plan = dataclasses.replace(plan, settings=settings)
     return dataclasses.replace(plan, events=tuple(events))
 
 
