@@ -204,12 +204,11 @@ class Member:
         consumer, tp = self._one_of_mine(place)
         if tp is None or not self.oracle.has_all_of(tp.partition):
             return False
-        offsets = sorted(self._oracle.offsets[tp.partition])
-        reachable = [offset for offset in offsets if offset >= self._oracle.began[tp.partition]]
-        to = reachable[place % len(reachable)]
-        position = consumer.position_of(tp)
-        if position is None or to >= position:
+        began, position = self._oracle.began[tp.partition], consumer.position_of(tp)
+        behind = [at for at in sorted(self._oracle.offsets[tp.partition]) if position is not None and began <= at < position]
+        if not behind:
             return False
+        to = behind[place % len(behind)]
         self.oracle.seeks(tp.partition, to)
         consumer.seek(tp, to)
         return True

@@ -7,12 +7,14 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("seed", [17, 144])
-def test_replay_in_other_processes(seed):
+@pytest.mark.parametrize(
+    ("seed", "twist"), [(17, []), (144, []), (14, ["--twist", "seeks"]), (30, ["--twist", "bursts"])]
+)
+def test_replay_in_other_processes(seed, twist):
     """Two interpreters, whose hashes of strings differ, tell the same story of a seed."""
     stories = [
         subprocess.run(
-            [sys.executable, "-m", "tests.simulation", str(seed)],
+            [sys.executable, "-m", "tests.simulation", str(seed), *twist],
             env=os.environ | {"PYTHONHASHSEED": hash_seed},
             capture_output=True,
             check=True,

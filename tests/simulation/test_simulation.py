@@ -1,9 +1,12 @@
 """Random worlds, each a seed's: whatever goes wrong in them, no promise is broken."""
 
+from typing import get_args
+
 import pytest
 
 from tests.simulation.draws import make_plan
 from tests.simulation.run import play_all, simulate, what_is_kept
+from tests.simulation.twists import Twist
 
 
 CHUNK = 100
@@ -18,13 +21,15 @@ def test_no_promise_is_broken(chunk):
         pytest.fail(failed.report(), pytrace=False)
 
 
-@pytest.mark.parametrize("seed", [3, 144, 267, 695])
-def test_a_seed_replays_itself(seed):
+@pytest.mark.parametrize(
+    ("seed", "twist"), [(3, None), (144, None), (267, None), (695, None), *((8, twist) for twist in get_args(Twist))]
+)
+def test_a_seed_replays_itself(seed, twist):
     """The same seed is the same world, event by event, whatever was played before it."""
-    first = simulate(seed)
-    simulate(seed + 1)
-    assert simulate(seed).story() == first.story()
-    assert make_plan(seed) == make_plan(seed)
+    first = simulate(seed, twist)
+    simulate(seed + 1, twist)
+    assert simulate(seed, twist).story() == first.story()
+    assert make_plan(seed, twist) == make_plan(seed, twist)
 
 
 def test_a_world_leaves_nothing_in_memory():
@@ -39,3 +44,19 @@ def test_worlds_differ():
     stories = "\n".join(simulate(seed).story() for seed in range(80))
     for what in ("crashes", "revoking", "stopping", "gets an error", "is a dead letter", "has halted", "is cancelled"):
         assert what in stories
+
+
+@pytest.mark.parametrize(
+    ("twist", "what"),
+    [
+        ("one refused", "is refused"),
+        ("another tail", "has another tail"),
+        ("pauses", " pauses "),
+        ("seeks", " seeks "),
+        ("panics", "PanicError"),
+    ],
+)
+def test_twists_bite(twist, what):
+    """What a twist adds to a plan happens, in many of its worlds."""
+    stories = [simulate(seed, twist).story() for seed in range(20)]
+    assert sum(what in story for story in stories) > len(stories) / 4

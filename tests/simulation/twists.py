@@ -112,9 +112,25 @@ def _wide_gaps(plan: Plan, rng: random.Random) -> Plan:
 
 def _another_tail(plan: Plan, rng: random.Random) -> Plan:
     """All processes crash, and the leader that is elected has other records where they had read some."""
-    at = rng.uniform(0.2, 1.0) * plan.ends_at
-    events = [*plan.events, _event(rng, at, "cut the log"), _event(rng, at + rng.random(), "start", slot=0)]
-    return dataclasses.replace(plan, events=tuple(events))
+    at = rng.uniform(0.4, 1.0) * plan.ends_at
+    cut = _event(rng, at, "cut the log")
+    events = (*plan.events, cut, _event(rng, at + rng.random(), "start", slot=0))
+    plan = dataclasses.replace(plan, events=events)
+    mine = [place for place, script in enumerate(plan.scripts) if script.partition == cut.place % plan.partitions]
+    if mine and rng.random() < 0.8:
+        # A record that is still being handled, so that commits tell what has finished behind it.
+        stuck = mine[rng.randrange(len(mine)) // 2]
+        scripts = list(plan.scripts)
+        scripts[stuck] = dataclasses.replace(scripts[stuck], kind="good", steps=(Step(at, "return"),))
+        settings = dataclasses.replace(
+            plan.settings,
+            commit_metadata=True,
+            handler_timeout_sec=0.0,
+            max_uncommitted_tasks=1000,
+            ordering="unordered",
+        )
+        plan = dataclasses.replace(plan, settings=settings, scripts=tuple(scripts))
+    return plan
 
 
 def _polls(plan: Plan, rng: random.Random) -> Plan:
@@ -133,8 +149,14 @@ def _late(plan: Plan, rng: random.Random) -> Plan:
 def _user_does(what: Fault) -> Callable[[Plan, random.Random], Plan]:
     def add(plan: Plan, rng: random.Random) -> Plan:
         more = [
-            _event(rng, rng.uniform(0, plan.ends_at), what, for_sec=rng.choice([0.01, 0.5, 3.0]))
-            for _ in range(rng.choice([1, 2, 4]))
+            _event(
+                rng,
+                rng.uniform(0, plan.ends_at),
+                what,
+                slot=rng.choice([0, 0, 1]),
+                for_sec=rng.choice([0.01, 0.5, 3.0]),
+            )
+            for _ in range(rng.choice([2, 4]))
         ]
         return dataclasses.replace(plan, events=(*plan.events, *more))
 

@@ -232,7 +232,7 @@ class World:
             case "pause" if running is not None:
                 self._in_process(running, lambda: self._pause(running, event))
             case "seek back" if running is not None:
-                self._seek_back(running, event.place, 20)
+                self._seek_back(running, event.place, 60)
             case "subscribe" if running is not None:
                 self._in_process(running, running.subscribe)
             case _:
