@@ -53,6 +53,7 @@ class MemberOracle(Witness):
         self._held_up_until = 0.0
         self._paused: set[int] = set()
         self._moved_at: dict[int, float] = {}
+        self._sought: dict[int, float] = {}
         # When what had finished, and is wanted again since a seek, came again.
         self._again_at: dict[int, float] = {}
         self._since = self._stopping_since = 0.0
@@ -194,6 +195,11 @@ class MemberOracle(Witness):
         self.note("revoked")
         if self._was_calm_since(self._since):
             self.check_committed("committed before partitions go", min(self._sent_at, self._oracle.now()))
+        # A seek is gone with the assignment: what it has not brought back by now is as it was.
+        for number, finished_at in self._sought.items():
+            if self._again_at[number] == NEVER:
+                self.finished_at[number] = finished_at
+        self._sought = {}
         self._positions, self._delivered, self._unacked, self._walls = {}, {}, {}, {}
         self._paused = set()
 
@@ -252,8 +258,9 @@ class MemberOracle(Witness):
         self.note("seeks", partition, to)
         again = {script.number for at, script in self._oracle.offsets[partition].items() if at >= to}
         for number in again:
-            if self.finished_at.pop(number, None) is not None:
+            if (finished_at := self.finished_at.pop(number, None)) is not None:
                 self._again_at[number] = NEVER
+                self._sought[number] = finished_at
         self._told -= again
         self._attempts = {number: count for number, count in self._attempts.items() if number not in again}
         self._delivered[partition], self._unacked[partition] = {}, deque()
