@@ -274,7 +274,8 @@ class _Watched(ConsumerRebalanceListener):
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
         self._witness.revoking()
         try:
-            await self._listener.on_partitions_revoked(revoked)
+            if self._listener is not None:
+                await self._listener.on_partitions_revoked(revoked)
         finally:
             self._witness.revoked()
             self._consumer.is_joining = True
@@ -282,7 +283,8 @@ class _Watched(ConsumerRebalanceListener):
     @override
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         self._witness.assigned({tp: self._consumer.begins_at(tp) for tp in sorted(assigned)})
-        await self._listener.on_partitions_assigned(assigned)
+        if self._listener is not None:
+            await self._listener.on_partitions_assigned(assigned)
 
 
 class SimulatedProducer:

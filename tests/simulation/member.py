@@ -216,7 +216,7 @@ class Member:
     def subscribe(self) -> None:
         """Subscribe to the same topic again, as users do who add another."""
         if self.consumer is not None and self.is_running:
-            self.oracle.note("subscribes")
+            self.oracle.subscribes()
             self.consumer.subscribe([TOPIC])
 
     def _one_of_mine(self, place: int) -> tuple[Any, Any]:

@@ -54,6 +54,7 @@ class MemberOracle(Witness):
         self._paused: set[int] = set()
         self._moved_at: dict[int, float] = {}
         self._sought: dict[int, float] = {}
+        self._may_run_again: set[int] = set()
         # When what had finished, and is wanted again since a seek, came again.
         self._again_at: dict[int, float] = {}
         self._since = self._stopping_since = 0.0
@@ -195,10 +196,11 @@ class MemberOracle(Witness):
         self.note("revoked")
         if self._was_calm_since(self._since):
             self.check_committed("committed before partitions go", min(self._sent_at, self._oracle.now()))
-        # A seek is gone with the assignment: what it has not brought back by now is as it was.
+        # A seek is gone with the assignment: what it has not brought back by now may be handled again, or not.
         for number, finished_at in self._sought.items():
             if self._again_at[number] == NEVER:
                 self.finished_at[number] = finished_at
+                self._may_run_again.add(number)
         self._sought = {}
         self._positions, self._delivered, self._unacked, self._walls = {}, {}, {}, {}
         self._paused = set()
@@ -237,6 +239,11 @@ class MemberOracle(Witness):
         self.has_lost_membership = True
 
     # -- the user --------------------------------------------------------------------------------------------------
+
+    def subscribes(self) -> None:
+        """Note that the user subscribes: aiokafka has no assignment from then on, and commits nothing."""
+        self.note("subscribes")
+        self._disturbed_at = self._oracle.now()
 
     def pauses(self, partition: int) -> None:
         """Note that the user has paused a partition."""
@@ -327,6 +334,9 @@ class MemberOracle(Witness):
         self.note("begins", number)
         if number in self.running:
             self.violated("no overlap with itself", number)
+        if number in self._may_run_again:
+            self._may_run_again.remove(number)
+            self.finished_at.pop(number, None)
         if number in self.finished_at:
             self.violated("handled once", number, "finished at", self.finished_at[number])
         if number in self._told:
