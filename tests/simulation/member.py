@@ -205,7 +205,9 @@ class Member:
         if tp is None or not self.oracle.has_all_of(tp.partition):
             return False
         began, position = self._oracle.began[tp.partition], consumer.position_of(tp)
-        behind = [at for at in sorted(self._oracle.offsets[tp.partition]) if position is not None and began <= at < position]
+        behind = [
+            at for at in sorted(self._oracle.offsets[tp.partition]) if position is not None and began <= at < position
+        ]
         if not behind:
             return False
         to = behind[place % len(behind)]
