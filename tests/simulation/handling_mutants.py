@@ -83,7 +83,7 @@ def the_event_loop_gets_no_turn(patch: pytest.MonkeyPatch) -> None:
 # -- failures and stops --------------------------------------------------------------------------------------------
 
 
-@mutant("committed <= first unfinished")
+@mutant("committed <= first unfinished", "order")
 def failures_count_as_done(patch: pytest.MonkeyPatch) -> None:
     async def deal_with(_self: Any, _record: Any, _outcome: Any, _error: Any) -> Outcome:
         return Outcome.DONE
@@ -119,7 +119,7 @@ def there_is_no_time_limit(patch: pytest.MonkeyPatch) -> None:
 @mutant("halted", "order")
 def a_halted_partition_goes_on(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(PartitionLedger, "stop_at", lambda *_: None)
-    patch.setattr(SubscriberAttachment, "halt", lambda _self, _record, _reason: None)
+    patch.setattr(SubscriberAttachment, "halt", lambda _self, _record, *_more: None)
 
 
 @mutant(
@@ -129,7 +129,7 @@ def a_halted_partition_goes_on(patch: pytest.MonkeyPatch) -> None:
     "nothing begins in a partition that is gone",
 )
 def stop_neither_drains_nor_cancels(patch: pytest.MonkeyPatch) -> None:
-    async def drain(_self: Any, _belongs: Any, *, timeout_sec: float) -> bool:  # noqa: ARG001
+    async def drain(_self: Any, _belongs: Any, **_options: Any) -> bool:
         return True
 
     async def cancel(_self: Any, _belongs: Any) -> list[Any]:

@@ -27,7 +27,19 @@ Twist = Literal[
 ]
 _HAS_ONE = 0.45
 _HAS_TWO = 0.1
-_DRAWN: tuple[Twist, ...] = ("one refused", "wide gaps", "bursts", "seeks", "pauses", "panics")
+# Not yet: "another tail" and "late", which the library does not stand up to.
+_DRAWN: tuple[Twist, ...] = (
+    "latest",
+    "one refused",
+    "wide gaps",
+    "polls",
+    "pauses",
+    "seeks",
+    "subscribes",
+    "bursts",
+    "panics",
+    "stops itself",
+)
 
 
 def twisted(plan: Plan, twist: Twist | None) -> Plan:
