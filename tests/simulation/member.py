@@ -205,9 +205,9 @@ class Member:
         if tp is None or not self.oracle.has_all_of(tp.partition):
             return False
         began, position = self._oracle.began[tp.partition], consumer.position_of(tp)
-        behind = [
-            at for at in sorted(self._oracle.offsets[tp.partition]) if position is not None and began <= at < position
-        ]
+        # Not further than what is committed: of an epoch that a seek ends, nothing below its place is known any more.
+        end = 0 if position is None else min(position, self._oracle.committed[tp.partition] + 1)
+        behind = [at for at in sorted(self._oracle.offsets[tp.partition]) if began <= at < end]
         if not behind:
             return False
         to = behind[place % len(behind)]

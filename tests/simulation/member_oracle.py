@@ -232,6 +232,8 @@ class MemberOracle(Witness):
         if not self.is_gone:
             for tp, offset in sorted(positions.items()):
                 self._oracle.resets(tp.partition, offset)
+                if tp.partition in self._positions and tp.partition not in self._oracle.has_commit:
+                    self._positions[tp.partition] = offset
 
     @override
     def is_evicted(self) -> None:
