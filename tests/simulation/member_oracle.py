@@ -260,6 +260,9 @@ class MemberOracle(Witness):
     def has_all_of(self, partition: int) -> bool:
         """Whether everything that was delivered of a partition has finished."""
         delivered, offsets = self._delivered.get(partition, {}), self._oracle.offsets[partition]
+        if any(each.script.partition == partition for each in self.running.values()):
+            # It may go on from an earlier assignment, and not have come again.
+            return False
         return bool(delivered) and all(offsets[offset].number in self.finished_at for offset in delivered)
 
     def seeks(self, partition: int, to: int) -> None:
