@@ -101,7 +101,7 @@ def what_is_adopted_begins_anew(patch: pytest.MonkeyPatch) -> None:
 # -- rebalances ----------------------------------------------------------------------------------------------------
 
 
-@mutant("committed before partitions go")
+@mutant("committed before partitions go", "committed by a clean stop")
 def flush_comes_before_the_drain(patch: pytest.MonkeyPatch) -> None:
     drain, flush = InFlight.drain, KafkaBatchCommitter.flush
 
@@ -188,7 +188,7 @@ def nothing_wakes_the_committer_in_time(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(KafkaBatchCommitter, "__init__", slow)
 
 
-@mutant("commits go forward", first=10350, within=50)
+@mutant("commits go forward", first=21250, within=20)
 def commits_are_sent_by_who_is_no_member(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(private_parts, "guard_commits", lambda _consumer: None)
 
