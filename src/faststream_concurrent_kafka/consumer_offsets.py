@@ -162,7 +162,7 @@ class ConsumerOffsets:
 
     def _frontier(self, key: tuple[str, int], ledger: PartitionLedger[KafkaCommitTask]) -> int:
         """Return the offset to commit: the first unfinished one; or the last one, if what lies behind it is known."""
-        if not self.metadata_limit or ledger.unfinished or not (self.left or self.restored):
+        if not self.metadata_limit or ledger.unfinished or ledger.is_held_back or not (self.left or self.restored):
             return ledger.frontier
         if ledger.newest is None:
             # Nothing has been delivered: the position.
@@ -227,7 +227,7 @@ class ConsumerOffsets:
             return Told(restored.dump(self.metadata_limit), restored.last, ledger.finished, now, 0.0)
         first = ledger.first_unfinished()
         timestamp = ledger.last_timestamp if first is None else first.timestamp
-        if frontier == ledger.admitted or timestamp is None:
+        if frontier == ledger.admitted or timestamp is None or ledger.is_held_back:
             return None
         told = self.told.get(key)
         if told is not None and told.made_at >= made_since:
@@ -266,13 +266,14 @@ class ConsumerOffsets:
         What was finished in the last one says nothing about the records of this one.
         """
         if (last := self.ledgers.get(key)) is not None:
+            # Its records that still run go on to pin the offset that may be committed.
             last.closed = True
             self.forget(key)
         elif (left := self.left.get(key)) is not None:
             left.begin(offset)
             if not left:
                 del self.left[key]
-        ledger = PartitionLedger[KafkaCommitTask](offset, is_committed=is_committed)
+        ledger = PartitionLedger[KafkaCommitTask](offset, is_committed=is_committed, behind=last)
         self.ledgers[TopicPartition(*key)] = ledger
         if is_committed:
             self.clock.deliver(TopicPartition(*key), offset)

@@ -8,7 +8,8 @@ Three marks, all "next to read" offsets in delivery order:
 unfinished work. `acked` is what the broker has confirmed; between the two lies what a crash would run again.
 
 One ledger serves one epoch: an assignment of the partition up to its revocation, a seek back or a reset. The next
-epoch gets a new ledger; the old one may still be completed by its running records, and commits nothing any more.
+epoch gets a new ledger; the old one may still be completed by its running records, and commits nothing any more. Where
+the position has moved within one assignment, they go on to pin the frontier, from behind.
 """
 
 import bisect
@@ -28,7 +29,9 @@ class PartitionLedger(Generic[T]):
     """
 
     __slots__ = (
+        "_behind",
         "_identities",
+        "_next",
         "_timestamps",
         "_unacked",
         "_unfinished",
@@ -45,7 +48,10 @@ class PartitionLedger(Generic[T]):
         "stopped_because",
     )
 
-    def __init__(self, first_offset: int, *, is_committed: bool = True) -> None:
+    def __init__(
+        self, first_offset: int, *, is_committed: bool = True, behind: "PartitionLedger[T] | None" = None
+    ) -> None:
+        """Begin an epoch at an offset; `behind` is the last one of the same assignment, whose records may still run."""
         # Everything below belongs to others.
         self.acked = first_offset
         self.admitted = first_offset
@@ -72,6 +78,11 @@ class PartitionLedger(Generic[T]):
         self._timestamps: deque[int | None] = deque()
         self.newest: int | None = None
         self._unfinished: OrderedDict[int, T] = OrderedDict()
+        self._behind: PartitionLedger[T] | None = None
+        self._next: PartitionLedger[T] | None = None
+        if behind is not None and behind.stopped_at is None and behind.pin is not None:
+            # What was left undone before the position moved was passed over on purpose; what still runs was not.
+            self._behind, behind._next = behind, self  # noqa: SLF001 - its own class
 
     def admit(self, offset: int, entry: T, identity: int = 0, timestamp: int | None = None) -> None:
         """Note a delivered record that pins the frontier until it is completed.
@@ -124,6 +135,8 @@ class PartitionLedger(Generic[T]):
         if self.stopped_at is None or offset < self.stopped_at:
             self.stopped_at = offset
             self.stopped_because = reason
+        if self._next is not None:
+            self._next.stop_at(offset, reason)
 
     def stops_before(self, offset: int) -> bool:
         """Whether a record below `offset` will not be finished, so that all from there on is delivered again."""
@@ -132,9 +145,23 @@ class PartitionLedger(Generic[T]):
     @property
     def frontier(self) -> int:
         """The offset that may be committed: everything below it is finished."""
-        for offset in self._unfinished:
-            return offset
-        return self.admitted
+        pin = self.pin
+        return self.admitted if pin is None else min(pin, self.admitted)
+
+    @property
+    def pin(self) -> int | None:
+        """The first unfinished offset, also of the epochs before this one while their records run."""
+        own = next(iter(self._unfinished), None)
+        earlier = None if self._behind is None else self._behind.pin
+        if earlier is None:
+            self._behind = None
+            return own
+        return earlier if own is None else min(own, earlier)
+
+    @property
+    def is_held_back(self) -> bool:
+        """Whether it is a record of an earlier epoch that pins the frontier."""
+        return self._behind is not None and self.frontier < next(iter(self._unfinished), self.admitted)
 
     @property
     def window(self) -> int:

@@ -26,7 +26,7 @@ def listen(consumer: Any, wrap: Callable[[Any], ConsumerRebalanceListener], begi
 
     Of a manual assignment no listener is told: `begin` is called then.
     """
-    subscribe, assign = consumer.subscribe, consumer.assign
+    subscribe, assign = consumer.subscribe, getattr(consumer, "assign", None)
     signature = inspect.signature(subscribe)
 
     @functools.wraps(subscribe)
@@ -37,12 +37,17 @@ def listen(consumer: Any, wrap: Callable[[Any], ConsumerRebalanceListener], begi
             call.arguments["listener"] = wrap(listener)
         subscribe(*call.args, **call.kwargs)
 
+    consumer.subscribe = with_ours
+    if assign is None:
+        # A stand-in that can only subscribe.
+        return
+
     @functools.wraps(assign)
     def beginning(*arguments: Any, **keywords: Any) -> None:
         assign(*arguments, **keywords)
         begin()
 
-    consumer.subscribe, consumer.assign = with_ours, beginning
+    consumer.assign = beginning
 
 
 class ConcurrentRebalanceListener(ConsumerRebalanceListener):

@@ -276,6 +276,20 @@ async def test_a_position_that_goes_back_begins_an_epoch(committer, consumer):
     assert consumer.commits == [{T0: 10}, {T0: 5}]
 
 
+@in_virtual_time
+async def test_a_position_that_moves_over_records_that_run_is_not_committed_past_them(committer, consumer):
+    """They are still this consumer's: if it crashes, the next owner has to get them."""
+    old = send(committer, consumer, *range(10))
+    complete(committer, old[1:])
+    again = send(committer, consumer, 4)
+    complete(committer, again)
+    await asyncio.sleep(2)
+    assert not consumer.commits
+    committer.complete(old[0])
+    await asyncio.sleep(2)
+    assert consumer.commits == [{T0: 5}]
+
+
 @pytest.mark.parametrize("how", ["result", "exception", "cancelled"])
 def test_a_task_may_come_with_the_future_that_completes_it(how):
     """A result or an exception completes the record, a cancellation leaves it unfinished."""

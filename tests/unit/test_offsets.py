@@ -121,3 +121,62 @@ def test_done_offsets_behind_a_stuck_record_cost_at_most_100_bytes_each():
     assert ledger.frontier == 0
     assert ledger.window == count + 1
     assert (after - before) / count <= 100
+
+
+class SeekingMachine(RuleBasedStateMachine):
+    """One assignment in which the position moves back and forth while records run."""
+
+    def __init__(self):
+        super().__init__()
+        self.ledger: PartitionLedger[None] = PartitionLedger(0)
+        self.unfinished: list[tuple[PartitionLedger[None], int]] = []
+
+    @rule(gap=st.integers(0, 3))
+    def admit(self, gap):
+        offset = self.ledger.admitted + gap
+        self.ledger.admit(offset, None)
+        self.unfinished.append((self.ledger, offset))
+
+    @rule(to=st.integers(0, 30))
+    def move(self, to):
+        self.ledger = PartitionLedger(to, behind=self.ledger)
+
+    @precondition(lambda self: self.unfinished)
+    @rule(data=st.data())
+    def complete(self, data):
+        ledger, offset = self.unfinished.pop(data.draw(st.integers(0, len(self.unfinished) - 1)))
+        ledger.complete(offset)
+
+    @invariant()
+    def nothing_that_runs_is_passed(self):
+        frontier = min((offset for _, offset in self.unfinished), default=self.ledger.admitted)
+        assert self.ledger.frontier == min(frontier, self.ledger.admitted)
+
+    @invariant()
+    def it_is_held_back_by_earlier_epochs_alone(self):
+        own = min((offset for ledger, offset in self.unfinished if ledger is self.ledger), default=self.ledger.admitted)
+        assert self.ledger.is_held_back == (self.ledger.frontier < own)
+
+
+TestSeeking = SeekingMachine.TestCase
+TestSeeking.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+
+
+def test_what_is_left_undone_after_the_position_has_moved_stops_the_new_epoch():
+    """It is delivered again some day, with what comes after it: the frontier stays, and health can name it."""
+    old: PartitionLedger[None] = PartitionLedger(0)
+    old.admit(0, None)
+    new = PartitionLedger(2, behind=old)
+    new.admit(2, None)
+    new.complete(2)
+    old.stop_at(0, "its handler was cancelled")
+    assert (new.frontier, new.stopped_at, new.stopped_because) == (0, 0, "its handler was cancelled")
+
+
+def test_a_record_that_had_halted_its_partition_is_passed_over_by_a_seek():
+    """The user moves the position past it."""
+    old: PartitionLedger[None] = PartitionLedger(0)
+    old.admit(0, None)
+    old.stop_at(0)
+    new = PartitionLedger(1, behind=old)
+    assert (new.frontier, new.stopped_at) == (1, None)
