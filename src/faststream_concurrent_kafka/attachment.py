@@ -170,7 +170,7 @@ class SubscriberAttachment:
         offsets.on_ack = self._acknowledged
         offsets.heed_seeks()
         private_parts.guard_commits(consumer)
-        listen(consumer, functools.partial(self._listener, consumer), self._positions.watch)
+        listen(consumer, functools.partial(self._listener, consumer), self._positions.watch, offsets.subscribe)
         return MessageConsumer(consumer)
 
     def _acknowledged(self, key: tuple[str, int], ledger: PartitionLedger[KafkaCommitTask]) -> None:

@@ -157,7 +157,7 @@ async def _send(offsets: ConsumerOffsets, sent: Mapping[TopicPartition, Sent], d
     try:
         async with asyncio.timeout_at(deadline):
             if sent:
-                await offsets.consumer.commit({key: each.value() for key, each in sent.items()})
+                await offsets.commit({key: each.value() for key, each in sent.items()})
     except BaseException as error:
         task = asyncio.current_task()
         if not isinstance(error, Exception | asyncio.CancelledError) or (task is not None and task.cancelling()):

@@ -3,7 +3,7 @@
 import asyncio
 import enum
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from aiokafka import TopicPartition
@@ -17,6 +17,7 @@ from aiokafka.errors import (
     UnknownMemberIdError,
 )
 
+from faststream_concurrent_kafka import private_parts
 from faststream_concurrent_kafka.adoption import Adoptable, Earlier
 from faststream_concurrent_kafka.commit_clock import CommitClock
 from faststream_concurrent_kafka.commit_task import Consumer, KafkaCommitTask
@@ -108,6 +109,7 @@ class ConsumerOffsets:
         "left",
         "metadata_limit",
         "on_ack",
+        "outgoing",
         "refusals",
         "rejoins",
         "request",
@@ -133,6 +135,8 @@ class ConsumerOffsets:
         # What the last commits have told, per partition.
         self.told: dict[tuple[str, int], Told] = {}
         self.on_ack: Callable[[tuple[str, int], PartitionLedger[KafkaCommitTask]], None] | None = None
+        # What is still ours between a `subscribe` at run time and the rebalance that it asks for.
+        self.outgoing: private_parts.Outgoing | None = None
         # Whether a rebalance listener will `release` commits again: not so with manually assigned partitions.
         self.rejoins = False
         self.held = False
@@ -150,7 +154,7 @@ class ConsumerOffsets:
 
     def dirty(self) -> dict[TopicPartition, int]:
         """Return what may and should be committed. Unassigned partitions would fail the whole request."""
-        assigned = self.consumer.assignment()
+        assigned = self.consumer.assignment() if self.outgoing is None else self.outgoing.partitions
         dirty: dict[TopicPartition, int] = {}
         for key, ledger in self.ledgers.items():
             frontier = self._frontier(key, ledger)
@@ -341,9 +345,20 @@ class ConsumerOffsets:
         self.clock.succeed()
         self.backoff_sec = FIRST_BACKOFF_SEC
 
+    def subscribe(self, subscribe: Callable[[], None]) -> None:
+        """Subscribe; aiokafka gives the assignment up at once, but it can be committed for until the rebalance."""
+        outgoing = private_parts.outgoing(self.consumer)
+        subscribe()
+        self.outgoing = outgoing or self.outgoing
+
+    async def commit(self, offsets: Mapping[TopicPartition, int | tuple[int, str]]) -> None:
+        """Send a commit."""
+        await (self.consumer if self.outgoing is None else self.outgoing).commit(offsets)
+
     def assigned(self) -> None:
         """Let commits start again: partitions have been assigned."""
         self.held = False
+        self.outgoing = None
         self.backoff_sec = FIRST_BACKOFF_SEC
         assignment = self.consumer.assignment()
         self.refusals.keep(assignment)

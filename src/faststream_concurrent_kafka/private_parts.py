@@ -8,13 +8,14 @@ import functools
 import itertools
 import logging
 import re
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import CellType, FrameType
 from typing import Any, NamedTuple, Protocol, cast
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import CommitFailedError
+from aiokafka.util import commit_structure_validate
 from anyio import CapacityLimiter
 from faststream.kafka.parser import AioKafkaBatchParser
 from faststream.kafka.subscriber.usecase import LogicSubscriber
@@ -394,6 +395,26 @@ def _guard(consumer: Any, coordinator: Any) -> None:
         return sending
 
     coordinator._do_commit_offsets = request
+
+
+class Outgoing(NamedTuple):
+    """What a consumer owns until the rebalance that its `subscribe` at run time has asked for."""
+
+    partitions: frozenset[TopicPartition]
+    commit: Callable[[Mapping[TopicPartition, Any]], Awaitable[None]]
+    """As `consumer.commit`, which refuses everything until there is another assignment."""
+
+
+def outgoing(consumer: Any) -> Outgoing | None:
+    """Return what a consumer owns now, and is to own until its next assignment; None if it is no member of a group."""
+    assignment, coordinator = _assignment_of(consumer), getattr(consumer, "_coordinator", None)
+    if assignment is None or coordinator is None or not consumer._subscription.partitions_auto_assigned():
+        return None
+
+    async def commit(offsets: Mapping[TopicPartition, Any]) -> None:
+        await coordinator.commit_offsets(assignment, commit_structure_validate(dict(offsets)))
+
+    return Outgoing(frozenset(assignment.tps), commit)
 
 
 class PositionWatch(Protocol):

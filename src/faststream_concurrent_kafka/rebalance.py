@@ -21,10 +21,15 @@ logger = logging.getLogger(__package__)
 LEAST_COMMIT_SEC = 1.0
 
 
-def listen(consumer: Any, wrap: Callable[[Any], ConsumerRebalanceListener], begin: Callable[[], None]) -> None:
+def listen(
+    consumer: Any,
+    wrap: Callable[[Any], ConsumerRebalanceListener],
+    begin: Callable[[], None],
+    around: Callable[[Callable[[], None]], None],
+) -> None:
     """Have a consumer subscribe with our listener around the one that `subscribe` is given, now and at run time.
 
-    Of a manual assignment no listener is told: `begin` is called then.
+    Of a manual assignment no listener is told: `begin` is called then. `around` is to subscribe.
     """
     subscribe, assign = consumer.subscribe, getattr(consumer, "assign", None)
     signature = inspect.signature(subscribe)
@@ -35,7 +40,7 @@ def listen(consumer: Any, wrap: Callable[[Any], ConsumerRebalanceListener], begi
         listener = call.arguments.get("listener")
         if listener is None or isinstance(listener, ConsumerRebalanceListener):
             call.arguments["listener"] = wrap(listener)
-        subscribe(*call.args, **call.kwargs)
+        around(functools.partial(subscribe, *call.args, **call.kwargs))
 
     consumer.subscribe = with_ours
     if assign is None:

@@ -123,6 +123,24 @@ async def test_a_topic_that_comes_to_match_the_pattern(cluster, new_broker, kafk
     assert held.runs == dict.fromkeys(range(20), 1)
 
 
+@pytest.mark.parametrize("metadata", [True, False])
+async def test_a_topic_that_is_subscribed_to_at_run_time(cluster, new_broker, new_topic, metadata):
+    """The rebalance drains and commits first, as any other: aiokafka has given the assignment up by then."""
+    one, two, held = await new_topic(), await new_topic(), Held(5)
+    held.subscribe(broker := new_broker(), one)
+    await cluster.send(one, range(10))
+    await cluster.send(two, range(100, 110))
+    async with serving(broker, commit_metadata=metadata, **NO_BATCH):
+        await held.until_ended(*range(5), *range(6, 10))
+        asyncio.get_running_loop().call_later(0.3, held.let_go)
+        held.subscriber.consumer.subscribe([one, two], listener=held.told)
+        await wait_until(lambda: len(held.told.assigned[-1]) == 2, PATIENCE_SEC, lambda: str(held.told.assigned))
+        assert await cluster.committed(one) == {0: 10}
+        await held.until_ended(*range(100, 110))
+    assert await cluster.committed(two, f"{one}-group") == {0: 10}
+    assert held.runs == dict.fromkeys([*range(10), *range(100, 110)], 1)
+
+
 async def test_one_of_several_topics_goes_to_another_member_and_comes_back(cluster, new_broker, new_topic):
     """The other topic stays, and each has its own offset: what still runs counts for the one, and later for both."""
     one, two, held = await new_topic(), await new_topic(), Held(5, 105)
