@@ -4,8 +4,10 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import Any
 
+from aiokafka import TopicPartition
 from aiokafka.admin import NewTopic
 from aiokafka.protocol.admin import AlterPartitionReassignmentsRequest
+from faststream.kafka import TopicPartition as Place
 
 from faststream_concurrent_kafka import get_kafka_handler_report, is_kafka_handler_healthy
 from tests.brokers import wait_until
@@ -20,7 +22,7 @@ from tests.faults.scene import (
     topic_at,
     until_all_committed,
 )
-from tests.integration.helpers import Cluster, consuming, serving
+from tests.integration.helpers import Cluster, Gated, consuming, manual, serving
 from tests.integration.letters import failing, read, to, until_red
 
 
@@ -139,6 +141,33 @@ async def test_a_partition_moves_to_another_broker(three):
         await until_all_committed(cluster, topic)
         assert is_kafka_handler_healthy(app.context)
     assert not seen.repeated
+
+
+async def test_a_position_is_looked_for_at_a_broker_that_leads_no_more(three):
+    """aiokafka asks it for ever, and nobody else: the library has it learn who leads now, long before five minutes."""
+    servers = three.bootstrap_servers
+    topic = named("moved-unnoticed")
+    place = TopicPartition(topic, 0)
+    await _topic_on(three, topic, [0])
+    broker = broker_at(servers)
+    seen = Gated(free=5)
+    subscriber: Any = broker.subscriber(partitions=[Place(topic, 0)], **manual(topic, fetch_max_wait_ms=50))
+    subscriber(seen.handle)
+    async with serving(broker, **SETTINGS):
+        consumer: Any = subscriber.consumer
+        consumer.pause(place)
+        await consumer.position(place)
+        await ask(servers, _move_to(topic, 1))
+
+        async def moved():
+            return await _leader(three, topic) == 2
+
+        await wait_until(moved, 20, "the other broker leads")
+        await Cluster(servers).send(topic, range(5))
+        await asyncio.wait_for(consumer.seek_to_beginning(place), 20)
+        consumer.resume(place)
+        await seen.until(5)
+    assert seen.counts == dict.fromkeys(range(5), 1)
 
 
 async def test_a_dead_letter_waits_for_replicas(three):
