@@ -261,8 +261,9 @@ class ConsumerOffsets:
     def take_less_metadata(self, sent: Iterable[Sent]) -> None:
         """Have less of it sent from now on: this was too much for the broker."""
         self.told.clear()
-        longest = max(len(each.metadata) for each in sent)
-        self.metadata_limit = longest // 2 if longest >= 2 * _LEAST_METADATA else 0
+        # By a quarter: half of what was a little too much may be too little for anything.
+        less = 3 * max(len(each.metadata) for each in sent) // 4
+        self.metadata_limit = less if less >= _LEAST_METADATA else 0
 
     def begin(self, key: tuple[str, int], offset: int, *, is_committed: bool) -> PartitionLedger[KafkaCommitTask]:
         """Begin an epoch of a partition: at its committed offset, or at one that is to be committed.

@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 import sys
+import time
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -213,7 +214,8 @@ async def test_a_map_of_another_topic_of_that_name_is_not_believed(cluster, new_
 @pytest.mark.parametrize("are", ["newer", "older"])
 async def test_records_in_the_place_of_finished_ones_are_handled(cluster, new_broker, new_topic, are):
     """As after an unclean election, which keeps the first record and loses what comes after the tenth."""
-    topic, begin = await new_topic(), 1_700_000_000_000
+    # Of an hour ago: the topic's retention goes by time stamps.
+    topic, begin = await new_topic(), int(time.time() * 1000) - 3_600_000
     before = [(offset, begin + offset) for offset in range(5, 20)]
     then = begin + (10**6 if are == "newer" else -(10**6))
     producer = AIOKafkaProducer(bootstrap_servers=cluster.bootstrap_servers)

@@ -352,7 +352,7 @@ def test_alone_it_is_a_failure_like_any_other():
     play(scenario, broker)
 
 
-@pytest.mark.parametrize("longest", [10, 100, 1000])
+@pytest.mark.parametrize("longest", [10, 64, 100, 1000])
 def test_metadata_that_is_too_long_for_the_broker_never_blocks_a_commit(longest, caplog):
     """Less of it is sent from then on, or none where nothing fits, with one warning."""
     broker = Broker()
@@ -371,7 +371,7 @@ def test_metadata_that_is_too_long_for_the_broker_never_blocks_a_commit(longest,
         assert broker.offset(BAD) > 6000 + 15
         told = broker.stored[GOOD][1] if GOOD in broker.stored else ""
         assert len(told) <= longest
-        assert bool(told) == (longest >= 100)
+        assert len(told) >= longest // 2 or longest < 64
         for task in (*stuck, *others):
             if not task.is_finished:
                 committer.complete(task)
