@@ -1,5 +1,7 @@
 """The only broker is killed with records in flight, and comes back."""
 
+import asyncio
+
 import pytest
 from faststream.kafka import KafkaBroker
 
@@ -37,7 +39,7 @@ async def test_health_turns_red_while_commits_fail_and_green_when_the_broker_is_
         await wait_until(lambda: not is_kafka_handler_healthy(app.context), 20, "red")
         (problem,) = get_kafka_handler_report(app.context).problems
         assert "commit" in problem
-        server.restart(0)
+        await asyncio.to_thread(server.restart, 0)
         await wait_until(lambda: is_kafka_handler_healthy(app.context), 60, "green again")
 
         async def all_committed():
