@@ -429,6 +429,9 @@ class SubscriberAttachment:
             await self._end_records(stop, deadline)
             if self.commits and consumer is not None:
                 await self._committer.hold(consumer)
+                if self.subscriber.partitions:
+                    # A group without members: from now on nothing renews its offsets, which may be old already.
+                    self._committer.watch(consumer).renew()
                 left_sec = max(deadline - handler.now(), _LEAST_STOP_SEC)
                 if not await self._committer.flush(consumer, timeout_sec=left_sec):
                     logger.error("The last commit of %s failed: its records will be delivered again", self.name)

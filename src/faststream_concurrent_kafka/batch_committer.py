@@ -209,8 +209,7 @@ class KafkaBatchCommitter:
             return
         self._renewed_at = self._loop.time()
         for offsets in self._consumers.values():
-            for ledger in offsets.ledgers.values():
-                ledger.is_committed = False
+            offsets.renew()
             self._request(offsets)
 
     def request(self, consumer: Consumer) -> None:

@@ -341,6 +341,11 @@ class ConsumerOffsets:
                     self.sought.add(key)
         return seek(*places, **options)
 
+    def renew(self) -> None:
+        """Have everything committed once more, whether or not there is news."""
+        for ledger in self.ledgers.values():
+            ledger.is_committed = False
+
     def succeeded(self) -> None:
         """Forget earlier failures."""
         self.clock.succeed()

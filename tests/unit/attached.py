@@ -74,11 +74,14 @@ class Attached:
         """Declare and start a subscriber."""
         made = self.broker.subscriber(topic, **manual(topic, **options))
         made(handle)
-        # Again with the same settings: what was declared meanwhile is found.
-        await initialize_concurrent_processing(self.broker.context, broker=self.broker, **self._settings)
+        await self.reinitialize()
         if start:
             await made.start()
         return made
+
+    async def reinitialize(self) -> None:
+        """Initialise again with the same settings: what was declared meanwhile is found."""
+        await initialize_concurrent_processing(self.broker.context, broker=self.broker, **self._settings)
 
     async def other_member(self) -> FakeKafkaConsumer:
         """Have another process join the group, which handles nothing."""

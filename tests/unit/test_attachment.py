@@ -3,8 +3,10 @@
 import asyncio
 
 import pytest
+from faststream.kafka import TopicPartition
 
 from faststream_concurrent_kafka import FailurePolicy, get_kafka_handler_report
+from tests.integration.helpers import manual
 from tests.unit.attached import GROUP, TOPIC, play
 
 
@@ -27,6 +29,26 @@ def test_the_handlers_get_a_turn_while_records_are_buffered():
         assert max(in_flight) <= 64
 
     play(scenario, concurrency_limit=0)
+
+
+def test_a_stop_commits_again_where_a_group_has_no_members():
+    """The broker may have forgotten the offsets of a long idle time, or be about to."""
+
+    async def scenario(world):
+        async def handle(_number: int):
+            pass
+
+        world.send(5)
+        made = world.broker.subscriber(partitions=[TopicPartition(TOPIC, 0)], **manual(TOPIC))
+        made(handle)
+        await world.reinitialize()
+        await made.start()
+        await world.until(lambda: world.committed() == 5)
+        world.kafka.groups[GROUP].committed.clear()
+        await made.stop()
+        assert world.committed() == 5
+
+    play(scenario)
 
 
 def test_a_record_that_outlasts_a_rebalance_keeps_its_age():
