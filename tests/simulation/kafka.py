@@ -156,6 +156,7 @@ class SimulatedConsumer(FakeKafkaConsumer):
     async def start(self) -> None:
         await super().start()
         self._coordinator.fetch_committed_offsets = self._ask(self._coordinator.fetch_committed_offsets)
+        self._coordinator.commit_offsets = self._watch_outgoing(self._coordinator.commit_offsets)
 
     @override
     async def stop(self) -> None:
@@ -222,10 +223,22 @@ class SimulatedConsumer(FakeKafkaConsumer):
 
     @override
     async def commit(self, offsets: Any = None) -> None:
+        await self._witnessed(super().commit(offsets), commit_structure_validate(offsets))
+
+    def _watch_outgoing(self, commit_offsets: Callable[[Any, Offsets], Awaitable[None]]) -> Any:
+        """See what is committed for an assignment that a `subscribe` at run time has given up."""
+
+        async def commit(assignment: Any, offsets: Offsets) -> None:
+            sending = commit_offsets(assignment, offsets)
+            await (sending if assignment is self._subscription.assignment else self._witnessed(sending, offsets))
+
+        return commit
+
+    async def _witnessed(self, sending: Awaitable[None], offsets: Offsets) -> None:
         self._witness.sends_commit()
         _sent_at.set(asyncio.get_running_loop().time())
-        await super().commit(offsets)
-        self._tell_of_commit({tp: entry.offset for tp, entry in commit_structure_validate(offsets).items()})
+        await sending
+        self._tell_of_commit({tp: entry.offset for tp, entry in offsets.items()})
 
 
 class _Polls:
