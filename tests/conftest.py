@@ -13,9 +13,10 @@ from tests.brokers.apache import java_and_maven_answer
 
 
 # What hypothesis finds by chance belongs on a developer's machine; CI is to give the same answer twice.
-settings.register_profile("ci", derandomize=True)
-if os.environ.get("CI", "") != "":
-    settings.load_profile("ci")
+# How long an example takes says more of the machine than of the code.
+settings.register_profile("here", deadline=None)
+settings.register_profile("ci", derandomize=True, deadline=None)
+settings.load_profile("ci" if os.environ.get("CI", "") != "" else "here")
 
 _CHOSEN = pytest.StashKey()
 _LINE = pytest.StashKey()
