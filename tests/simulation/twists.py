@@ -27,7 +27,7 @@ Twist = Literal[
 ]
 _HAS_ONE = 0.45
 _HAS_TWO = 0.1
-# Not yet: "another tail" and "late", which the library does not stand up to.
+# Not yet: "another tail", which is played alone, and "late", whose records the handler of these worlds does not know.
 _DRAWN: tuple[Twist, ...] = (
     "latest",
     "one refused",
