@@ -18,6 +18,7 @@ lint:
     {{ uv }} run ruff check --fix
     @{{ just_executable() }} _newlines --fix
     {{ uv }} run ty check
+    {{ uv }} run lint-imports
 
 # The same without changing anything
 lint-ci:
@@ -25,6 +26,7 @@ lint-ci:
     {{ uv }} run ruff check
     @{{ just_executable() }} _newlines
     {{ uv }} run ty check
+    {{ uv }} run lint-imports
 
 # Every text file of the repository ends in one newline (ruff sees to it in Python files alone)
 _newlines *flags:

@@ -9,7 +9,7 @@ from benchmarks import document
 from benchmarks.report import Verdict, verdict
 from benchmarks.runner import Runner
 from benchmarks.scenarios import scenarios
-from tests.brokers import choose_broker
+from testkit.brokers import choose_broker
 
 
 _ROUNDS = 7

@@ -15,7 +15,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 
 from benchmarks.keys import Keys, keys_of
 from benchmarks.trial import Measured, Trial
-from tests.brokers import Record, create_topic, produce
+from testkit.brokers import Record, create_topic, produce
 
 
 ROOT = Path(__file__).parents[1]

@@ -12,7 +12,7 @@ from pathlib import Path
 from chaos import document
 from chaos.nemesis import BROKERS
 from chaos.run import BROKER_SETTINGS, HEAP_MB, RunSettings, analyse, run
-from tests.brokers import ApacheKafka
+from testkit.brokers import ApacheKafka
 
 
 _MINUTES = 5.0

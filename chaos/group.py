@@ -12,7 +12,7 @@ import psutil
 
 from chaos.ledger import path_of
 from chaos.log import LogWriter
-from tests.brokers.process import Process
+from testkit.brokers.process import Process
 
 
 # What an orchestrator allows, 30 s, and something for this machine. A stop takes 15 s and a little at most.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from chaos.group import Group, Worker, until
 from chaos.log import LogWriter
 from chaos.plan import Fault
-from tests.brokers import ApacheKafka
+from testkit.brokers import ApacheKafka
 
 
 BROKERS = 3

@@ -20,8 +20,8 @@ from chaos.nemesis import BROKERS, WORKERS, Nemesis
 from chaos.oracle import Findings, Oracle
 from chaos.plan import plan
 from chaos.worker import Task
-from tests.brokers import ApacheKafka, committed, create_topic, end_offsets
-from tests.brokers.process import Process
+from testkit.brokers import ApacheKafka, committed, create_topic, end_offsets
+from testkit.brokers.process import Process
 
 
 TOPIC, GROUP = "chaos", "chaos"

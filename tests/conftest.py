@@ -8,8 +8,8 @@ from uuid import uuid4
 import pytest
 from hypothesis import settings
 
-from tests.brokers import ApacheKafka, choose_broker, create_topic
-from tests.brokers.apache import java_and_maven_answer
+from testkit.brokers import ApacheKafka, choose_broker, create_topic
+from testkit.brokers.apache import java_and_maven_answer
 
 
 # What hypothesis finds by chance belongs on a developer's machine; CI is to give the same answer twice.

@@ -9,7 +9,7 @@ import psutil
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from tests.brokers import (
+from testkit.brokers import (
     BrokerError,
     External,
     Record,
@@ -21,8 +21,8 @@ from tests.brokers import (
     produce,
     wait_until,
 )
-from tests.brokers.process import Process, free_ports
-from tests.brokers.server import wait_ready
+from testkit.brokers.process import Process, free_ports
+from testkit.brokers.server import wait_ready
 
 
 RECORDS = [
@@ -228,7 +228,7 @@ class TestProcess:
     def test_it_is_killed_when_the_process_that_started_it_is_killed(self, tmp_path):
         starter = """if True:
             import pathlib, sys, threading
-            from tests.brokers.process import Process
+            from testkit.brokers.process import Process
             process = Process(sys.argv[2:], pathlib.Path(sys.argv[1]))
             process.start()
             print(process.pid, flush=True)

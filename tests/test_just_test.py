@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.brokers.redpanda import IMAGE, SETTINGS
+from testkit.brokers.redpanda import IMAGE, SETTINGS
 
 
 ROOT = Path(__file__).parents[1]

@@ -20,7 +20,7 @@ from examples.demo.orders import load, make_orders, make_poison_orders
 from examples.demo.picture import Picture, make_picture
 from examples.demo.runs import DEAD_LETTERS, PARTITIONS, DemoError, Run, Shop
 from examples.demo.service import AT_ONCE, CONCURRENT, MAX_WORKERS, PAYMENT_SEC, SEQUENTIAL
-from tests.brokers import BrokerError, Tansu, create_topic
+from testkit.brokers import BrokerError, Tansu, create_topic
 
 
 _TOPIC = "orders"

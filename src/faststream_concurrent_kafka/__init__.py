@@ -21,8 +21,8 @@ from faststream_concurrent_kafka.middleware import (
     initialize_concurrent_processing,
     stop_concurrent_processing,
 )
+from faststream_concurrent_kafka.policies import DeadLetter, FailurePolicy, is_retriable
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
-from faststream_concurrent_kafka.retries import DeadLetter, FailurePolicy, is_retriable
 
 
 __all__ = [

@@ -5,16 +5,16 @@ import contextlib
 import logging
 from typing import Any
 
-from faststream_concurrent_kafka.adoption import Adoptable, Earlier
-from faststream_concurrent_kafka.background import Background
-from faststream_concurrent_kafka.commit_request import commit, commit_last, describe
-from faststream_concurrent_kafka.commit_task import Consumer, KafkaCommitTask
-from faststream_concurrent_kafka.consumer_offsets import CommitFailure, ConsumerOffsets, classify
+from faststream_concurrent_kafka._commit.consumer import CommitFailure, ConsumerOffsets, classify
+from faststream_concurrent_kafka._commit.request import commit, commit_last, describe
+from faststream_concurrent_kafka._commit.task import Consumer, KafkaCommitTask
+from faststream_concurrent_kafka._partition.ledger import PartitionLedger
+from faststream_concurrent_kafka._partition.redelivery import Adoptable, Earlier
+from faststream_concurrent_kafka._runtime.background import Background
 from faststream_concurrent_kafka.errors import CommitterIsDeadError
-from faststream_concurrent_kafka.offsets import PartitionLedger
 
 
-logger = logging.getLogger(__package__)
+logger = logging.getLogger("faststream_concurrent_kafka")
 
 # aiokafka retries a commit for ever inside; this bounds one attempt.
 COMMIT_REQUEST_TIMEOUT_SEC = 5.0

@@ -7,15 +7,15 @@ from typing import Any
 
 from faststream import ContextRepo
 
-from faststream_concurrent_kafka.batch_committer import KafkaCommitTask
+from faststream_concurrent_kafka._commit.task import KafkaCommitTask
+from faststream_concurrent_kafka._partition.ledger import PartitionLedger
+from faststream_concurrent_kafka._record.record import Record
+from faststream_concurrent_kafka._runtime.stack import suspended_at
 from faststream_concurrent_kafka.middleware import CONTEXT_KEY, STOPPED, check_context
-from faststream_concurrent_kafka.offsets import PartitionLedger
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
-from faststream_concurrent_kafka.records import Record
-from faststream_concurrent_kafka.suspension import suspended_at
 
 
-logger = logging.getLogger(__package__)
+logger = logging.getLogger("faststream_concurrent_kafka")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,20 +14,20 @@ from faststream.message import StreamMessage
 from faststream.middlewares import AckPolicy
 from typing_extensions import override
 
-from faststream_concurrent_kafka import discovery
-from faststream_concurrent_kafka.attachment import SubscriberAttachment
-from faststream_concurrent_kafka.checks import check_integer
+from faststream_concurrent_kafka._checks import check_integer
+from faststream_concurrent_kafka._record.record import Record, current_record, records_in
+from faststream_concurrent_kafka._subscriber import discovery
+from faststream_concurrent_kafka._subscriber.attachment import SubscriberAttachment
+from faststream_concurrent_kafka._subscriber.first_record import InlineCall
+from faststream_concurrent_kafka._subscriber.topic_group import for_group, make_readable
+from faststream_concurrent_kafka._upstream.internals import around_innermost, context_of, is_real, narrow_batch
 from faststream_concurrent_kafka.errors import SettingsError, SetupError
-from faststream_concurrent_kafka.inline_call import InlineCall
-from faststream_concurrent_kafka.private_parts import around_innermost, context_of, is_real, narrow_batch
+from faststream_concurrent_kafka.policies import FailurePolicy
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
-from faststream_concurrent_kafka.records import Record, current_record, records_in
-from faststream_concurrent_kafka.retries import FailurePolicy
 from faststream_concurrent_kafka.settings import Ordering, Settings
-from faststream_concurrent_kafka.topic_groups import for_group, make_readable
 
 
-logger = logging.getLogger(__package__)
+logger = logging.getLogger("faststream_concurrent_kafka")
 
 # Under this key the running handler is found in the context it was initialised with.
 CONTEXT_KEY = "kafka_concurrent_handler"

@@ -12,13 +12,9 @@ from typing import Any, ClassVar, Protocol, Self
 
 from faststream.exceptions import StopConsume
 
-from faststream_concurrent_kafka.background import Background
-from faststream_concurrent_kafka.batch_committer import KafkaBatchCommitter
-from faststream_concurrent_kafka.errors import SettingsError, SetupError, brief
-from faststream_concurrent_kafka.failures import Failures
-from faststream_concurrent_kafka.in_flight import InFlight
-from faststream_concurrent_kafka.loop_lag import LoopLag
-from faststream_concurrent_kafka.records import (
+from faststream_concurrent_kafka._record.failure import Failures
+from faststream_concurrent_kafka._record.in_flight import InFlight
+from faststream_concurrent_kafka._record.record import (
     UP_TO_POLICY,
     Outcome,
     Record,
@@ -28,16 +24,20 @@ from faststream_concurrent_kafka.records import (
     is_interrupt,
     outcome_of,
 )
+from faststream_concurrent_kafka._record.slots import Slots
+from faststream_concurrent_kafka._record.threads import Threads
+from faststream_concurrent_kafka._record.time_limit import TimeLimits
+from faststream_concurrent_kafka._runtime.background import Background
+from faststream_concurrent_kafka._runtime.lasting import Lasting
+from faststream_concurrent_kafka._runtime.loop_lag import LoopLag
+from faststream_concurrent_kafka._runtime.signals import SignalGuard
+from faststream_concurrent_kafka._runtime.turns import Paced, Turns
+from faststream_concurrent_kafka.batch_committer import KafkaBatchCommitter
+from faststream_concurrent_kafka.errors import SettingsError, SetupError, brief
 from faststream_concurrent_kafka.settings import Settings
-from faststream_concurrent_kafka.signals import SignalGuard
-from faststream_concurrent_kafka.slots import Slots
-from faststream_concurrent_kafka.stalls import Lasting
-from faststream_concurrent_kafka.threads import Threads
-from faststream_concurrent_kafka.time_limits import TimeLimits
-from faststream_concurrent_kafka.turns import Paced, Turns
 
 
-logger = logging.getLogger(__package__)
+logger = logging.getLogger("faststream_concurrent_kafka")
 
 HEALTH_CHECK_INTERVAL_SEC = 1.0
 # Where handlers take their time, the warning that they do comes once an hour.

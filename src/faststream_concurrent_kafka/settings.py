@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from faststream_concurrent_kafka.checks import check_flag, check_integer, check_seconds
+from faststream_concurrent_kafka._checks import check_flag, check_integer, check_seconds
 from faststream_concurrent_kafka.errors import SettingsError
-from faststream_concurrent_kafka.retries import FailurePolicy
+from faststream_concurrent_kafka.policies import FailurePolicy
 
 
 Ordering = Literal["unordered", "key", "partition"]

@@ -9,7 +9,7 @@ from aiokafka.protocol.group import LeaveGroupRequest
 from typing_extensions import override
 
 from faststream_concurrent_kafka.testing import FakeKafka, FakeKafkaConsumer
-from tests.brokers.client import Record, end_offsets, produce, wait_until
+from testkit.brokers.client import Record, end_offsets, produce, wait_until
 
 
 PATIENCE_SEC = 30

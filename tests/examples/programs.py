@@ -13,7 +13,7 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import TopicAlreadyExistsError
 
-from tests.brokers import Record, create_topic, end_offsets, produce, wait_until
+from testkit.brokers import Record, create_topic, end_offsets, produce, wait_until
 
 
 ROOT = Path(__file__).parents[2]

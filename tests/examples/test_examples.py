@@ -8,8 +8,8 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from tests.brokers import Tansu, committed, wait_until
-from tests.brokers.process import free_ports
+from testkit.brokers import Tansu, committed, wait_until
+from testkit.brokers.process import free_ports
 from tests.examples.programs import PATIENCE_SEC, ensure_topic, feed, reading, running
 
 

@@ -9,7 +9,7 @@ from faststream.kafka import KafkaBroker
 from faststream.kafka.annotations import KafkaMessage
 
 from faststream_concurrent_kafka import DeadLetter, FailurePolicy, KafkaConcurrentProcessingMiddleware
-from tests.brokers import Record, create_topic, end_offsets, produce, wait_until
+from testkit.brokers import Record, create_topic, end_offsets, produce, wait_until
 from tests.examples.programs import PATIENCE_SEC, ROOT, running
 from tests.integration.helpers import Cluster, consuming, serving
 from tests.integration.letters import read

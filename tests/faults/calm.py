@@ -7,7 +7,7 @@ import traceback
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from tests.brokers import wait_until
+from testkit.brokers import wait_until
 
 
 @asynccontextmanager

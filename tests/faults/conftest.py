@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from faststream_concurrent_kafka import KafkaConcurrentHandler
-from tests.brokers import ApacheKafka
-from tests.brokers.apache import java_and_maven_answer
+from testkit.brokers import ApacheKafka
+from testkit.brokers.apache import java_and_maven_answer
 from tests.faults.calm import calm
 from tests.faults.network import Site
 

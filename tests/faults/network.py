@@ -7,8 +7,8 @@ from typing import Self
 
 from typing_extensions import override
 
-from tests.brokers import ApacheKafka
-from tests.brokers.process import free_ports
+from testkit.brokers import ApacheKafka
+from testkit.brokers.process import free_ports
 
 
 class _Late:

@@ -19,7 +19,7 @@ from faststream_concurrent_kafka import (
     get_kafka_handler_report,
     is_kafka_handler_alive,
 )
-from tests.brokers import create_topic, end_offsets, wait_until
+from testkit.brokers import create_topic, end_offsets, wait_until
 from tests.integration.helpers import Seen, consuming
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from faststream_concurrent_kafka import get_kafka_handler_report, is_kafka_handler_healthy
-from tests.brokers import group_members, wait_until
+from testkit.brokers import group_members, wait_until
 from tests.faults.scene import (
     GROUP,
     IMPATIENT,

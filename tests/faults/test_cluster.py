@@ -10,7 +10,7 @@ from aiokafka.protocol.admin import AlterPartitionReassignmentsRequest
 from faststream.kafka import TopicPartition as Place
 
 from faststream_concurrent_kafka import get_kafka_handler_report, is_kafka_handler_healthy
-from tests.brokers import wait_until
+from testkit.brokers import wait_until
 from tests.faults.scene import (
     Busy,
     Traffic,

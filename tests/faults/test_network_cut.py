@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from faststream_concurrent_kafka import get_kafka_handler_report, is_kafka_handler_healthy
-from tests.brokers import group_members, wait_until
+from testkit.brokers import group_members, wait_until
 from tests.faults.network import Proxy
 from tests.faults.scene import IMPATIENT, Member, broker_at, topic_at, until_all_committed
 from tests.integration.helpers import Cluster, Gated, serving

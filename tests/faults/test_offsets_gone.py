@@ -7,7 +7,7 @@ from aiokafka import TopicPartition
 from aiokafka.admin import RecordsToDelete
 
 from faststream_concurrent_kafka import get_kafka_handler_report, is_kafka_handler_healthy
-from tests.brokers import wait_until
+from testkit.brokers import wait_until
 from tests.faults.scene import Busy, Busyness, admin_at, broker_at, delete_group, topic_at, until_all_committed
 from tests.integration.helpers import Cluster, Gated, serving
 

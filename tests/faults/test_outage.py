@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from faststream_concurrent_kafka import is_kafka_handler_healthy
-from tests.brokers import wait_until
+from testkit.brokers import wait_until
 from tests.faults.scene import Busy, Busyness, Watch, broker_at, until_all_committed
 from tests.integration.helpers import Cluster, serving
 

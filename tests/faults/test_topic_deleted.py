@@ -4,7 +4,7 @@ import pytest
 from faststream.kafka import TopicPartition
 
 from faststream_concurrent_kafka import get_kafka_handler_report, is_kafka_handler_healthy
-from tests.brokers import create_topic, wait_until
+from testkit.brokers import create_topic, wait_until
 from tests.faults.scene import Busy, Watch, admin_at, broker_at, named, topic_at, until_all_committed
 from tests.integration.helpers import Cluster, Gated, manual, serving
 

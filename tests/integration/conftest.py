@@ -8,7 +8,7 @@ import uvloop
 from faststream.kafka import KafkaBroker
 
 from faststream_concurrent_kafka import KafkaConcurrentHandler, KafkaConcurrentProcessingMiddleware
-from tests.brokers import wait_until
+from testkit.brokers import wait_until
 from tests.integration.helpers import Cluster
 
 

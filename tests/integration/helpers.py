@@ -12,7 +12,7 @@ from faststream.middlewares import AckPolicy
 from typing_extensions import override
 
 from faststream_concurrent_kafka import initialize_concurrent_processing, stop_concurrent_processing
-from tests.brokers import Record, committed, produce, wait_until
+from testkit.brokers import Record, committed, produce, wait_until
 
 
 F = TypeVar("F")

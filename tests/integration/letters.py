@@ -8,7 +8,7 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer
 
 from faststream_concurrent_kafka import DeadLetter, FailurePolicy, get_kafka_handler_report, is_kafka_handler_alive
-from tests.brokers import wait_until
+from testkit.brokers import wait_until
 from tests.integration.helpers import PATIENCE_SEC, Seen
 
 

@@ -9,7 +9,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 
 from faststream_concurrent_kafka import KafkaConcurrentHandler, get_kafka_handler_report
-from tests.brokers import wait_until
+from testkit.brokers import wait_until
 from tests.integration.helpers import PATIENCE_SEC, Rebalances, consuming, manual
 from tests.integration.test_rebalance import QUICK
 

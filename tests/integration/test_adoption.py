@@ -10,7 +10,7 @@ from aiokafka.errors import TopicAlreadyExistsError
 from typing_extensions import override
 
 from faststream_concurrent_kafka import get_kafka_handler_report
-from tests.brokers import create_topic, wait_until
+from testkit.brokers import create_topic, wait_until
 from tests.integration.helpers import PATIENCE_SEC, both_loops, serving
 from tests.integration.rebalancing import (
     LEAVES_IT,

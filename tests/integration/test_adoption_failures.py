@@ -15,9 +15,9 @@ from faststream_concurrent_kafka import (
     get_kafka_handler_report,
     is_kafka_handler_healthy,
 )
+from faststream_concurrent_kafka._record.record import Record
 from faststream_concurrent_kafka.batch_committer import KafkaCommitTask
-from faststream_concurrent_kafka.records import Record
-from tests.brokers import wait_until
+from testkit.brokers import wait_until
 from tests.integration.helpers import PATIENCE_SEC, Rebalances, both_loops, consuming, serving
 from tests.integration.letters import read, reasons
 from tests.integration.rebalancing import LEAVES_IT, TAKES_IT, Held, may_come_back, until_delivered, visit

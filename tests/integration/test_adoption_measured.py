@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.brokers import Record, produce, wait_until
+from testkit.brokers import Record, produce, wait_until
 from tests.integration.second_worker import Life, Plan, Process, new_app
 
 

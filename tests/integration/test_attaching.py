@@ -9,7 +9,7 @@ from faststream.kafka import KafkaRouter, TopicPartition
 from faststream.middlewares import AckPolicy
 
 from faststream_concurrent_kafka import KafkaConcurrentProcessingMiddleware as Ours
-from tests.brokers import create_topic, wait_until
+from testkit.brokers import create_topic, wait_until
 from tests.integration.helpers import Gated, Seen, both_loops, consuming, manual, serving, warnings_of
 
 

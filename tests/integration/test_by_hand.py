@@ -11,7 +11,7 @@ from faststream_concurrent_kafka import (
     initialize_concurrent_processing,
     is_kafka_handler_alive,
 )
-from tests.brokers import wait_until
+from testkit.brokers import wait_until
 from tests.integration.helpers import Gated, Seen, consuming, manual, serving, serving_plainly, warnings_of
 
 

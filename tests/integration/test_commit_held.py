@@ -15,8 +15,8 @@ from aiokafka.protocol.commit import OffsetCommitRequest_v3, OffsetCommitRespons
 from faststream.kafka import KafkaBroker
 
 from faststream_concurrent_kafka import KafkaConcurrentProcessingMiddleware
-from tests.brokers import ApacheKafka, create_topic, wait_until
-from tests.brokers.apache import java_and_maven_answer
+from testkit.brokers import ApacheKafka, create_topic, wait_until
+from testkit.brokers.apache import java_and_maven_answer
 from tests.integration.helpers import PATIENCE_SEC, Cluster, Rebalances, serving
 from tests.integration.rebalancing import (
     LEAVES_IT,

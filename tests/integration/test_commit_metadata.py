@@ -16,8 +16,8 @@ from faststream.kafka import TopicPartition as Partition
 from typing_extensions import override
 
 from faststream_concurrent_kafka import KafkaConcurrentProcessingMiddleware, is_kafka_handler_healthy
-from faststream_concurrent_kafka.offset_map import OffsetMap
-from tests.brokers import wait_until
+from faststream_concurrent_kafka._partition.offset_map import OffsetMap
+from testkit.brokers import wait_until
 from tests.integration.helpers import PATIENCE_SEC, Cluster, Rebalances, manual, serving, warnings_of
 from tests.integration.rebalancing import TAKES_IT, Held, visit
 from tests.integration.test_rebalance import QUICK

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from faststream_concurrent_kafka import get_kafka_handler_report
-from tests.brokers import wait_until
+from testkit.brokers import wait_until
 from tests.integration.helpers import Rebalances, Seen, both_loops, consuming, serving, warnings_of
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from faststream import BaseMiddleware
 
-from tests.brokers import wait_until
+from testkit.brokers import wait_until
 from tests.integration.helpers import Rebalances, Seen, both_loops, consuming, serving, serving_plainly
 
 

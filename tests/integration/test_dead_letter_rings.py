@@ -13,7 +13,7 @@ from faststream_concurrent_kafka import (
     SetupError,
     is_kafka_handler_healthy,
 )
-from tests.brokers import end_offsets
+from testkit.brokers import end_offsets
 from tests.integration.helpers import consuming, manual, serving
 from tests.integration.letters import until_red
 

@@ -6,7 +6,7 @@ from faststream.exceptions import NackMessage
 from typing_extensions import override
 
 from faststream_concurrent_kafka import SetupError
-from tests.brokers import Record, produce
+from testkit.brokers import Record, produce
 from tests.integration.helpers import Seen, both_loops, consuming, serving, serving_plainly
 from tests.integration.letters import failing, read, reasons, to, unhandled
 

@@ -13,7 +13,7 @@ from faststream_concurrent_kafka import (
     get_kafka_handler_report,
     is_kafka_handler_healthy,
 )
-from tests.brokers import create_topic, wait_until
+from testkit.brokers import create_topic, wait_until
 from tests.integration.helpers import Cluster, Seen, consuming, serving
 from tests.integration.letters import failing, read, to, unhandled, until_red
 from tests.integration.test_rebalance import QUICK, another_member

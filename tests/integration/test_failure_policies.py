@@ -17,7 +17,7 @@ from faststream_concurrent_kafka import (
     KafkaConcurrentProcessingMiddleware,
     get_kafka_handler_report,
 )
-from tests.brokers import wait_until
+from testkit.brokers import wait_until
 from tests.integration.helpers import Seen, both_loops, consuming, manual, publishing, serving, warnings_of
 
 

@@ -9,7 +9,7 @@ from faststream.kafka import KafkaRouter
 
 from faststream_concurrent_kafka import KafkaConcurrentProcessingMiddleware
 from faststream_concurrent_kafka.settings import Ordering
-from tests.brokers import wait_until
+from testkit.brokers import wait_until
 from tests.integration.helpers import Seen, consuming, serving
 
 

@@ -13,7 +13,7 @@ from faststream_concurrent_kafka import (
     is_kafka_handler_alive,
     is_kafka_handler_healthy,
 )
-from tests.brokers import wait_until
+from testkit.brokers import wait_until
 from tests.integration.helpers import Seen, both_loops, consuming, manual, serving, warnings_of
 from tests.integration.test_ordering import Ordered, send
 from tests.integration.test_rebalance import QUICK, another_member

@@ -22,8 +22,8 @@ from faststream_concurrent_kafka import (
     processing,
     stop_concurrent_processing,
 )
-from tests.brokers import wait_until
-from tests.brokers.process import free_ports
+from testkit.brokers import wait_until
+from testkit.brokers.process import free_ports
 from tests.integration.helpers import Gated, Seen, both_loops, consuming, manual, serving
 from tests.integration.rebalancing import add_partitions
 

@@ -20,7 +20,7 @@ from faststream_concurrent_kafka import (
     stop_concurrent_processing,
 )
 from faststream_concurrent_kafka import KafkaConcurrentProcessingMiddleware as Ours
-from tests.brokers import group_members, wait_until
+from testkit.brokers import group_members, wait_until
 from tests.integration.helpers import Gated, Rebalances, Seen, both_loops, consuming, manual, serving_plainly
 from tests.integration.letters import read, reasons, to, unhandled
 from tests.integration.rebalancing import LEAVES_IT, visit

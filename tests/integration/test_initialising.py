@@ -8,7 +8,7 @@ from faststream import ContextRepo, FastStream, TestApp
 from faststream.kafka.annotations import KafkaMessage
 
 from faststream_concurrent_kafka import initialize_concurrent_processing, stop_concurrent_processing
-from tests.brokers import wait_until
+from testkit.brokers import wait_until
 from tests.integration.helpers import (
     AsyncRebalances,
     Gated,

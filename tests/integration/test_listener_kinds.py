@@ -11,7 +11,7 @@ from aiokafka import TopicPartition as Place
 from faststream.kafka import TopicPartition
 from typing_extensions import override
 
-from tests.brokers import create_topic, wait_until
+from testkit.brokers import create_topic, wait_until
 from tests.integration.helpers import (
     PATIENCE_SEC,
     Gated,

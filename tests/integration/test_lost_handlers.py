@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from typing_extensions import override
 
-from tests.brokers import wait_until
+from testkit.brokers import wait_until
 from tests.integration.helpers import PATIENCE_SEC, serving
 from tests.integration.rebalancing import LEAVES_IT, TAKES_IT, Held, visit
 

@@ -16,7 +16,7 @@ from faststream_concurrent_kafka import (
     initialize_concurrent_processing,
     stop_concurrent_processing,
 )
-from tests.brokers import Record, produce, wait_until
+from testkit.brokers import Record, produce, wait_until
 from tests.integration.helpers import Gated, Seen, both_loops, consuming, serving, serving_plainly
 from tests.integration.test_rebalance import QUICK, another_member
 

@@ -9,7 +9,7 @@ from faststream.exceptions import AckMessage, NackMessage, RejectMessage, SkipMe
 from faststream.kafka.annotations import KafkaMessage
 
 from faststream_concurrent_kafka import Attempt, DeadLetter, FailurePolicy, is_kafka_handler_healthy
-from tests.brokers import wait_until
+from testkit.brokers import wait_until
 from tests.integration.helpers import (
     PATIENCE_SEC,
     Seen,

@@ -16,7 +16,7 @@ from faststream_concurrent_kafka import (
     SetupError,
     is_kafka_handler_healthy,
 )
-from tests.brokers import wait_until
+from testkit.brokers import wait_until
 from tests.integration.helpers import Gated, Seen, consuming, serving, serving_plainly
 from tests.integration.letters import read, reasons
 

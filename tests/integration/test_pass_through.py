@@ -15,7 +15,7 @@ from faststream_concurrent_kafka import (
     is_kafka_handler_healthy,
     stop_concurrent_processing,
 )
-from tests.brokers import wait_until
+from testkit.brokers import wait_until
 from tests.integration.helpers import Gated, Seen, consuming, manual, serving, serving_plainly, warnings_of
 
 

@@ -7,7 +7,7 @@ import pytest
 from faststream.kafka import TestKafkaBroker
 from faststream.kafka.annotations import KafkaMessage
 
-from tests.brokers import wait_until
+from testkit.brokers import wait_until
 from tests.integration.helpers import Seen, both_loops, consuming, publishing, serving
 
 

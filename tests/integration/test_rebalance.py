@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from tests.brokers import wait_until
+from testkit.brokers import wait_until
 from tests.integration.helpers import AsyncRebalances, Gated, Rebalances, Seen, both_loops, consuming, manual, serving
 
 

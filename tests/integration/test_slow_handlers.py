@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.brokers import wait_until
+from testkit.brokers import wait_until
 from tests.integration.helpers import Rebalances, Seen, consuming, serving
 from tests.integration.test_rebalance import another_member
 from tests.stop.driver import bystander

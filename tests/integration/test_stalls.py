@@ -15,7 +15,7 @@ from faststream_concurrent_kafka import (
     is_kafka_handler_alive,
     is_kafka_handler_healthy,
 )
-from tests.brokers import create_topic, wait_until
+from testkit.brokers import create_topic, wait_until
 from tests.integration.helpers import PATIENCE_SEC, Cluster, Gated, Seen, consuming, manual, serving
 from tests.integration.rebalancing import delete_topic
 

@@ -7,7 +7,7 @@ from aiokafka import AIOKafkaConsumer
 from anyio import from_thread
 
 from faststream_concurrent_kafka import is_kafka_handler_healthy, stop_concurrent_processing
-from tests.brokers import group_members, wait_until
+from testkit.brokers import group_members, wait_until
 from tests.integration.helpers import consuming, manual, publishing, serving, serving_plainly
 
 

@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prometheus_client import CollectorRegistry
 
 from faststream_concurrent_kafka import KafkaConcurrentProcessingMiddleware
-from tests.brokers import wait_until
+from testkit.brokers import wait_until
 from tests.integration.helpers import Seen, consuming, publishing, serving, serving_plainly
 
 

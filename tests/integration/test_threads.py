@@ -9,7 +9,7 @@ from faststream import Depends
 from faststream.kafka import KafkaMessage
 
 from faststream_concurrent_kafka import get_kafka_handler_report, is_kafka_handler_healthy
-from tests.brokers import wait_until
+from testkit.brokers import wait_until
 from tests.integration.helpers import both_loops, consuming, serving
 
 

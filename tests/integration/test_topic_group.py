@@ -12,7 +12,7 @@ from faststream.kafka.annotations import KafkaMessage
 from faststream.middlewares import AckPolicy
 
 from faststream_concurrent_kafka import KafkaConcurrentProcessingMiddleware as Ours
-from tests.brokers import Record, end_offsets, produce
+from testkit.brokers import Record, end_offsets, produce
 from tests.integration.helpers import Seen, consuming, publishing, serving, serving_plainly, warnings_of
 
 

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from faststream_concurrent_kafka import get_kafka_handler_report
-from tests.brokers import wait_until
+from testkit.brokers import wait_until
 from tests.integration.helpers import Gated, Seen, both_loops, consuming, serving
 
 

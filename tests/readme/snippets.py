@@ -12,8 +12,8 @@ from pathlib import Path
 
 import httpx
 
-from tests.brokers import Record, committed, produce, wait_until
-from tests.brokers.process import free_ports
+from testkit.brokers import Record, committed, produce, wait_until
+from testkit.brokers.process import free_ports
 from tests.examples.programs import PATIENCE_SEC, ROOT, Program, ensure_topic, reading, running
 
 

@@ -3,7 +3,7 @@
 import time
 from uuid import uuid4
 
-from tests.brokers import committed, wait_until
+from testkit.brokers import committed, wait_until
 from tests.scale.journal import Life
 from tests.scale.member import Member, dead_letters
 from tests.scale.oracle import Oracle, first_of_each

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from tests.brokers import wait_until
+from testkit.brokers import wait_until
 from tests.scale.journal import Life
 from tests.scale.oracle import Letter
 from tests.scale.script import Script

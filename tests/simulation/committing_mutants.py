@@ -5,17 +5,20 @@ from typing import Any
 
 import pytest
 
-from faststream_concurrent_kafka import batch_committer, commit_request, consumer_offsets, private_parts
-from faststream_concurrent_kafka.adoption import Adoptable, Earlier
-from faststream_concurrent_kafka.attachment import SubscriberAttachment
+from faststream_concurrent_kafka import batch_committer
+from faststream_concurrent_kafka._commit import consumer as consumer_offsets
+from faststream_concurrent_kafka._commit import request as commit_request
+from faststream_concurrent_kafka._commit.consumer import CommitFailure, ConsumerOffsets
+from faststream_concurrent_kafka._partition.ledger import PartitionLedger
+from faststream_concurrent_kafka._partition.redelivery import Adoptable, Earlier
+from faststream_concurrent_kafka._record.in_flight import InFlight
+from faststream_concurrent_kafka._record.record import Record
+from faststream_concurrent_kafka._subscriber.attachment import SubscriberAttachment
+from faststream_concurrent_kafka._subscriber.positions import Positions
+from faststream_concurrent_kafka._subscriber.shared_stop import SharedStop
+from faststream_concurrent_kafka._upstream import internals
 from faststream_concurrent_kafka.batch_committer import KafkaBatchCommitter
-from faststream_concurrent_kafka.consumer_offsets import CommitFailure, ConsumerOffsets
-from faststream_concurrent_kafka.in_flight import InFlight
-from faststream_concurrent_kafka.offsets import PartitionLedger
-from faststream_concurrent_kafka.positions import Positions
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
-from faststream_concurrent_kafka.records import Record
-from faststream_concurrent_kafka.shared_stop import SharedStop
 from tests.simulation.mutant import mutant
 
 
@@ -190,7 +193,7 @@ def nothing_wakes_the_committer_in_time(patch: pytest.MonkeyPatch) -> None:
 
 @mutant("commits go forward", first=21250, within=20)
 def commits_are_sent_by_who_is_no_member(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(private_parts, "guard_commits", lambda _consumer: None)
+    patch.setattr(internals, "guard_commits", lambda _consumer: None)
 
 
 class _NoLock(asyncio.Semaphore):

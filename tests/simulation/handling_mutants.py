@@ -5,18 +5,19 @@ from typing import Any
 
 import pytest
 
-from faststream_concurrent_kafka import attachment, lanes
-from faststream_concurrent_kafka.attachment import SubscriberAttachment
+from faststream_concurrent_kafka._partition.ledger import PartitionLedger
+from faststream_concurrent_kafka._record import ordering as lanes
+from faststream_concurrent_kafka._record.failure import Failures
+from faststream_concurrent_kafka._record.in_flight import InFlight
+from faststream_concurrent_kafka._record.record import Outcome, Record
+from faststream_concurrent_kafka._record.slots import Share, Slots
+from faststream_concurrent_kafka._record.time_limit import TimeLimits
+from faststream_concurrent_kafka._subscriber import attachment
+from faststream_concurrent_kafka._subscriber.attachment import SubscriberAttachment
+from faststream_concurrent_kafka._subscriber.window import Window
+from faststream_concurrent_kafka._upstream.pauses import Pauses
 from faststream_concurrent_kafka.batch_committer import KafkaBatchCommitter
-from faststream_concurrent_kafka.failures import Failures
-from faststream_concurrent_kafka.in_flight import InFlight
-from faststream_concurrent_kafka.offsets import PartitionLedger
-from faststream_concurrent_kafka.pauses import Pauses
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
-from faststream_concurrent_kafka.records import Outcome, Record
-from faststream_concurrent_kafka.slots import Share, Slots
-from faststream_concurrent_kafka.time_limits import TimeLimits
-from faststream_concurrent_kafka.window import Window
 from tests.simulation.mutant import mutant
 
 

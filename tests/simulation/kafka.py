@@ -12,8 +12,8 @@ from aiokafka.errors import KafkaTimeoutError
 from aiokafka.util import commit_structure_validate
 from typing_extensions import override
 
-from faststream_concurrent_kafka.fake_kafka import Offsets, Record
 from faststream_concurrent_kafka.testing import FakeKafka, FakeKafkaConsumer
+from faststream_concurrent_kafka.testing.broker import Offsets, Record
 from tests.simulation.plan import DEAD_TOPIC, Plan
 
 

@@ -9,7 +9,7 @@ from aiokafka.errors import KafkaError
 from typing_extensions import override
 
 from faststream_concurrent_kafka.batch_committer import COMMIT_REQUEST_TIMEOUT_SEC
-from faststream_concurrent_kafka.fake_kafka import Record
+from faststream_concurrent_kafka.testing.broker import Record
 from tests.simulation.kafka import LATE_SEC, Witness
 from tests.simulation.oracle import Oracle
 from tests.simulation.plan import Script

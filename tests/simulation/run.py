@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from faststream_concurrent_kafka import KafkaCommitTask, KafkaConcurrentHandler
-from faststream_concurrent_kafka.offsets import PartitionLedger
-from faststream_concurrent_kafka.records import Record
+from faststream_concurrent_kafka._partition.ledger import PartitionLedger
+from faststream_concurrent_kafka._record.record import Record
 from tests.simulation.draws import make_plan
 from tests.simulation.environment import environment
 from tests.simulation.oracle import ViolationError

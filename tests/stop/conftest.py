@@ -4,8 +4,8 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from tests.brokers import ApacheKafka
-from tests.brokers.apache import java_and_maven_answer
+from testkit.brokers import ApacheKafka
+from testkit.brokers.apache import java_and_maven_answer
 from tests.stop.scene import Scene
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from typing_extensions import override
 
-from tests.brokers import wait_until
+from testkit.brokers import wait_until
 from tests.stop.journal import Journal, Place
 from tests.stop.plan import Plan
 

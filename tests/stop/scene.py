@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
 
-from tests.brokers import KafkaServer, committed, end_offsets, group_members, wait_until
+from testkit.brokers import KafkaServer, committed, end_offsets, group_members, wait_until
 from tests.stop.driver import Feed, Service, Successor, bystander, feeding
 from tests.stop.plan import Plan
 

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from tests.brokers import wait_until
+from testkit.brokers import wait_until
 from tests.stop.test_matrix import HOSTS, stopped
 
 

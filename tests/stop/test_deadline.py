@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from tests.brokers import committed
+from testkit.brokers import committed
 from tests.stop.scene import Scene, tasks_left
 
 

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from tests.brokers import committed, wait_until
+from testkit.brokers import committed, wait_until
 
 
 # So late that only the stop itself can commit.

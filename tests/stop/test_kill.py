@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.brokers import committed
+from testkit.brokers import committed
 from tests.stop.scene import Scene
 
 

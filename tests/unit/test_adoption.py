@@ -7,8 +7,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from faststream_concurrent_kafka.adoption import Adoptable
-from faststream_concurrent_kafka.offsets import PartitionLedger
+from faststream_concurrent_kafka._partition.ledger import PartitionLedger
+from faststream_concurrent_kafka._partition.redelivery import Adoptable
 
 
 @dataclasses.dataclass(eq=False)

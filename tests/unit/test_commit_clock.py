@@ -8,7 +8,7 @@ from aiokafka.errors import CommitFailedError, KafkaConnectionError
 from typing_extensions import override
 
 from faststream_concurrent_kafka import KafkaBatchCommitter, KafkaCommitTask
-from faststream_concurrent_kafka.commit_clock import CommitClock
+from faststream_concurrent_kafka._commit.clock import CommitClock
 from faststream_concurrent_kafka.testing import run_virtual
 from tests.unit.scripted import ScriptedConsumer
 

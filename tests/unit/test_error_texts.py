@@ -3,7 +3,7 @@
 import pytest
 from typing_extensions import override
 
-from faststream_concurrent_kafka.dead_letter import describe
+from faststream_concurrent_kafka._record.dead_letter import describe
 from faststream_concurrent_kafka.errors import brief, escaped, name_of
 from tests.unit.world import raw_record
 

@@ -3,7 +3,7 @@
 import pytest
 from faststream.kafka import KafkaBroker
 
-from faststream_concurrent_kafka.subscriber_health import SubscriberHealth
+from faststream_concurrent_kafka._subscriber.health import SubscriberHealth
 
 
 # Without a consumer, aiokafka's session timeout is 10 s.

@@ -14,8 +14,8 @@ from faststream_concurrent_kafka import (
     FailurePolicy,
     get_kafka_handler_report,
 )
+from faststream_concurrent_kafka._record.record import Record
 from faststream_concurrent_kafka.errors import HandlerTimeoutError
-from faststream_concurrent_kafka.records import Record
 from tests.unit.world import play
 
 

@@ -10,7 +10,7 @@ from faststream_concurrent_kafka import (
     DeadLetter,
     FailurePolicy,
 )
-from faststream_concurrent_kafka.rebalance import ConcurrentRebalanceListener
+from faststream_concurrent_kafka._subscriber.rebalance import ConcurrentRebalanceListener
 from tests.unit.world import T0, play
 
 

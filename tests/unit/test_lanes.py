@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from typing_extensions import override
 
-from faststream_concurrent_kafka.lanes import Lanes, lanes_of
+from faststream_concurrent_kafka._record.ordering import Lanes, lanes_of
 from tests.unit.world import raw_record
 
 

@@ -8,10 +8,10 @@ import time
 import pytest
 import uvloop
 
-from faststream_concurrent_kafka.loop_lag import LoopLag
+from faststream_concurrent_kafka._runtime.loop_lag import LoopLag
+from faststream_concurrent_kafka._runtime.turns import Turns
 from faststream_concurrent_kafka.testing import run_virtual
-from faststream_concurrent_kafka.turns import Turns
-from tests.brokers import wait_until
+from testkit.brokers import wait_until
 
 
 SESSION_SEC = 1.5

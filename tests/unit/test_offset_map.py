@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from faststream_concurrent_kafka.offset_map import MAX_BYTES, OffsetMap, rebased
+from faststream_concurrent_kafka._partition.offset_map import MAX_BYTES, OffsetMap, rebased
 
 
 STAMP = 1_700_000_000_000

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from faststream_concurrent_kafka.offsets import PartitionLedger
+from faststream_concurrent_kafka._partition.ledger import PartitionLedger
 
 
 class LedgerMachine(RuleBasedStateMachine):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from faststream_concurrent_kafka import FailurePolicy
-from faststream_concurrent_kafka.rebalance import ConcurrentRebalanceListener
+from faststream_concurrent_kafka._subscriber.rebalance import ConcurrentRebalanceListener
 from faststream_concurrent_kafka.testing import run_virtual
 from tests.unit.world import TOPIC, World
 

@@ -6,7 +6,7 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import IllegalStateError
 
-from faststream_concurrent_kafka.pauses import Pauses, Reason
+from faststream_concurrent_kafka._upstream.pauses import Pauses, Reason
 from faststream_concurrent_kafka.testing import FakeKafka, FakeKafkaConsumer, run_virtual
 
 

@@ -11,9 +11,9 @@ from aiokafka.structs import OffsetAndMetadata
 from typing_extensions import override
 
 from faststream_concurrent_kafka import KafkaBatchCommitter, KafkaCommitTask
-from faststream_concurrent_kafka.offset_map import OffsetMap
-from faststream_concurrent_kafka.pauses import Pauses, Reason
-from faststream_concurrent_kafka.positions import Positions
+from faststream_concurrent_kafka._partition.offset_map import OffsetMap
+from faststream_concurrent_kafka._subscriber.positions import Positions
+from faststream_concurrent_kafka._upstream.pauses import Pauses, Reason
 from faststream_concurrent_kafka.testing import FakeKafka, FakeKafkaConsumer, run_virtual
 
 

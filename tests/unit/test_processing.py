@@ -17,7 +17,7 @@ from faststream.exceptions import (
 )
 
 from faststream_concurrent_kafka import KafkaConcurrentHandler, SetupError
-from faststream_concurrent_kafka.records import Record
+from faststream_concurrent_kafka._record.record import Record
 from faststream_concurrent_kafka.testing import run_virtual
 from tests.unit.world import play
 

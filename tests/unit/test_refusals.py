@@ -14,8 +14,8 @@ from aiokafka.errors import (
 )
 
 from faststream_concurrent_kafka import KafkaBatchCommitter, KafkaCommitTask
-from faststream_concurrent_kafka.offset_map import OffsetMap
-from faststream_concurrent_kafka.refusals import AGAIN_SEC
+from faststream_concurrent_kafka._commit.refused import AGAIN_SEC
+from faststream_concurrent_kafka._partition.offset_map import OffsetMap
 from faststream_concurrent_kafka.testing import run_virtual
 
 

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from faststream_concurrent_kafka import DeadLetter, FailurePolicy, SettingsError
-from faststream_concurrent_kafka.failures import NACK_DELAY_SEC, Failures
-from faststream_concurrent_kafka.records import Outcome, Record
-from faststream_concurrent_kafka.retries import check_topic_name, is_retriable
+from faststream_concurrent_kafka._record.failure import NACK_DELAY_SEC, Failures
+from faststream_concurrent_kafka._record.record import Outcome, Record
+from faststream_concurrent_kafka._record.slots import Slots
+from faststream_concurrent_kafka.policies import check_topic_name, is_retriable
 from faststream_concurrent_kafka.settings import Settings
-from faststream_concurrent_kafka.slots import Slots
 from faststream_concurrent_kafka.testing import run_virtual
 from tests.unit.world import Source
 

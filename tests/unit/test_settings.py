@@ -19,10 +19,10 @@ from faststream_concurrent_kafka import (
     KafkaConcurrentHandler,
     KafkaConcurrentProcessingMiddleware,
     SettingsError,
-    discovery,
     initialize_concurrent_processing,
     stop_concurrent_processing,
 )
+from faststream_concurrent_kafka._subscriber import discovery
 from faststream_concurrent_kafka.settings import Settings
 from faststream_concurrent_kafka.testing import run_virtual
 

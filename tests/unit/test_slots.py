@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from faststream_concurrent_kafka.slots import Slots
+from faststream_concurrent_kafka._record.slots import Slots
 from faststream_concurrent_kafka.testing import run_virtual
 from tests.unit.world import play
 

@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from faststream_concurrent_kafka.stalls import FetchState, Lasting, StallWatch
+from faststream_concurrent_kafka._runtime.lasting import Lasting
+from faststream_concurrent_kafka._subscriber.stalls import StallWatch
+from faststream_concurrent_kafka._upstream.internals import FetchState
 
 
 LIMIT_SEC = 60.0

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from faststream_concurrent_kafka.suspension import frames_of, suspended_at
+from faststream_concurrent_kafka._runtime.stack import frames_of, suspended_at
 from faststream_concurrent_kafka.testing import run_virtual
 
 

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from faststream_concurrent_kafka import KafkaConcurrentHandler
+from faststream_concurrent_kafka._record.record import Record
+from faststream_concurrent_kafka._record.time_limit import TimeLimits
 from faststream_concurrent_kafka.errors import HandlerTimeoutError
-from faststream_concurrent_kafka.records import Record
 from faststream_concurrent_kafka.testing import run_virtual
-from faststream_concurrent_kafka.time_limits import TimeLimits
 from tests.unit.world import play
 
 

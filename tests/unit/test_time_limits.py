@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from fast_depends.utils import run_in_threadpool
 
+from faststream_concurrent_kafka._record.time_limit import GRACE_SEC, TimeLimits
 from faststream_concurrent_kafka.errors import HandlerTimeoutError
 from faststream_concurrent_kafka.testing import run_virtual
-from faststream_concurrent_kafka.time_limits import GRACE_SEC, TimeLimits
-from tests.brokers.client import wait_until
+from testkit.brokers.client import wait_until
 
 
 RECORD = "orders[0]@7"

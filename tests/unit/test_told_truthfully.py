@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from typing_extensions import override
 
 from faststream_concurrent_kafka import KafkaBatchCommitter, KafkaCommitTask
-from faststream_concurrent_kafka.consumer_offsets import ConsumerOffsets
-from faststream_concurrent_kafka.offset_map import OffsetMap
+from faststream_concurrent_kafka._commit.consumer import ConsumerOffsets
+from faststream_concurrent_kafka._partition.offset_map import OffsetMap
 from faststream_concurrent_kafka.testing import run_virtual
 from tests.unit.scripted import ScriptedConsumer
 

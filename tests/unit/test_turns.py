@@ -16,9 +16,9 @@ import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
-from faststream_concurrent_kafka.suspension import suspended_at
+from faststream_concurrent_kafka._runtime.stack import suspended_at
+from faststream_concurrent_kafka._runtime.turns import BUDGET_SEC, Paced, Turns, clock_of
 from faststream_concurrent_kafka.testing import run_virtual
-from faststream_concurrent_kafka.turns import BUDGET_SEC, Paced, Turns, clock_of
 from tests.unit.world import play
 
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from typing_extensions import override
 
 from faststream_concurrent_kafka import KafkaBatchCommitter, KafkaCommitTask
-from faststream_concurrent_kafka.pauses import Pauses, Reason
+from faststream_concurrent_kafka._subscriber.window import Window
+from faststream_concurrent_kafka._upstream.pauses import Pauses, Reason
 from faststream_concurrent_kafka.testing import run_virtual
-from faststream_concurrent_kafka.window import Window
 from tests.unit.scripted import ScriptedConsumer
 
 

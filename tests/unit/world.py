@@ -7,9 +7,9 @@ from collections import defaultdict
 from aiokafka import ConsumerRecord, TopicPartition
 
 from faststream_concurrent_kafka import KafkaCommitTask, KafkaConcurrentHandler
-from faststream_concurrent_kafka.lanes import lanes_of
-from faststream_concurrent_kafka.records import Record
-from faststream_concurrent_kafka.slots import Share
+from faststream_concurrent_kafka._record.ordering import lanes_of
+from faststream_concurrent_kafka._record.record import Record
+from faststream_concurrent_kafka._record.slots import Share
 from faststream_concurrent_kafka.testing import run_virtual
 from tests.unit.scripted import ScriptedConsumer
 

@@ -1,0 +1,1 @@
+"""Committing the offsets of one consumer."""

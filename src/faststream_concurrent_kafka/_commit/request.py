@@ -1,0 +1,240 @@
+"""One commit request: what it sends, and what its answer means for each partition."""
+
+import asyncio
+import contextlib
+import logging
+import math
+from collections.abc import Collection, Iterable, Mapping
+
+from aiokafka import TopicPartition
+from aiokafka.errors import InvalidCommitOffsetSizeError, KafkaError, OffsetMetadataTooLargeError
+
+from faststream_concurrent_kafka._commit.consumer import CommitFailure, ConsumerOffsets, Sent, classify
+from faststream_concurrent_kafka._commit.task import Consumer
+from faststream_concurrent_kafka._upstream import internals
+
+
+logger = logging.getLogger("faststream_concurrent_kafka")
+
+# For what the broker has refused: the others wait meanwhile, and aiokafka retries some refusals for ever.
+REFUSED_TIMEOUT_SEC = 2.0
+_ASK_TIMEOUT_SEC = 2.0
+# Between the attempts of a last commit; what aiokafka can retry, it has retried inside.
+_LAST_PAUSES_SEC = (0.1, 0.2, 0.4, 0.0)
+# What nobody notices.
+_SHORT_SEC = 0.0005
+_TOO_LARGE = (OffsetMetadataTooLargeError, InvalidCommitOffsetSizeError)
+
+
+async def commit(offsets: ConsumerOffsets, *, timeout_sec: float) -> BaseException | None:
+    """Commit what has finished, then what was refused and is due again; return why that has failed, if it has.
+
+    A refused partition does not hold up the others. Raises only when it is itself cancelled.
+    """
+    if healthy := offsets.healthy():
+        error = await _commit_healthy(offsets, healthy, _now() + timeout_sec)
+        if error is not None:
+            return error
+    if offsets.refusals and (due := offsets.refusals.due(offsets.dirty(), _now())):
+        return await _commit_refused(offsets, due, timeout_sec)
+    return None
+
+
+async def commit_last(offsets: ConsumerOffsets, *, timeout_sec: float) -> BaseException | None:
+    """Do the same before the partitions go: the healthy ones first, several times if need be, then all the others."""
+    deadline = _now() + timeout_sec
+    error = await _commit_healthy_last(offsets, deadline)
+    if error is not None and not _is_retriable(error):
+        return error
+    refused = {key: frontier for key, frontier in offsets.dirty().items() if key in offsets.refusals}
+    if (left_sec := deadline - _now()) > 0 and (refused := _without_deleted(offsets, refused)):
+        if (lost := await _commit_refused(offsets, refused, left_sec)) is not None:
+            return lost
+        if _now() < deadline:
+            # Of the others, more may have finished meanwhile.
+            error = await _commit_healthy_last(offsets, deadline)
+    return error
+
+
+async def _commit_healthy_last(offsets: ConsumerOffsets, deadline: float) -> BaseException | None:
+    error = None
+    for pause_sec in _LAST_PAUSES_SEC:
+        healthy = _without_deleted(offsets, offsets.healthy())
+        error = await _commit_healthy(offsets, healthy, deadline, is_last=True) if healthy else None
+        if error is None or not _is_retriable(error) or _now() + pause_sec >= deadline:
+            break
+        await asyncio.sleep(pause_sec)
+    return error
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _is_retriable(error: BaseException) -> bool:
+    return classify(error) is CommitFailure.RETRIABLE
+
+
+def _without_deleted(offsets: ConsumerOffsets, frontiers: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+    """Leave out what was deleted: aiokafka would try until there is another topic of that name, and commit there."""
+    existing = {key: offset for key, offset in frontiers.items() if internals.exists(offsets.consumer, key)}
+    if deleted := frontiers.keys() - existing.keys():
+        logger.warning("Not committed, because the partition does not exist any more: %s", describe(frontiers, deleted))
+    return existing
+
+
+async def _commit_healthy(
+    offsets: ConsumerOffsets, frontiers: Mapping[TopicPartition, int], deadline: float, *, is_last: bool = False
+) -> BaseException | None:
+    began = _now()
+    offsets.clock.begin(began)
+    try:
+        sent = await _prepare(offsets, frontiers, is_last=is_last)
+        error = await _send(offsets, sent, deadline)
+        if isinstance(error, _TOO_LARGE) and offsets.metadata_limit:
+            sent, error = await _send_less(offsets, sent, error, deadline, is_last=is_last)
+        taken: dict[TopicPartition, Sent] = {}
+        if error is None:
+            taken = sent
+        elif len(sent) > 1 and _is_retriable(error):
+            taken = await _taken(offsets, sent, deadline if is_last else _now() + _ASK_TIMEOUT_SEC)
+        _acknowledge(offsets, taken)
+        missing = {key: each.frontier for key, each in sent.items() if key not in taken}
+        if error is not None and missing:
+            if not _are_refused(error, taken):
+                offsets.clock.fail(missing, repr(error), _now())
+                return error
+            _note_refused(offsets, missing, error, began)
+        if offsets.clock.error:
+            logger.warning("Commits succeed again: %s", describe(frontiers, taken))
+        offsets.succeeded()
+        return None
+    finally:
+        offsets.clock.end()
+
+
+def _are_refused(error: BaseException, taken: Mapping[TopicPartition, Sent]) -> bool:
+    """Whether a failure is that of single partitions: the broker has said so, or has taken others of the request."""
+    is_answer = isinstance(error, KafkaError) and not error.retriable
+    return any(is_answer or each.is_news for each in taken.values())
+
+
+async def _commit_refused(
+    offsets: ConsumerOffsets, frontiers: Mapping[TopicPartition, int], timeout_sec: float
+) -> BaseException | None:
+    began = _now()
+    sent = await _prepare(offsets, frontiers)
+    error = await _send(offsets, sent, began + min(timeout_sec, REFUSED_TIMEOUT_SEC))
+    taken: Mapping[TopicPartition, Sent] = sent
+    if error is not None:
+        if not _is_retriable(error):
+            return error
+        taken = await _taken(offsets, sent, began + timeout_sec)
+        _note_refused(offsets, {key: frontiers[key] for key in frontiers.keys() - taken.keys()}, error, began)
+    _acknowledge(offsets, taken)
+    if again := offsets.refusals.forget(taken):
+        logger.warning("Commits are not refused any more: %s", describe(frontiers, again))
+    return None
+
+
+async def _prepare(
+    offsets: ConsumerOffsets, keys: Iterable[TopicPartition], *, with_metadata: bool = True, is_last: bool = False
+) -> dict[TopicPartition, Sent]:
+    """Gather what is to be committed of these; other tasks run between two large maps."""
+    sent: dict[TopicPartition, Sent] = {}
+    made_since = math.inf if is_last else _now() - offsets.map_pause_sec()
+    for key in keys:
+        each = offsets.prepare(key, with_metadata=with_metadata, made_since=made_since, now=_now())
+        if each is not None:
+            sent[key] = each
+        if (told := offsets.told.get(key)) is not None and told.cost_sec > _SHORT_SEC:
+            await asyncio.sleep(0)
+    # The position of one may have gone back meanwhile.
+    return {key: each for key, each in sent.items() if not each.ledger.closed}
+
+
+async def _send(offsets: ConsumerOffsets, sent: Mapping[TopicPartition, Sent], deadline: float) -> BaseException | None:
+    try:
+        async with asyncio.timeout_at(deadline):
+            if sent:
+                await offsets.commit({key: each.value() for key, each in sent.items()})
+    except BaseException as error:
+        task = asyncio.current_task()
+        if not isinstance(error, Exception | asyncio.CancelledError) or (task is not None and task.cancelling()):
+            raise
+        return error
+    return None
+
+
+async def _send_less(
+    offsets: ConsumerOffsets, sent: dict[TopicPartition, Sent], error: BaseException, deadline: float, *, is_last: bool
+) -> tuple[dict[TopicPartition, Sent], BaseException | None]:
+    """Send it with less metadata, which must never keep an offset from being committed; at last with none."""
+    answer: BaseException | None = error
+    while isinstance(answer, _TOO_LARGE) and any(each.metadata for each in sent.values()):
+        offsets.take_less_metadata(sent.values())
+        sent = await _prepare(offsets, sent, with_metadata=not is_last)
+        answer = await _send(offsets, sent, deadline)
+    logger.warning(
+        "The broker takes less metadata than usual (offset.metadata.max.bytes): commits go on with %s. "
+        "After a crash, what it does not tell of what has finished behind an unfinished record is handled again.",
+        f"{offsets.metadata_limit} bytes of it" if offsets.metadata_limit else "none",
+    )
+    return sent, answer
+
+
+def _acknowledge(offsets: ConsumerOffsets, taken: Mapping[TopicPartition, Sent]) -> None:
+    for key, each in taken.items():
+        each.ledger.ack(each.frontier, each.finished)
+        if offsets.on_ack is not None and not each.ledger.closed:
+            offsets.on_ack(key, each.ledger)
+
+
+def _note_refused(
+    offsets: ConsumerOffsets, refused: Mapping[TopicPartition, int], error: BaseException, began: float
+) -> None:
+    if new := offsets.refusals.note(refused, repr(error), since=began, now=_now()):
+        logger.warning("The broker refuses a commit, the others go on: %s: %r", describe(refused, new), error)
+
+
+async def _taken(
+    offsets: ConsumerOffsets, sent: Mapping[TopicPartition, Sent], deadline: float
+) -> dict[TopicPartition, Sent]:
+    """Ask the broker which of these are committed; none if it doesn't answer.
+
+    Where the offset is, but other metadata, nothing above it is known to be told.
+    """
+    stored: dict[TopicPartition, tuple[int | None, str | None]] = {}
+    try:
+        async with asyncio.timeout_at(deadline):
+            try:
+                stored = await _ask(offsets.consumer, list(sent))
+            except KafkaError:
+                # It may be about a single one of them.
+                for key in sent:
+                    with contextlib.suppress(KafkaError):
+                        stored |= await _ask(offsets.consumer, [key])
+    except Exception as error:  # noqa: BLE001 - then nothing is known, and everything stays as it was
+        logger.debug("Asked what is committed: %r", error)
+    taken = {}
+    for key, each in sent.items():
+        offset, metadata = stored.get(key, (None, None))
+        if offset == each.frontier and metadata == each.metadata:
+            taken[key] = each
+        elif offset == each.frontier > each.ledger.acked:
+            taken[key] = each._replace(finished=0)
+    return taken
+
+
+async def _ask(
+    consumer: Consumer, keys: Collection[TopicPartition]
+) -> dict[TopicPartition, tuple[int | None, str | None]]:
+    if stored := await internals.committed_offsets(consumer, keys):
+        return {key: (offset, metadata) for key, (offset, metadata) in stored.items()}
+    return {key: (await consumer.committed(key), None) for key in keys}
+
+
+def describe(frontiers: Mapping[TopicPartition, int], keys: Iterable[TopicPartition] | None = None) -> str:
+    """Name partitions and offsets, for a log."""
+    chosen: Collection[TopicPartition] = list(frontiers if keys is None else keys)
+    return ", ".join(f"{key.topic}[{key.partition}]@{frontiers[key]}" for key in chosen)

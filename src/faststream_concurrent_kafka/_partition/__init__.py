@@ -1,0 +1,1 @@
+"""What is known of one partition. Pure: no asyncio, no clock, no logging, no Kafka types."""

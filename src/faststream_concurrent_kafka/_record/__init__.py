@@ -1,0 +1,1 @@
+"""A record in flight: its order, its slot, its attempts, its end."""

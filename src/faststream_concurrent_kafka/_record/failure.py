@@ -1,0 +1,129 @@
+"""What happens to a record after a pass that has failed: retry, dead letter, halt, or done all the same."""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable, Generator
+
+from faststream.exceptions import NackMessage
+
+from faststream_concurrent_kafka._checks import is_seconds
+from faststream_concurrent_kafka._record.record import Outcome, Record
+from faststream_concurrent_kafka._upstream.internals import is_unreadable
+from faststream_concurrent_kafka.errors import brief, escaped, text_of
+from faststream_concurrent_kafka.policies import DeadLetter, FailurePolicy
+from faststream_concurrent_kafka.settings import Settings
+
+
+logger = logging.getLogger("faststream_concurrent_kafka")
+
+# A record that was not acknowledged is handled again after this: long enough not to spin, short enough to be "now".
+NACK_DELAY_SEC = 0.5
+_MOST_CAUSES = 10
+_MOST_TEXT = 200
+
+
+class Failures:
+    """Carries out the failure policies. What it awaits holds no slot, and keeps the record's place in its lanes."""
+
+    def __init__(self, settings: Settings, jitter: Callable[[], float] = random.random) -> None:
+        self._settings = settings
+        self._jitter = jitter
+
+    async def deal_with(self, record: Record, outcome: Outcome, error: BaseException | None) -> Outcome:
+        """Do what the record's policy says; return AGAIN after the wait for another attempt, or DONE or NOT_DONE."""
+        policy = (record.source.settings if record.source is not None else self._settings).on_failure
+        error = NackMessage() if error is None else error
+        delay_sec = self._delay_sec(policy, record, outcome, error)
+        if delay_sec is not None:
+            now = asyncio.get_running_loop().time()
+            begin_by = record.begin_by if outcome is Outcome.FAILED else None
+            if record.is_last_pass and (begin_by is None or now + delay_sec >= begin_by):
+                return Outcome.NOT_DONE
+            if outcome is Outcome.FAILED:
+                most = policy.max_attempts or "any number"
+                logger.warning(
+                    "%r failed at attempt %d of %s, again in %.2f s: %s",
+                    *(record, record.attempt, most, delay_sec, brief(error)),
+                )
+            await self._wait(record, delay_sec)
+            return Outcome.AGAIN
+        if record.is_last_pass and record.is_of_the_past and policy.then != "commit":
+            # Whoever has the partition now gets it as well, and decides. Given up it commits nothing, and is not run
+            # again if it comes back.
+            return Outcome.NOT_DONE
+        return await self._give_up(record, policy.then, error)
+
+    def _delay_sec(self, policy: FailurePolicy, record: Record, outcome: Outcome, error: BaseException) -> float | None:
+        """Return after how many seconds the record is tried again; None if it is not."""
+        attempt = record.attempt
+        if outcome is Outcome.NACKED:
+            # Without retries there is no last attempt: the handler has asked for another, and gets it.
+            return _nack_delay_sec(error) if not policy.retries or policy.has_attempts_left(attempt) else None
+        if not policy.has_attempts_left(attempt):
+            return None
+        try:
+            again = policy.wants_again(error, attempt, is_unreadable=_is_unreadable(record, error))
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            logger.exception("retry_on has failed: %r is tried again", record)
+            again = True
+        if not again:
+            return None
+        return policy.backoff_sec(attempt, self._jitter())
+
+    async def _give_up(self, record: Record, then: str | DeadLetter, error: BaseException) -> Outcome:
+        source, attempt = record.source, record.attempt
+        if source is None or then == "commit":
+            is_logged = source is not None and source.has_logged(error)
+            if attempt > 1 or not is_logged:
+                logger.error(
+                    "%r is given up after %d attempt%s, as if it were done: %s",
+                    *(record, attempt, "" if attempt == 1 else "s", brief(error)),
+                    exc_info=None if is_logged else error,
+                )
+            return Outcome.DONE
+        if then == "halt":
+            source.halt(record, f"failed at attempt {attempt}: {brief(error)}", error)
+            return Outcome.NOT_DONE
+        with _without_slot(record):
+            await source.dead_letter(record, error)
+        return Outcome.DONE
+
+    async def _wait(self, record: Record, delay_sec: float) -> None:
+        record.wakes_at = asyncio.get_running_loop().time() + delay_sec
+        try:
+            with _without_slot(record):
+                await asyncio.sleep(delay_sec)
+        finally:
+            record.wakes_at = None
+
+
+@contextlib.contextmanager
+def _without_slot(record: Record) -> Generator[None]:
+    record.share.give_up_claim()
+    try:
+        yield
+    finally:
+        record.share.claim()
+
+
+def _is_unreadable(record: Record, error: BaseException | None) -> bool:
+    """Whether the record itself can't be read: an error of FastStream's parser, its decoder or a filter."""
+    for _ in range(_MOST_CAUSES):
+        if error is None or is_unreadable(error, record.raw):
+            return error is not None
+        # What a middleware makes of it counts as well, but not what a handler does.
+        error = (error.__cause__ or error.__context__) if record.message is None else None
+    return False
+
+
+def _nack_delay_sec(error: BaseException) -> float:
+    options = error.extra_options if isinstance(error, NackMessage) else {}
+    delay_sec = options.get("delay", NACK_DELAY_SEC)
+    if set(options) - {"delay"} or not is_seconds(delay_sec):
+        logger.warning("NackMessage takes nothing but delay=<seconds>, got %s", escaped(text_of(options), _MOST_TEXT))
+        return NACK_DELAY_SEC
+    return float(delay_sec)

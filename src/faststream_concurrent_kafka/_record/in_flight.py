@@ -1,0 +1,185 @@
+"""The records in flight: which of them wait for others, how all of them come to an end, and the wait for that."""
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
+
+from faststream_concurrent_kafka._commit.task import KafkaCommitTask
+from faststream_concurrent_kafka._record.ordering import Lanes
+from faststream_concurrent_kafka._record.record import Outcome, Record
+
+
+logger = logging.getLogger("faststream_concurrent_kafka")
+
+# For handlers that go on after they were cancelled: they are cancelled again until this has passed.
+CANCELLATION_GRACE_SEC = 1.0
+_LONGEST_WAIT_SEC = 0.2
+
+
+class InFlight:
+    """Every record from its admission until it needs no more work, or gets none.
+
+    `start` gives a record its task; `complete` notes that its offset is done.
+    """
+
+    def __init__(self, start: Callable[[Record], None], complete: Callable[[KafkaCommitTask], None]) -> None:
+        self._start = start
+        self._complete = complete
+        # In the order of their delivery, which is that of their cancellation, too.
+        self._records: dict[Record, None] = {}
+        self._lanes: Lanes[Record] = Lanes()
+        self._drains: list[asyncio.Event] = []
+        self._left: deque[Record] = deque()
+        self._is_handing_on = False
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._records)
+
+    def __contains__(self, record: Record) -> bool:
+        """Whether a record is one of them."""
+        return record in self._records
+
+    def __iter__(self) -> Iterator[Record]:
+        """Go over all of them."""
+        return iter(self._records)
+
+    @property
+    def waiting(self) -> int:
+        """How many are not being handled: they wait for others, a slot, a thread, a turn, or for another attempt."""
+        return sum(not record.is_running or record.waits > 0 for record in self._records)
+
+    @property
+    def retrying(self) -> int:
+        """How many wait for another attempt."""
+        return sum(record.wakes_at is not None for record in self._records)
+
+    def matching(self, belongs: Callable[[Record], bool]) -> list[Record]:
+        """Return those that `belongs` accepts."""
+        return [record for record in self._records if belongs(record)]
+
+    def enter(self, record: Record) -> None:
+        """Take a record on; it is started at once, or when those before it in its lanes have ended."""
+        self._records[record] = None
+        if record.source is not None:
+            record.source.in_flight += 1
+        if not record.lanes or self._lanes.enter(record, record.lanes):
+            self._start(record)
+
+    def leave(self, record: Record, outcome: Outcome) -> None:
+        """Note that the task of a record has ended, and start those that waited for it."""
+        self._settle(record, outcome)
+        if record.lanes:
+            self._left.append(record)
+            self._hand_on()
+
+    def _hand_on(self) -> None:
+        if self._is_handing_on:
+            # A successor has started eagerly, and ended: one in each other would be as deep as the lane is long.
+            return
+        self._is_handing_on = True
+        try:
+            while self._left:
+                left = self._left.popleft()
+                lanes, left.lanes = left.lanes, ()
+                for successor in self._lanes.leave(lanes):
+                    if successor in self._records and not successor.is_passed_over:
+                        self._start(successor)
+                    else:
+                        self._settle(successor, Outcome.NOT_DONE)
+                        self._left.append(successor)
+        finally:
+            self._is_handing_on = False
+
+    def _settle(self, record: Record, outcome: Outcome) -> None:
+        """Note that a record needs no more work, or gets none. Its lanes stay taken while its task goes on."""
+        if record not in self._records:
+            return
+        del self._records[record]
+        source = record.source
+        if source is not None:
+            source.in_flight -= 1
+        if record.task is not None:
+            record.share.give_up_claim()
+        if self._drains and not (source is not None and source.in_flight):
+            for changed in self._drains:
+                changed.set()
+        if outcome is Outcome.DONE:
+            for commit in record.commits:
+                self._complete(commit)
+            return
+        for commit in record.commits:
+            # Whatever comes after it will be delivered again with it.
+            commit.ledger.stop_at(commit.offset)
+        if source is not None and record.is_cancelled_by_others:
+            source.halt(record, "its task was cancelled by somebody else")
+
+    async def drain(
+        self,
+        belongs: Callable[[Record], bool],
+        *,
+        timeout_sec: float,
+        spared: Callable[[], Collection[Record]] = tuple,
+    ) -> bool:
+        """Wait until no such record is in flight, at most `timeout_sec`; return whether that was reached.
+
+        Those that are `spared` at that moment are not waited for.
+
+        What fails is tried again as long as that begins in time, what is nacked at most once more; what is not done
+        then stays undone, for whoever comes next.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_sec
+        changed = asyncio.Event()
+        self._drains.append(changed)
+        try:
+            while records := self.matching(belongs):
+                for record in records:
+                    # What outlasted a rebalance is up to whoever has its partition now.
+                    record.is_last_pass, record.begin_by = True, None if record.is_of_the_past else deadline
+                    if record.wakes_at is not None and record.wakes_at >= deadline and record.task is not None:
+                        record.task.cancel()
+                exempt = spared()
+                if all(record in exempt for record in records):
+                    break
+                if loop.time() >= deadline:
+                    return False
+                changed.clear()
+                with contextlib.suppress(TimeoutError):
+                    # More may be delivered meanwhile.
+                    async with asyncio.timeout_at(min(deadline, loop.time() + _LONGEST_WAIT_SEC)):
+                        await changed.wait()
+        finally:
+            self._drains.remove(changed)
+        return True
+
+    async def cancel(self, belongs: Callable[[Record], bool]) -> list[Record]:
+        """Cancel such records and wait for them, a moment longer than a swallowed cancellation; return them."""
+        loop = asyncio.get_running_loop()
+        cancelled = self.matching(belongs)
+        running: list[asyncio.Task[None]] = []
+        for record in cancelled:
+            record.is_cancelled = True
+            if record.task is None:
+                # First, or it would be started when the record before it has ended.
+                self._settle(record, Outcome.NOT_DONE)
+            else:
+                running.append(record.task)
+        deadline = loop.time() + CANCELLATION_GRACE_SEC
+        while running and loop.time() < deadline:
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running, timeout=CANCELLATION_GRACE_SEC / 5)
+            running = [task for task in running if not task.done()]
+        for record in cancelled:
+            if record.task is None:
+                continue
+            if record.task.done():
+                # A task that was cancelled before its first step never ran its own `finally`.
+                self.leave(record, Outcome.NOT_DONE)
+            else:
+                logger.error("Was cancelled and goes on: %r. A handler must not swallow CancelledError.", record)
+                self._settle(record, Outcome.NOT_DONE)
+        return cancelled

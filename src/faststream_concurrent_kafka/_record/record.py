@@ -1,0 +1,285 @@
+"""A record in flight, where it comes from, and what a pass over it means."""
+
+import asyncio
+import contextvars
+import enum
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Sequence
+from typing import Any, Protocol
+
+from faststream.exceptions import AckMessage, NackMessage, RejectMessage, SkipMessage, StopConsume
+from faststream.kafka.message import KafkaAckableMessage
+from faststream.message import AckStatus, StreamMessage
+from typing_extensions import override
+
+from faststream_concurrent_kafka._commit.task import KafkaCommitTask
+from faststream_concurrent_kafka._record.slots import Share
+from faststream_concurrent_kafka._runtime.stack import suspended_at
+from faststream_concurrent_kafka.settings import Settings
+
+
+class Stop(Protocol):
+    """A stop of a source that its callers share, as far as this floor has to know it."""
+
+    @property
+    def callers(self) -> Iterable[asyncio.Task[Any]]:
+        """Those who wait for it."""
+        ...
+
+    def has_let_go(self, record: "Record") -> bool:
+        """Whether a record has waited for it: what that needs to go on with may be closed by now."""
+        ...
+
+
+class RecordSource(Protocol):
+    """Where records come from: an attached subscriber, as far as this floor has to know it."""
+
+    settings: Settings
+    """The handler's, with what this subscriber has of its own."""
+
+    commits: bool
+    """Whether the library commits for it."""
+
+    in_flight: int
+    """How many of its records are in flight; counted by the handler."""
+
+    context: contextvars.Context | None
+    """What the tasks of its records get a copy of; None = what the handler was started with."""
+
+    share: Share
+    """Its part in the slots."""
+
+    @property
+    def stopping(self) -> Stop | None:
+        """Its stop, from its begin until the source starts again."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """How logs and reports call it."""
+        ...
+
+    def problems(self) -> list[str]:
+        """Say why records may not be arriving; empty when all is well."""
+        ...
+
+    def deaths(self) -> list[str]:
+        """Name what has ended, and begins again only with the process; asked from any thread."""
+        ...
+
+    def look(self) -> None:
+        """Note how far its consumer has come; called about once a second."""
+        ...
+
+    @property
+    def process(self) -> Callable[[Any], Coroutine[Any, Any, Any]]:
+        """What makes one whole FastStream pass over a record."""
+        ...
+
+    async def stop(self, *, to_the_end: bool = False) -> bool:
+        """Drain, commit and stop it; False if a call from inside of a record was let go before the end."""
+        ...
+
+    def detach(self) -> None:
+        """Leave it as it was found."""
+        ...
+
+    def stop_application(self) -> None:
+        """Ask the application, if there is one, to end."""
+        ...
+
+    def has_logged(self, error: BaseException) -> bool:
+        """Whether FastStream has logged the failure of a pass, with its traceback."""
+        ...
+
+    def halt(self, record: "Record", reason: str, error: BaseException | None = None) -> None:
+        """Take nothing more from the record's partitions, and log why, with an error that nobody has logged."""
+        ...
+
+    async def dead_letter(self, record: "Record", error: BaseException) -> None:
+        """Publish the record to the dead letter topic of its settings; returns when that is acknowledged."""
+        ...
+
+
+class TimeLimit(Protocol):
+    """The time limit of a handler that runs, as far as this floor has to know it."""
+
+    task: asyncio.Task[Any]
+    """The one that is cancelled at the limit."""
+
+    def pause(self) -> None:
+        """Let no time pass."""
+        ...
+
+    def resume(self) -> None:
+        """Let time pass again."""
+        ...
+
+
+class Outcome(enum.Enum):
+    """What one pass means for its record, and what its policy makes of that."""
+
+    DONE = enum.auto()
+    NOT_DONE = enum.auto()
+    FAILED = enum.auto()
+    NACKED = enum.auto()
+    # Of these two the policy may make another pass.
+    AGAIN = enum.auto()
+
+
+UP_TO_POLICY = frozenset({Outcome.FAILED, Outcome.NACKED})
+
+
+class Record:
+    """A record (or a batch) in flight: what its task works on."""
+
+    __slots__ = (
+        "__weakref__",
+        "attempt",
+        "begin_by",
+        "commits",
+        "delivered",
+        "driver",
+        "is_cancelled",
+        "is_last_pass",
+        "is_running",
+        "lanes",
+        "limit",
+        "message",
+        "process",
+        "raw",
+        "share",
+        "source",
+        "task",
+        "waits",
+        "wakes_at",
+    )
+
+    def __init__(  # noqa: PLR0913 - what a task works on
+        self,
+        raw: Any,
+        process: Callable[[Any], Coroutine[Any, Any, Any]],
+        *,
+        source: RecordSource | None = None,
+        commits: Sequence[KafkaCommitTask] = (),
+        lanes: Sequence[Hashable] = (),
+        delivered: Any = None,
+    ) -> None:
+        self.raw = raw
+        # As the broker delivered it, where FastStream could not have read it like that.
+        self.delivered = raw if delivered is None else delivered
+        self.process = process
+        self.source = source
+        self.commits = commits
+        self.lanes = lanes
+        self.message: StreamMessage[Any] | None = None
+        self.attempt = 0
+        self.is_running = False
+        # When the next attempt begins, while it waits for that.
+        self.wakes_at: float | None = None
+        # No further pass, but after a failure one that begins before `begin_by`.
+        self.is_last_pass = False
+        self.begin_by: float | None = None
+        self.is_cancelled = False
+        # While its handler runs under a time limit.
+        self.limit: TimeLimit | None = None
+        # How many things keep its pass waiting that are none of its own: a free thread, a turn of the event loop.
+        self.waits = 0
+        # None while another record has its lane; with it comes its part in the slots.
+        self.task: asyncio.Task[None] | None = None
+        self.share: Share
+        # The task that its pass runs in, where that is not its own.
+        self.driver: asyncio.Task[Any] | None = None
+
+    def begin(self) -> None:
+        """Note that a pass begins."""
+        self.attempt += 1
+        self.is_running = True
+        self.message = None
+
+    def begin_to_wait(self) -> None:
+        """Note that its pass is kept from going on: its time limit stands still."""
+        self.waits += 1
+        if self.limit is not None and self.waits == 1:
+            self.limit.pause()
+
+    def go_on(self) -> None:
+        """Note that its pass goes on."""
+        self.waits -= 1
+        if self.limit is not None and not self.waits:
+            self.limit.resume()
+
+    @property
+    def runner(self) -> asyncio.Task[Any] | None:
+        """The task that its pass runs in."""
+        return self.driver or self.task
+
+    @property
+    def is_passed_over(self) -> bool:
+        """Whether an earlier record of its partition was left undone, so that it will be delivered again anyway."""
+        for commit in self.commits:  # noqa: SIM110 - once per record, and half the cost of any()
+            if commit.ledger.stops_before(commit.offset):
+                return True
+        return False
+
+    @property
+    def is_cancelled_by_others(self) -> bool:
+        """Whether somebody who is not us has cancelled its task."""
+        return not (self.is_cancelled or self.is_last_pass) and self.task is not None and self.task.cancelling() > 0
+
+    @property
+    def is_of_the_past(self) -> bool:
+        """Whether nothing that it does can be committed any more."""
+        return bool(self.commits) and all(commit.ledger.closed for commit in self.commits)
+
+    def whereabouts(self) -> str:
+        """Say how far it has come, for people."""
+        if self.task is None:
+            return "waiting for those before it in its order"
+        if self.wakes_at is not None:
+            return f"waiting for attempt {self.attempt + 1}"
+        if not self.is_running:
+            return "waiting for a slot" if self.attempt == 0 else f"being dealt with after attempt {self.attempt}"
+        return f"in attempt {self.attempt}, at {suspended_at(self.task) or 'no await'}"
+
+    @override
+    def __repr__(self) -> str:
+        return ", ".join(map(repr, self.commits)) or f"a record of {self.source.name if self.source else '?'}"
+
+
+def records_in(raw: Any) -> Sequence[Any]:
+    """Return the raw records of a batch, or the one; TestKafkaBroker's batches are lists."""
+    return raw if isinstance(raw, tuple | list) else (raw,)
+
+
+# Two that stop something (or the restart would stop at the same record), and three that a handler raises to say so.
+_MEANS_DONE = (StopConsume, SystemExit, AckMessage, RejectMessage, SkipMessage)
+
+# The record whose task the running code belongs to. Tasks that a handler starts inherit it.
+current_record: contextvars.ContextVar[Record | None] = contextvars.ContextVar("current_record", default=None)
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Whether somebody has pressed Ctrl-C while a record was handled: that says nothing about the record."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup(KeyboardInterrupt) is not None
+    return isinstance(error, KeyboardInterrupt)
+
+
+def outcome_of(record: Record, error: BaseException | None) -> Outcome:
+    """Decide what a finished pass means for its record, whatever has ended it: any exception is a failure."""
+    if record.is_cancelled:
+        # The stop has given it up. Whatever it made of its cancellation, nobody can tell that its work was done.
+        return Outcome.NOT_DONE
+    if isinstance(error, asyncio.CancelledError) and record.task is not None and record.task.cancelling():
+        # A handler may raise it by itself, or leak it from a task that it awaited: a failure like any other.
+        # Only a cancellation of this task leaves its record undone.
+        return Outcome.NOT_DONE
+    # Under other ack policies FastStream acknowledges by itself, and nack() moves the consumer back.
+    acknowledged = record.message.committed if isinstance(record.message, KafkaAckableMessage) else None
+    if acknowledged is AckStatus.NACKED:
+        return Outcome.NACKED if record.source is None or record.source.commits else Outcome.DONE
+    if isinstance(error, NackMessage):
+        return Outcome.NACKED
+    if error is None or acknowledged is not None or isinstance(error, _MEANS_DONE):
+        return Outcome.DONE
+    return Outcome.FAILED

@@ -1,0 +1,65 @@
+"""The threads in which FastStream runs synchronous handlers and dependencies: how many, and who waits for one."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Generator
+
+from anyio import CapacityLimiter
+from anyio.to_thread import current_default_thread_limiter
+
+from faststream_concurrent_kafka._record.record import current_record
+from faststream_concurrent_kafka._upstream.internals import surround_waits
+
+
+# anyio's default for an event loop. Look-ups of parameters take no longer than before, if they have as many.
+_FOR_LOOK_UPS = 40
+
+
+class Threads:
+    """Raises anyio's limit of threads, which is 40, and lets records that wait for one be seen.
+
+    Only what is anyio's default is raised: another limit is the application's. Without a `concurrency_limit` nothing
+    says how many threads are meant, and the default stays.
+    """
+
+    def __init__(self, concurrency_limit: int) -> None:
+        self._concurrency_limit = concurrency_limit
+        self._undo: Callable[[], None] = lambda: None
+
+    def start(self) -> None:
+        """Begin, with the threads of the running event loop."""
+        limiter = current_default_thread_limiter()
+        restore = surround_waits(limiter, _waiting)
+        raised_to = _FOR_LOOK_UPS + self._concurrency_limit
+        if limiter.total_tokens == _FOR_LOOK_UPS:
+            limiter.total_tokens = raised_to
+
+        def undo() -> None:
+            restore()
+            _lower(limiter, raised_to)
+
+        self._undo = undo
+
+    def stop(self) -> None:
+        """Put back what was there, unless somebody else has changed it since."""
+        self._undo()
+
+
+def _lower(limiter: CapacityLimiter, raised_to: float) -> None:
+    if limiter.total_tokens == raised_to:
+        limiter.total_tokens = _FOR_LOOK_UPS
+
+
+@contextlib.contextmanager
+def _waiting() -> Generator[None]:
+    record, task = current_record.get(), asyncio.current_task()
+    # Not what a handler runs beside itself: it goes on meanwhile.
+    own = None if record is None else record.task if record.limit is None else record.limit.task
+    if record is None or task is not own:
+        yield
+        return
+    record.begin_to_wait()
+    try:
+        yield
+    finally:
+        record.go_on()

@@ -1,0 +1,1 @@
+"""One FastStream subscriber whose records are handled concurrently."""

@@ -1,0 +1,548 @@
+"""One subscriber whose records are handled concurrently.
+
+It is attached by instance attributes: FastStream's loop looks up `get_msg` and `consume_one` on the instance, and the
+broker calls its `stop`.
+"""
+
+import asyncio
+import contextlib
+import contextvars
+import functools
+import logging
+import weakref
+from collections.abc import Hashable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.errors import ConsumerStoppedError, KafkaError
+from faststream.exceptions import IgnoredException
+from faststream.kafka.subscriber.usecase import LogicSubscriber
+from faststream.message import StreamMessage
+
+from faststream_concurrent_kafka._commit.task import KafkaCommitTask
+from faststream_concurrent_kafka._partition.ledger import PartitionLedger
+from faststream_concurrent_kafka._partition.redelivery import Adoptable
+from faststream_concurrent_kafka._record.dead_letter import DeadLetterPublisher, describe
+from faststream_concurrent_kafka._record.ordering import lanes_of
+from faststream_concurrent_kafka._record.record import Record, current_record, records_in
+from faststream_concurrent_kafka._record.slots import Share
+from faststream_concurrent_kafka._subscriber.first_record import InlineCall
+from faststream_concurrent_kafka._subscriber.health import SubscriberHealth
+from faststream_concurrent_kafka._subscriber.positions import Positions
+from faststream_concurrent_kafka._subscriber.rebalance import LEAST_COMMIT_SEC, ConcurrentRebalanceListener, listen
+from faststream_concurrent_kafka._subscriber.shared_stop import SharedStop
+from faststream_concurrent_kafka._subscriber.topic_group import for_group
+from faststream_concurrent_kafka._subscriber.window import Window
+from faststream_concurrent_kafka._upstream import internals
+from faststream_concurrent_kafka._upstream.message_consumer import MessageConsumer
+from faststream_concurrent_kafka._upstream.pauses import Pauses, Reason
+from faststream_concurrent_kafka._upstream.polling import Polling, poll_pause_sec
+from faststream_concurrent_kafka.errors import brief
+from faststream_concurrent_kafka.policies import DeadLetter
+from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
+from faststream_concurrent_kafka.settings import Settings
+
+
+logger = logging.getLogger("faststream_concurrent_kafka")
+
+# `getmany` of a partition that does not exist counts as polling, fetches nothing and discards nothing: 3 us.
+_NO_PARTITION = TopicPartition("\0none", 0)
+# While records are buffered neither FastStream's loop nor `getone` ever suspends.
+_RECORDS_PER_TURN = 32
+_LEAST_STOP_SEC = 1.0
+
+
+class SubscriberAttachment:
+    """One subscriber whose records are handled concurrently."""
+
+    def __init__(
+        self, subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler, settings: Settings, share: Share
+    ) -> None:
+        self.subscriber = subscriber
+        self.handler = handler
+        self.settings = settings
+        self.share = share
+        self.commits = settings.enable_batch_commit and subscriber.group_id is not None
+        self.in_flight = 0
+        self.context: contextvars.Context | None = None
+        self._slots = handler.slots
+        self._committer = handler.committer
+        self.consumer: Any = None
+        # The pass that FastStream's loop was making when we came, until that is over.
+        self.in_hand: InlineCall | None = None
+        # Of the consumer, where the library commits for it.
+        self._pauses: Pauses
+        self._positions: Positions
+        self._window: Window
+        # What was still running when its partition was revoked, until it ends.
+        self._straddling: MutableMapping[KafkaCommitTask, Record] = weakref.WeakValueDictionary()
+        self._dead_letters = DeadLetterPublisher(
+            lambda: internals.make_producer(subscriber),
+            handler.background,
+            lambda topic: internals.reads(subscriber, topic),
+        )
+        self.stopping: SharedStop | None = None
+        # Since when it waits for its first start.
+        self._unstarted_since: float | None = handler.now()
+        self._is_starting = False
+        self._closing: asyncio.Task[None] | None = None
+        # What the last consumer has not committed: the next one may get it again.
+        self._left: Mapping[tuple[str, int], Adoptable[KafkaCommitTask]] = {}
+        self._turns = 0
+        self._poll_pause_sec: float
+        # Not `consume`, which swallows the outcome, and does nothing once the subscriber is not running.
+        self.process = subscriber.process_message
+        self._original_get_msg = subscriber.get_msg
+        self._original_start = subscriber.start
+        self._original_stop = subscriber.stop
+        self._health = SubscriberHealth(subscriber, self.name, stall_timeout_sec=handler.settings.stall_timeout_sec)
+
+    # -- attaching -----------------------------------------------------------------------------------------------
+
+    def attach(self) -> None:
+        """Put ourselves between FastStream's loop and its consumer."""
+        subscriber = self.subscriber
+        for name in ("get_msg", "consume_one", "start", "stop"):
+            setattr(subscriber, name, getattr(self, name))
+        internals.tell_of_consumers(subscriber, self._adopt)
+        if internals.is_real(subscriber):
+            consumer = subscriber.consumer
+            internals.set_consumer_of_messages(subscriber, self._adopt(consumer))
+            if self.commits:
+                # Its subscription was made before we came: what it calls, we call.
+                internals.wrap_listener(consumer, functools.partial(self._listener, consumer))
+        self.handler.attached.add(self)
+        can_admit = subscriber.running and (self._committer.is_alive or not self.commits)
+        if can_admit and (found := internals.in_hand(subscriber)) is not None:
+            self._take_over(*found)
+        if self.commits and self.consumer is not None:
+            self._positions.take_over()
+
+    def detach(self) -> None:
+        """Leave the subscriber as it was found."""
+        subscriber = self.subscriber
+        originals = {"get_msg": self._original_get_msg, "start": self._original_start, "stop": self._original_stop}
+        for name, original in originals.items():
+            if subscriber.__dict__.get(name) == getattr(self, name):
+                delattr(subscriber, name)
+                if getattr(subscriber, name) != original:
+                    setattr(subscriber, name, original)
+        if subscriber.__dict__.get("consume_one") == self.consume_one:
+            del subscriber.consume_one
+        internals.tell_of_consumers(subscriber, None)
+
+    def _listener(self, consumer: Any, around: Any) -> ConcurrentRebalanceListener:
+        return ConcurrentRebalanceListener(
+            *(self.handler, consumer, self._owns, self._straddling),
+            users=around,
+            begin=self._positions.watch,
+            note_eviction=lambda: self._health.note_eviction(self.handler.now()),
+        )
+
+    def _owns(self, record: Record) -> bool:
+        return record.source is self
+
+    def _adopt(self, consumer: Any) -> Any:
+        """Take note of a new consumer of the subscriber; return what its messages acknowledge through.
+
+        It has not subscribed yet, unless it was there before us: what the user does with it later, we see.
+        """
+        self.consumer = consumer
+        self.stopping = None
+        self._has_begun = False
+        self._poll_pause_sec = poll_pause_sec(consumer)
+        self.handler.loop_lag.heed_session(internals.session_timeout_sec(consumer))
+        if self not in self.handler.sources:
+            self.handler.sources.append(self)
+        if not self.commits:
+            return consumer
+        self._pauses = Pauses(consumer)
+        self._window = Window(self.settings.max_uncommitted_tasks, self._pauses)
+        offsets = self._committer.watch(consumer)
+        offsets.left.update(self._left)
+        self._left = {}
+        offsets.rejoins = not self.subscriber.partitions
+        if offsets.rejoins:
+            self._check_rebalance_timeout(internals.rebalance_timeout_sec(consumer))
+        self._positions = Positions(
+            *(self.name, consumer, offsets, self._pauses), functools.partial(self._committer.request, consumer)
+        )
+        offsets.on_ack = self._acknowledged
+        offsets.heed_seeks()
+        internals.guard_commits(consumer)
+        listen(consumer, functools.partial(self._listener, consumer), self._positions.watch, offsets.subscribe)
+        return MessageConsumer(consumer)
+
+    def _acknowledged(self, key: tuple[str, int], ledger: PartitionLedger[KafkaCommitTask]) -> None:
+        self._positions.acknowledged(key)
+        self._window.acknowledged(key, ledger)
+
+    def _check_rebalance_timeout(self, timeout_sec: float) -> None:
+        flush_sec = self.handler.settings.rebalance_flush_timeout_sec
+        if flush_sec + LEAST_COMMIT_SEC > timeout_sec:
+            logger.warning(
+                "%s: its group waits for %g s for a member at a rebalance (rebalance_timeout_ms, or else "
+                "session_timeout_ms), and rebalance_flush_timeout_sec=%g and a commit may take longer than that. Then "
+                "it goes on without this one, and others handle the same records: lower rebalance_flush_timeout_sec",
+                *(self.name, timeout_sec, flush_sec),
+            )
+
+    async def start(self) -> None:
+        """Start the subscriber as FastStream does, once a stop that is under way has ended: in place of its `start`."""
+        self._is_starting = True
+        try:
+            while (stop := self.stopping) is not None:
+                with contextlib.suppress(Exception):
+                    # Its callers have got that.
+                    await stop.join(to_the_end=True)
+                if self._closing is not None and not self._closing.done():
+                    await asyncio.wait({self._closing})
+                if self.stopping is stop:
+                    self.stopping = None
+        finally:
+            self._is_starting = False
+        await self._original_start()
+        if self.stopping is not None:
+            # It was stopped while it started: what FastStream has begun since then is not to go on.
+            self.subscriber.running = False
+            await self._original_stop()
+
+    # -- what FastStream's loop calls ----------------------------------------------------------------------------
+
+    async def get_msg(self, consumer: AIOKafkaConsumer) -> Any:
+        """Wait for a free slot, keep polling meanwhile, and only then fetch: nothing is in hand while waiting."""
+        if consumer is not self.consumer or (
+            self.in_hand is not None and self.in_hand.driver is asyncio.current_task()
+        ):
+            # The loop of a start that is over, or one that was replaced.
+            raise ConsumerStoppedError
+        if not self._has_begun:
+            self._has_begun, self._unstarted_since = True, None
+            # That of FastStream's loop, in which records would be handled without us; unless a handler has started it.
+            self.context = contextvars.copy_context() if current_record.get() is None else None
+        self._turns += 1
+        if self._turns % _RECORDS_PER_TURN == 0:
+            await asyncio.sleep(0)
+        while self.stopping is None and self._must_wait():
+            await self._slots.wait_for_change(self._poll_pause_sec)
+            if self._must_wait():
+                await self._poll(consumer)
+        if self.stopping is not None:
+            return None
+        try:
+            return await self._original_get_msg(consumer)
+        except KafkaError as error:
+            self._health.note_fetch_error(error, self.handler.now())
+            raise
+
+    async def _poll(self, consumer: AIOKafkaConsumer) -> None:
+        """Count as polling. What is wrong with the group is raised here as it is by a fetch, and seen to likewise."""
+        try:
+            await consumer.getmany(_NO_PARTITION, timeout_ms=0)
+        except KafkaError as error:
+            self._health.note_fetch_error(error, self.handler.now())
+
+    def _must_wait(self) -> bool:
+        if self.share.is_full or self.handler.loop_lag.is_late:
+            return True
+        # What a dead committer can't commit would all be handled again after the restart: take nothing more. Where
+        # nothing is committed, there is no window per partition to bound what waits for its order or another attempt.
+        if self.commits:
+            return not self._committer.is_alive
+        return self.in_flight >= self.settings.max_uncommitted_tasks
+
+    async def consume_one(self, raw: Any) -> None:
+        """Admit a record (or batch) and fire off its task. Nothing is awaited between the fetch and the admission."""
+        if self.stopping is not None or self.subscriber.consumer is None:
+            # Fetched by a `getone` that was pending when the stop began: not admitted, so never committed past.
+            return
+        if isinstance(raw, tuple):
+            self._consume_batch(raw)
+            return
+        commits: Sequence[KafkaCommitTask] = ()
+        if self.commits:
+            task = self._admit(raw)
+            if task is None:
+                return
+            commits = (task,)
+        wanted = for_group(raw, self.subscriber.group_id)
+        if wanted is None:
+            self.complete(commits)
+        else:
+            self._handle(wanted, commits, raw)
+
+    def _consume_batch(self, batch: Sequence[ConsumerRecord[Any, Any]]) -> None:
+        wanted, commits, delivered = self._admit_batch(batch)
+        if wanted:
+            self._handle(wanted, commits, delivered)
+
+    def _admit_batch(
+        self, batch: Sequence[ConsumerRecord[Any, Any]]
+    ) -> tuple[tuple[ConsumerRecord[Any, Any], ...], Sequence[KafkaCommitTask], tuple[ConsumerRecord[Any, Any], ...]]:
+        """Return what is to be handled of a batch, its commits, and how that was delivered."""
+        wanted: list[ConsumerRecord[Any, Any]] = []
+        commits: list[KafkaCommitTask] = []
+        delivered: list[ConsumerRecord[Any, Any]] = []
+        for raw in batch:
+            task = self._admit(raw) if self.commits else None
+            if self.commits and task is None:
+                continue
+            admitted = () if task is None else (task,)
+            readable = for_group(raw, self.subscriber.group_id)
+            if readable is None:
+                self.complete(admitted)
+            else:
+                wanted.append(readable)
+                delivered.append(raw)
+                commits += admitted
+        return tuple(wanted), commits, tuple(delivered)
+
+    def _handle(self, raw: Any, commits: Sequence[KafkaCommitTask], delivered: Any) -> None:
+        lanes = self.lanes_of(raw)
+        self.handler.handle_task(
+            Record(raw, self.process, source=self, commits=commits, lanes=lanes, delivered=delivered)
+        )
+
+    def lanes_of(self, raw: Any) -> Sequence[Hashable]:
+        """Return the lanes of a record or batch of this subscriber."""
+        return lanes_of(self.settings.ordering, id(self), raw)
+
+    def _admit(self, raw: ConsumerRecord[Any, Any]) -> KafkaCommitTask | None:
+        """Admit a record; None if it is taken care of: it has finished, or still runs, since before a rebalance."""
+        key = (raw.topic, raw.partition)
+        task = KafkaCommitTask(
+            self.consumer, key, raw.offset, identity=hash((raw.timestamp, raw.key)), timestamp=raw.timestamp
+        )
+        earlier = self._committer.send_task(task)
+        if task.ledger.window >= self._window.size:
+            self._window.pause(key, task.ledger)
+            self._committer.make_room(task)
+        return None if earlier is not None and self._adopts(task, earlier.entry) else task
+
+    def _adopts(self, task: KafkaCommitTask, earlier: KafkaCommitTask | None) -> bool:
+        """Let a record of an epoch that is over count for this one; False if it was left undone."""
+        if earlier is None or earlier.is_finished:
+            self._committer.complete(task)
+            return True
+        record = self._straddling.pop(earlier, None)
+        if record is None or record not in self.handler.records:
+            return False
+        task.admitted_at = earlier.admitted_at
+        record.commits = [task if commit is earlier else commit for commit in record.commits]
+        record.is_last_pass = False
+        return True
+
+    def complete(self, commits: Iterable[KafkaCommitTask]) -> None:
+        """Note that admitted records need no more work."""
+        for commit in commits:
+            self._committer.complete(commit)
+
+    # -- records that fail ---------------------------------------------------------------------------------------
+
+    def has_logged(self, error: BaseException) -> bool:
+        """Whether FastStream has logged the failure of a pass; what a handler raises to say something has no trace."""
+        return isinstance(error, IgnoredException) or internals.logs_failures(self.subscriber, error)
+
+    def halt(self, record: Record, reason: str, error: BaseException | None = None) -> None:
+        """Take nothing more from the record's partitions: what comes after it there is delivered after a restart."""
+        trace = None if error is None or self.has_logged(error) else error
+        for commit in record.commits:
+            if commit.ledger.closed:
+                continue
+            commit.ledger.stop_at(commit.offset, reason)
+            logger.error("%r has halted its partition: %s. A restart tries it again.", commit, reason, exc_info=trace)
+            if (partition := TopicPartition(*commit.topic_partition)) in self.consumer.assignment():
+                self._pauses.add(Reason.HALTED, partition)
+
+    async def dead_letter(self, record: Record, error: BaseException) -> None:
+        """Publish the record, each of a batch, to the dead letter topic; returns when that is acknowledged."""
+        to = self.settings.on_failure.then
+        if not isinstance(to, DeadLetter):
+            raise TypeError(f"{to!r} is not a dead letter topic")
+        raws = records_in(record.delivered)
+        if len(raws) > 1:
+            # All of a batch first, or some would have been published when one of them halts the partition.
+            self._dead_letters.check(raws, to)
+        for raw in raws:
+            headers = describe(raw, self.subscriber.group_id, error, record.attempt)
+            await self._dead_letters.publish(raw, to, headers)
+        logger.warning(
+            "%r is a dead letter after attempt %d: %s",
+            *(record, record.attempt, brief(error)),
+            exc_info=None if self.has_logged(error) else error,
+        )
+
+    # -- a record that FastStream's own loop took before we were attached ------------------------------------------
+
+    def _take_over(self, loop: asyncio.Task[Any], raw: Any, message: Any) -> None:
+        """Answer for the record or batch that FastStream's loop has in hand; the next ones do not wait for it."""
+        wanted, commits, delivered = self._admit_batch(records_in(raw))
+        if not wanted:
+            # Our middleware skips it.
+            return
+        if message is not None:
+            self.guard(message)
+        self.in_hand = call = InlineCall(raw, loop, message)
+        kept = (wanted, delivered) if isinstance(raw, tuple) else (wanted[0], delivered[0])
+        call.submit(
+            self.handler,
+            Record(
+                kept[0], call.process, source=self, commits=commits, lanes=self.lanes_of(kept[0]), delivered=kept[1]
+            ),
+        )
+        # Its way back to `get_msg`, or the end of its task, says that the pass is over.
+        loop.add_done_callback(self._is_superseded)
+        self.handler.background.context.copy().run(internals.replace_loop, self.subscriber, loop)
+
+    def _is_superseded(self, loop: asyncio.Task[Any]) -> None:
+        if not loop.cancelled():
+            # Our middleware has noted it.
+            loop.exception()
+        if self.in_hand is not None and self.in_hand.driver is loop:
+            self.in_hand.end()
+            self.in_hand = None
+
+    def guard(self, message: StreamMessage[Any]) -> None:
+        """Keep `ack` and `nack` of a message that was parsed before we were attached off the consumer."""
+        if self.commits and self.consumer is not None:
+            message.consumer = MessageConsumer(self.consumer)  # ty: ignore[missing-attribute]
+
+    # -- stopping ------------------------------------------------------------------------------------------------
+
+    async def stop(self, *, to_the_end: bool = False) -> bool:
+        """Drain, commit, then stop the subscriber as FastStream does: in place of `subscriber.stop`.
+
+        Takes `shutdown_timeout_sec` and a little. Concurrent calls share one stop, and it goes on when a caller is
+        cancelled. A record that awaits it, through whatever lies between, gets control back as soon as all others have
+        ended (and False): the rest of the stop waits for that record. A stop `to_the_end` keeps its caller in any case.
+        """
+        self.subscriber.running = False
+        if self.stopping is None or (self.stopping.task.done() and self.subscriber.consumer is not None):
+            self.stopping = SharedStop(self._stop, f"kafka-stop {self.name}", self.handler.background)
+        return await self.stopping.join(to_the_end=to_the_end)
+
+    async def _stop(self, stop: SharedStop) -> None:
+        handler, consumer = self.handler, self.subscriber.consumer
+        deadline = handler.now() + handler.settings.shutdown_timeout_sec
+        self._slots.wake_waiters()
+        with Polling(consumer):
+            await self._end_records(stop, deadline)
+            if self.commits and consumer is not None:
+                await self._committer.hold(consumer)
+                if self.subscriber.partitions:
+                    # A group without members: from now on nothing renews its offsets, which may be old already.
+                    self._committer.watch(consumer).renew()
+                left_sec = max(deadline - handler.now(), _LEAST_STOP_SEC)
+                if not await self._committer.flush(consumer, timeout_sec=left_sec):
+                    logger.error("The last commit of %s failed: its records will be delivered again", self.name)
+        if remaining := handler.records.matching(self._owns):
+            self._let_outlive(remaining)
+        # Never cancelled: a consumer that is interrupted while it leaves stays in the group as a ghost.
+        closing = self._closing = handler.background.create_task(self._close(), name=f"kafka-close {self.name}")
+        await asyncio.wait({closing}, timeout=max(deadline - handler.now(), _LEAST_STOP_SEC))
+        if consumer is not None:
+            # Only now: a rebalance that was under way while the consumer left has asked for it again.
+            self._left = self._committer.forget(consumer)
+        if self in handler.sources and not self._is_starting:
+            handler.sources.remove(self)
+        if not closing.done():
+            logger.error("%s is still leaving its group: the broker does not answer", self.name)
+        elif not closing.cancelled() and (error := closing.exception()) is not None:
+            raise error
+
+    async def _end_records(self, stop: SharedStop, deadline: float) -> None:
+        """Wait for all records but those that wait for this stop, let these go, and wait for them."""
+        handler = self.handler
+        records, timeout_sec = handler.records, handler.settings.shutdown_timeout_sec
+
+        def waiting() -> set[Record]:
+            return stop.held_up_by(records)
+
+        while True:
+            left_sec = max(deadline - handler.now(), _LEAST_STOP_SEC)
+            if not await records.drain(self._owns, timeout_sec=left_sec, spared=waiting):
+                spared = waiting()
+                for record in await records.cancel(lambda each: self._owns(each) and each not in spared):  # noqa: B023 - awaited here
+                    logger.error("Cancelled after %g s of shutdown, will be delivered again: %r", timeout_sec, record)
+            if not stop.let_go(records):
+                # Those that are left, if any, wait for the end of this stop to start the subscriber again.
+                return
+
+    def _let_outlive(self, records: Iterable[Record]) -> None:
+        """Let records go on that start the subscriber again: if they are delivered then, their end counts for that."""
+        for record in records:
+            self._straddling.update((commit, record) for commit in record.commits)
+            if record.runner in self.subscriber.tasks:
+                # Or FastStream's stop would cancel it.
+                self.subscriber.tasks.remove(record.runner)
+
+    async def _close(self) -> None:
+        # The records have ended, or have been given up: FastStream is not to wait for them once more.
+        self.subscriber.lock = contextlib.nullcontext()
+        try:
+            await self._original_stop()
+        finally:
+            await self._dead_letters.close()
+
+    def stop_application(self) -> None:
+        """Ask the application to end, as FastStream does when a handler raises SystemExit."""
+        app = internals.context_of(self.subscriber).get("app")
+        if callable(leave := getattr(app, "exit", None)):
+            leave()
+        elif app is not None:
+            logger.warning("%s can't be ended by a handler: only %s is stopped", type(app).__name__, self.name)
+
+    # -- reports -------------------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The subscriber's topics and group."""
+        return f"subscriber {','.join(self.subscriber.topic_names)} (group {self.subscriber.group_id})"
+
+    def look(self) -> None:
+        """Note how far the consumer has come, for `problems`."""
+        is_busy = self.stopping is not None or self._must_wait()
+        self._health.look(self.handler.now(), is_busy=is_busy, blocked=self._blocked())
+
+    def _blocked(self) -> dict[TopicPartition, int]:
+        """Return the partitions that wait for room in their window, and which record pins it."""
+        if not (self.commits and self._is_meant_to_run and self.subscriber.consumer is self.consumer):
+            return {}
+        return {
+            TopicPartition(*key): first.offset
+            for key, ledger in self._committer.watch(self.consumer).ledgers.items()
+            if self._pauses.has(Reason.WINDOW, key) and not self._pauses.has(Reason.USER, key)
+            # What has halted is named as such.
+            if ledger.stopped_at is None and (first := ledger.first_unfinished()) is not None
+        }
+
+    def problems(self) -> list[str]:
+        """Say why its records may not be arriving, or not be finished."""
+        now = self.handler.now()
+        if not self._is_meant_to_run:
+            since, limit_sec = self._unstarted_since, self.handler.settings.stall_timeout_sec
+            if since is None or self.stopping is not None or not 0 < limit_sec <= now - since:
+                return []
+            return [f"{self.name} has not been started for {now - since:.0f} s"]
+        return [*self._health.problems(now), *self._blockages(now), *self._dead_letters.problems()]
+
+    def _blockages(self, now: float) -> Iterator[str]:
+        """Name the records behind which nothing is delivered."""
+        for key, offset, age_sec in self._health.blocked(now):
+            ledger = self._committer.watch(self.consumer).ledgers.get(key)
+            first = None if ledger is None else ledger.first_unfinished()
+            if first is not None and first.offset == offset:
+                record = next((each for each in self.handler.records if first in each.commits), None)
+                where = "" if record is None else f", {record.whereabouts()}"
+                yield (
+                    f"{key.topic}[{key.partition}] has got nothing for {age_sec:.0f} s: its window is full, behind the "
+                    f"record at {offset}, which came {now - first.admitted_at:.0f} s ago and is not done{where}"
+                )
+
+    def deaths(self) -> list[str]:
+        """Name what has ended of it, and begins again only with the process."""
+        return self._health.deaths() if self._is_meant_to_run else []
+
+    @property
+    def _is_meant_to_run(self) -> bool:
+        return self.subscriber.running and self.stopping is None and internals.is_real(self.subscriber)

@@ -1,0 +1,119 @@
+"""Which subscribers are to be concurrent, with which settings, and why one can't be."""
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from faststream.kafka.subscriber.usecase import LogicSubscriber
+from faststream.middlewares import AckPolicy
+
+from faststream_concurrent_kafka._record.slots import Share
+from faststream_concurrent_kafka._subscriber.attachment import SubscriberAttachment
+from faststream_concurrent_kafka._upstream.internals import middlewares_of, reads
+from faststream_concurrent_kafka.errors import SettingsError, SetupError
+from faststream_concurrent_kafka.policies import DeadLetter
+from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
+from faststream_concurrent_kafka.settings import Settings
+
+
+logger = logging.getLogger("faststream_concurrent_kafka")
+
+
+def attachment_of(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler) -> SubscriberAttachment | None:
+    """Return the attachment of a subscriber to this handler, if there is one."""
+    for source in handler.attached:
+        if isinstance(source, SubscriberAttachment) and source.subscriber is subscriber:
+            return source
+    return None
+
+
+def attach(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler, middleware: type) -> SubscriberAttachment:
+    """Attach a subscriber that is not attached yet, and that nothing speaks against."""
+    settings = _settings_of(subscriber, handler, middleware)
+    if settings.enable_batch_commit and subscriber.group_id is None:
+        logger.warning(
+            "The subscriber of %s has no group_id: it is concurrent, but nothing can be committed for it: each start "
+            "begins where its auto_offset_reset says",
+            subscriber.topic_names,
+        )
+    for doubt in settings.doubts():
+        if doubt not in handler.settings.doubts():
+            logger.warning("The subscriber of %s: %s", subscriber.topic_names, doubt)
+    attachment = SubscriberAttachment(subscriber, handler, settings, _share_of(subscriber, handler, middleware))
+    attachment.attach()
+    return attachment
+
+
+def why_not(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler, middleware: type) -> str | None:
+    """Say why the records of a subscriber can't be handled concurrently.
+
+    Raises:
+        SetupError: the subscriber has workers of its own, its dead letters would come back to it, or it can't halt.
+        SettingsError: its own settings do not go with those of the handler.
+
+    """
+    max_workers = getattr(subscriber, "max_workers", 1)
+    if max_workers > 1:
+        raise SetupError(
+            f"max_workers={max_workers} of the subscriber of {subscriber.topic_names} can't be combined with "
+            "KafkaConcurrentProcessingMiddleware: remove max_workers, and set concurrency_limit in "
+            "initialize_concurrent_processing()",
+        )
+    settings = _settings_of(subscriber, handler, middleware)
+    most = handler.settings.concurrency_limit
+    if 0 < most < settings.concurrency_limit:
+        raise SettingsError(
+            f"concurrency_limit={settings.concurrency_limit} of the subscriber of {subscriber.topic_names} is above "
+            f"that of all, {most}: lower it in configured(), or raise that in initialize_concurrent_processing()",
+        )
+    then = settings.on_failure.then
+    if isinstance(then, DeadLetter) and isinstance(then.topic, str) and reads(subscriber, then.topic):
+        raise SetupError(
+            f"the dead letters of the subscriber of {subscriber.topic_names} would go to {then.topic}, which it "
+            "reads itself, and never end: give DeadLetter another topic, or narrow what the subscriber reads",
+        )
+    if then == "halt" and subscriber.group_id is None:
+        raise SetupError(
+            f'then="halt" needs a group_id, which the subscriber of {subscriber.topic_names} does not have: without '
+            "committed offsets there is nothing to hold",
+        )
+    if settings.enable_batch_commit and subscriber.ack_policy is not AckPolicy.MANUAL:
+        return (
+            f"its ack_policy is {subscriber.ack_policy.name}, which commits records that others have not finished: "
+            "set ack_policy=AckPolicy.MANUAL, and the library commits"
+        )
+    return None
+
+
+def subscribers_of(brokers: Iterable[Any]) -> list[LogicSubscriber[Any]]:
+    """Return the Kafka subscribers of the brokers that have a handler: `get_one()` and `async for` are left alone."""
+    return [
+        subscriber
+        for broker in brokers
+        for subscriber in broker.subscribers
+        if isinstance(subscriber, LogicSubscriber) and subscriber.calls
+    ]
+
+
+def has(subscriber: LogicSubscriber[Any], middleware: type) -> bool:
+    """Whether the subscriber has this middleware, from its broker or a router."""
+    return bool(_ours(subscriber, middleware))
+
+
+def _ours(subscriber: LogicSubscriber[Any], middleware: type) -> list[Any]:
+    return [each for each in middlewares_of(subscriber) if isinstance(each, type) and issubclass(each, middleware)]
+
+
+def _settings_of(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler, middleware: type) -> Settings:
+    settings = handler.settings
+    for each in _ours(subscriber, middleware):
+        # The broker's first: what is nearer to the subscriber has the last word.
+        settings = settings.overridden(each.overrides)
+    return settings
+
+
+def _share_of(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler, middleware: type) -> Share:
+    limited = [each for each in _ours(subscriber, middleware) if "concurrency_limit" in each.overrides]
+    slots = handler.slots
+    # Whoever has the same `configured()` shares its limit.
+    return slots.share(slots.pool(limited[-1], limited[-1].overrides["concurrency_limit"]) if limited else None)

@@ -1,0 +1,151 @@
+"""What happens when partitions are taken away and given: a bounded drain, a commit, a new epoch."""
+
+import functools
+import inspect
+import logging
+from collections.abc import Callable, Collection, MutableMapping
+from typing import Any
+
+from aiokafka import ConsumerRebalanceListener, TopicPartition
+from typing_extensions import override
+
+from faststream_concurrent_kafka._commit.task import KafkaCommitTask
+from faststream_concurrent_kafka._record.record import Record
+from faststream_concurrent_kafka._upstream import internals
+from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
+
+
+logger = logging.getLogger("faststream_concurrent_kafka")
+
+# What the commit gets when the drain has used up its time.
+LEAST_COMMIT_SEC = 1.0
+
+
+def listen(
+    consumer: Any,
+    wrap: Callable[[Any], ConsumerRebalanceListener],
+    begin: Callable[[], None],
+    around: Callable[[Callable[[], None]], None],
+) -> None:
+    """Have a consumer subscribe with our listener around the one that `subscribe` is given, now and at run time.
+
+    Of a manual assignment no listener is told: `begin` is called then. `around` is to subscribe.
+    """
+    subscribe, assign = consumer.subscribe, getattr(consumer, "assign", None)
+    signature = inspect.signature(subscribe)
+
+    @functools.wraps(subscribe)
+    def with_ours(*arguments: Any, **keywords: Any) -> None:
+        call = signature.bind(*arguments, **keywords)
+        listener = call.arguments.get("listener")
+        if listener is None or isinstance(listener, ConsumerRebalanceListener):
+            call.arguments["listener"] = wrap(listener)
+        around(functools.partial(subscribe, *call.args, **call.kwargs))
+
+    consumer.subscribe = with_ours
+    if assign is None:
+        # A stand-in that can only subscribe.
+        return
+
+    @functools.wraps(assign)
+    def beginning(*arguments: Any, **keywords: Any) -> None:
+        assign(*arguments, **keywords)
+        begin()
+
+    consumer.assign = beginning
+
+
+class ConcurrentRebalanceListener(ConsumerRebalanceListener):
+    """Flushes a consumer before its partitions go, and calls the user's own listener.
+
+    aiokafka rebalances eagerly: every rebalance revokes all partitions, and the group waits meanwhile.
+    """
+
+    def __init__(  # noqa: PLR0913 - what it lies between
+        self,
+        handler: KafkaConcurrentHandler,
+        consumer: Any,
+        belongs: Callable[[Record], bool],
+        straddling: MutableMapping[KafkaCommitTask, Record],
+        *,
+        users: Any = None,
+        begin: Callable[[], None] | None = None,
+        note_eviction: Callable[[], None] | None = None,
+    ) -> None:
+        self._handler = handler
+        self._consumer = consumer
+        self._belongs = belongs
+        self._straddling = straddling
+        self._users = users
+        self._begin = begin
+        self._note_eviction = note_eviction
+
+    @override
+    async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
+        """Wait for running handlers, commit, end the epoch; then the user's listener, which may tear things down."""
+        if revoked and self._note_eviction is not None and not internals.is_member(self._consumer):
+            self._note_eviction()
+        try:
+            # At the first join there is nothing to flush, and a record may wait for that join.
+            if self._handler.is_running and revoked:
+                await self._flush(self._consumer)
+        finally:
+            await self._call_users("on_partitions_revoked", revoked)
+
+    async def _flush(self, consumer: Any) -> None:
+        handler, committer = self._handler, self._handler.committer
+        timeout_sec = handler.settings.rebalance_flush_timeout_sec
+        # Commits stop before anything else, and start again when partitions are assigned: none may be in flight, or
+        # be retried inside aiokafka, when the group has a new generation.
+        await committer.hold(consumer)
+        try:
+            deadline = handler.now() + timeout_sec
+            if not await handler.records.drain(self._belongs, timeout_sec=timeout_sec):
+                running = handler.records.matching(self._belongs)
+                logger.warning(
+                    "Rebalance: %d records are still being handled after %g s, and may be run by others too, first %r",
+                    len(running),
+                    timeout_sec,
+                    min(running, key=repr),
+                )
+            await committer.flush(consumer, timeout_sec=max(deadline - handler.now(), LEAST_COMMIT_SEC))
+        finally:
+            committer.end_epoch(consumer)
+            for record in handler.records.matching(self._belongs):
+                # Whoever gets the partition tries it again; also what was delivered during the commit.
+                record.is_last_pass, record.begin_by = True, None
+        # They have not begun, so whoever gets the partition begins them.
+        await handler.records.cancel(lambda record: self._belongs(record) and not record.is_running)
+        # What goes on is not started again if it comes back to this consumer.
+        self._straddling.update(
+            (commit, record) for record in handler.records.matching(self._belongs) for commit in record.commits
+        )
+
+    @override
+    async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        """Begin the epoch before anything is delivered, let commits start again, then call the user's listener."""
+        if self._handler.is_running:
+            try:
+                if self._begin is not None:
+                    self._begin()
+            except Exception:
+                logger.exception("Where the assigned partitions begin is not known before they are delivered")
+            finally:
+                self._handler.committer.release(self._consumer)
+            if self._handler.settings.cancel_lost_handlers:
+                self._handler.start_helper(self._cancel_lost(frozenset(assigned)))
+        await self._call_users("on_partitions_assigned", assigned)
+
+    async def _cancel_lost(self, assigned: Collection[TopicPartition]) -> None:
+        def is_lost(record: Record) -> bool:
+            places = {TopicPartition(*commit.topic_partition) for commit in record.commits}
+            return self._belongs(record) and record.is_of_the_past and places.isdisjoint(assigned)
+
+        for record in await self._handler.records.cancel(is_lost):
+            logger.warning("Cancelled, because its partition went to another member: %r", record)
+
+    async def _call_users(self, callback: str, partitions: Collection[TopicPartition]) -> None:
+        if self._users is not None:
+            result = getattr(self._users, callback)(partitions)
+            if inspect.isawaitable(result):
+                await result

@@ -1,0 +1,103 @@
+"""One stop that all its callers share; those that a record itself waits for are let go before that record must end."""
+
+import asyncio
+import weakref
+from collections.abc import Callable, Collection, Coroutine, Iterable
+from typing import Any
+
+from faststream_concurrent_kafka._record.record import Record, current_record
+from faststream_concurrent_kafka._runtime.background import Background
+from faststream_concurrent_kafka._upstream import internals
+
+
+class SharedStop:
+    """A stop in a task of its own: it goes on when a caller is cancelled.
+
+    A handler may await a stop of its own subscriber, which waits for that handler. What tells such a call from others
+    is who awaits it; a context variable is inherited by tasks that nobody awaits, and those have to wait.
+    """
+
+    def __init__(
+        self, work: Callable[["SharedStop"], Coroutine[Any, Any, None]], name: str, background: Background
+    ) -> None:
+        """Begin it, in a context that has nothing to do with the record it may be called from."""
+        # Each with what lets it go; None = it waits to the end.
+        self._callers: dict[asyncio.Task[Any], asyncio.Future[None] | None] = {}
+        # What is called from a thread is awaited there, by the record that has the thread.
+        self._called_by: weakref.WeakKeyDictionary[asyncio.Task[Any], Record] = weakref.WeakKeyDictionary()
+        self._let_go: weakref.WeakSet[Record] = weakref.WeakSet()
+        self.task = background.create_task(work(self), name=name)
+
+    async def join(self, *, to_the_end: bool = False) -> bool:
+        """Wait for the end of the stop, and raise what it raises; False if the caller was let go before."""
+        caller: Any = asyncio.current_task()
+        let_go = None if to_the_end else asyncio.get_running_loop().create_future()
+        self._callers[caller] = let_go
+        if (record := current_record.get()) is not None:
+            self._called_by[caller] = record
+        try:
+            await asyncio.wait({self.task} if let_go is None else {self.task, let_go}, return_when="FIRST_COMPLETED")
+        finally:
+            self._callers.pop(caller, None)
+        if not self.task.done():
+            return False
+        self.task.result()
+        return True
+
+    @property
+    def callers(self) -> Iterable[asyncio.Task[Any]]:
+        """Those who wait for it."""
+        return self._callers
+
+    def held_up_by(self, records: Collection[Record]) -> set[Record]:
+        """Return those of the records in flight that can't end before this stop lets their calls go."""
+        return self._waiting(self._callers, records) if self._callers else set()
+
+    def let_go(self, records: Collection[Record]) -> bool:
+        """Have the callers that records wait for go on; whether there were any."""
+        inside = {
+            caller: self._waiting([caller], records) for caller, let_go in self._callers.items() if let_go is not None
+        }
+        for caller, waiting in inside.items():
+            let_go = self._callers[caller]
+            if waiting and let_go is not None:
+                del self._callers[caller]
+                if not let_go.done():
+                    let_go.set_result(None)
+                self._let_go.update(waiting)
+        return any(inside.values())
+
+    def has_let_go(self, record: Record) -> bool:
+        """Whether a record has waited for this stop: what it needs to go on with may be closed by now."""
+        return record in self._let_go
+
+    def _waiting(self, callers: Iterable[asyncio.Task[Any]], records: Collection[Record]) -> set[Record]:
+        """Return the records whose passes wait for one of these calls, through whatever lies between."""
+        found = _awaiting(callers, records)
+        for caller in callers:
+            record = self._called_by.get(caller)
+            runner = None if record is None or record not in records else record.runner
+            if record is not None and runner is not None and internals.is_in_thread(runner):
+                found.add(record)
+        return found
+
+
+def _awaiting(callers: Iterable[asyncio.Task[Any]], records: Iterable[Record]) -> set[Record]:
+    """Return the records whose passes await one of these tasks."""
+    running_in = {record.runner: record for record in records if record.runner is not None}
+    found: set[Record] = set()
+    seen: set[asyncio.Future[Any]] = set()
+    awaited: list[asyncio.Future[Any]] = list(callers)
+    while awaited:
+        future = awaited.pop()
+        if future in seen:
+            continue
+        seen.add(future)
+        awaited += internals.awaiting(future)
+        record = running_in.get(future) if isinstance(future, asyncio.Task) else None
+        if record is not None:
+            found.add(record)
+            if record.source is not None and (stop := record.source.stopping) is not None:
+                # Which waits for that record, and so do those who wait for it.
+                awaited += stop.callers
+    return found

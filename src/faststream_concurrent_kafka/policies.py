@@ -1,0 +1,204 @@
+"""What becomes of a record whose handling fails: how often and when it is tried again, and what comes then.
+
+Pure: no clock, no randomness, no logging. An attempt is one whole FastStream pass over the record; they count from 1.
+"""
+
+import contextvars
+import dataclasses
+import functools
+import inspect
+import re
+from collections.abc import Callable
+from json import JSONDecodeError
+from typing import Any, Literal
+
+import pydantic
+from fast_depends.exceptions import ValidationError
+from faststream.exceptions import SubscriberNotFound
+
+from faststream_concurrent_kafka._checks import check_flag, check_integer, check_seconds
+from faststream_concurrent_kafka.errors import SettingsError
+
+
+# The same bytes will not parse, decode, validate or find a handler the next time either.
+_MALFORMED = (ValidationError, pydantic.ValidationError, JSONDecodeError, SubscriberNotFound, UnicodeDecodeError)
+_TOPIC_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+_OF_RETRIES = ("first_backoff_sec", "max_backoff_sec", "retry_on", "never_retry")
+# 2.0 ** 64 seconds is longer than any cap.
+_MOST_DOUBLINGS = 64
+
+
+# Whether the failure that `retry_on` is asked about is one of reading the record.
+_is_unreadable: contextvars.ContextVar[bool] = contextvars.ContextVar("is_unreadable", default=False)
+
+
+def is_retriable(error: BaseException, attempt: int) -> bool:  # noqa: ARG001 - what `retry_on` is called with
+    """Tell the failures that another attempt may mend from records that are malformed. The default of `retry_on`.
+
+    A record is malformed when FastStream can't read it: when its parser, its decoder or a filter raises anything, so
+    that the handler was never called. And when an exception is pydantic's or FastDepends' ValidationError,
+    JSONDecodeError, UnicodeDecodeError or SubscriberNotFound: also where the handler itself has raised it, say over
+    somebody else's answer. Failures of middlewares and dependencies are like those of the handler.
+
+    To be called by a `retry_on` of your own: elsewhere it goes by the type alone.
+    """
+    return not _is_unreadable.get() and not isinstance(error, _MALFORMED)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """Publish the record as it came to another topic; its offset is done once every in-sync replica has it (acks=all).
+
+    Until then the publish is tried again, for ever: the offset of the record is not committed, and health is red.
+    """
+
+    topic: str | Callable[[Any], str]
+    """Its name, or a callable that gets the `aiokafka.ConsumerRecord` and returns it; not what the subscriber reads."""
+
+    keep_timestamp: bool = False
+    """Whether the record keeps its time stamp, where the broker takes it. Else it has that of its publishing: Kafka
+    deletes what is older than the topic's retention by that. The original one is in a header."""
+
+    def __post_init__(self) -> None:
+        check_flag("keep_timestamp", self.keep_timestamp)
+        if is_async(self.topic):
+            raise SettingsError(f"topic must be a name or an ordinary function, not an async one: {self.topic!r}")
+        if not callable(self.topic):
+            check_topic_name(self.topic)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FailurePolicy:
+    """What becomes of a record whose handling fails: it is retried, and then given up, moved or waited for.
+
+    Raises:
+        SettingsError: a value is of the wrong type or out of range; the text names it and what is allowed.
+
+    """
+
+    max_attempts: int = 1
+    """How often a record is handled at most, the first time included; 0 = until it succeeds."""
+
+    first_backoff_sec: float = 0.5
+    """Longest wait before the second attempt, in seconds; doubles with each further one. The wait is drawn anew each
+    time between 0 and that (full jitter), so that records that failed together do not come back together."""
+
+    max_backoff_sec: float = 30.0
+    """Longest wait before any attempt, in seconds."""
+
+    retry_on: type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException, int], bool] = (
+        is_retriable
+    )
+    """Which failures are tried again: exception types, or a callable that gets the exception and the number of the
+    attempt that raised it. By default all but those of records that are malformed: see `is_retriable`. What is given
+    here decides about those as well: name the exceptions of a decoder that asks a schema registry."""
+
+    never_retry: type[BaseException] | tuple[type[BaseException], ...] = ()
+    """Exception types that are not tried again, whatever `retry_on` says."""
+
+    then: Literal["commit", "halt"] | DeadLetter = "commit"
+    """After the last attempt: "commit" gives the record up, as if it were done; `DeadLetter(topic)` publishes it
+    there; "halt" stops its partition at it, until a restart tries it again."""
+
+    def __post_init__(self) -> None:
+        check_integer("max_attempts", self.max_attempts, at_least=0, meaning="0 = until it succeeds")
+        check_seconds("first_backoff_sec", self.first_backoff_sec, zero_allowed=True)
+        check_seconds("max_backoff_sec", self.max_backoff_sec, zero_allowed=True)
+        if self.first_backoff_sec > self.max_backoff_sec:
+            raise SettingsError(
+                f"first_backoff_sec={self.first_backoff_sec!r} must not be more than "
+                f"max_backoff_sec={self.max_backoff_sec!r}, which no wait exceeds: lower the one or raise the other",
+            )
+        is_function = callable(self.retry_on) and not isinstance(self.retry_on, type)
+        if not _are_exception_types(self.retry_on) and (not is_function or is_async(self.retry_on)):
+            raise SettingsError(
+                "retry_on must be an exception type, a tuple of them or an ordinary function (not an async one) that "
+                f"gets the exception and the attempt, got {self.retry_on!r}",
+            )
+        if not _are_exception_types(self.never_retry):
+            raise SettingsError(f"never_retry must be an exception type or a tuple of them, got {self.never_retry!r}")
+        if self.then not in ("commit", "halt") and not isinstance(self.then, DeadLetter):
+            raise SettingsError(f'then must be "commit", "halt" or DeadLetter(topic), got {self.then!r}')
+
+    def doubts(self) -> list[str]:
+        """Say what is allowed and can hardly be meant, and what follows from it."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        unused = [name for name in _OF_RETRIES if getattr(self, name) != defaults[name]]
+        if not unused or self.retries:
+            return []
+        given = " and ".join(unused)
+        return [f"FailurePolicy has {given}, but max_attempts=1, so no failure is tried again: raise max_attempts"]
+
+    @property
+    def retries(self) -> bool:
+        """Whether there is more than one attempt."""
+        return self.max_attempts != 1
+
+    def has_attempts_left(self, attempt: int) -> bool:
+        """Whether there may be another attempt after the one of this number."""
+        return self.max_attempts == 0 or attempt < self.max_attempts
+
+    def wants_again(self, error: BaseException, attempt: int, *, is_unreadable: bool = False) -> bool:
+        """Whether a record is tried again after this failure; raises what a callable `retry_on` raises.
+
+        `is_unreadable` tells `is_retriable` that FastStream could not read the record.
+
+        Raises:
+            SettingsError: the callable has returned an awaitable.
+
+        """
+        if not self.has_attempts_left(attempt) or isinstance(error, self.never_retry):
+            return False
+        if isinstance(self.retry_on, type | tuple):
+            return isinstance(error, self.retry_on)
+        token = _is_unreadable.set(is_unreadable)
+        try:
+            return bool(ordinary("retry_on", self.retry_on(error, attempt)))
+        finally:
+            _is_unreadable.reset(token)
+
+    def backoff_sec(self, attempt: int, jitter: float) -> float:
+        """Return the wait after the attempt of this number, in seconds; `jitter` is drawn between 0 and 1."""
+        doublings = min(attempt - 1, _MOST_DOUBLINGS)
+        return jitter * min(self.max_backoff_sec, self.first_backoff_sec * 2.0**doublings)
+
+
+def check_topic_name(name: Any) -> str:
+    """Return the name of a topic; refuse what no Kafka topic can be called.
+
+    Raises:
+        SettingsError: it can't.
+
+    """
+    if not isinstance(name, str) or not _TOPIC_NAME.fullmatch(name) or name in {".", ".."}:
+        raise SettingsError(
+            f"a dead letter topic must have a name of 1 to 249 letters, digits, '.', '_' and '-', got {name!r}",
+        )
+    return name
+
+
+def is_async(function: Any) -> bool:
+    """Whether it is async: such a function, an object with such a `__call__`, or a partial of one."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    called = (function, type(function).__call__) if callable(function) else ()
+    return any(inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each) for each in called)
+
+
+def ordinary(name: str, value: Any) -> Any:
+    """Return what an ordinary function has returned; refuse what would have to be awaited.
+
+    Raises:
+        SettingsError: it would.
+
+    """
+    if not inspect.isawaitable(value):
+        return value
+    if inspect.iscoroutine(value):
+        value.close()
+    raise SettingsError(f"{name} must be an ordinary function, not one that returns an awaitable")
+
+
+def _are_exception_types(value: Any) -> bool:
+    types = value if isinstance(value, tuple) else (value,)
+    return all(isinstance(each, type) and issubclass(each, BaseException) for each in types)

@@ -1,0 +1,1 @@
+"""What tests, chaos, benchmarks and examples share: brokers to run against."""
