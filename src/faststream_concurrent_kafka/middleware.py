@@ -20,7 +20,8 @@ from faststream_concurrent_kafka._subscriber import discovery
 from faststream_concurrent_kafka._subscriber.attachment import SubscriberAttachment
 from faststream_concurrent_kafka._subscriber.first_record import InlineCall
 from faststream_concurrent_kafka._subscriber.topic_group import for_group, make_readable
-from faststream_concurrent_kafka._upstream.internals import around_innermost, context_of, is_real, narrow_batch
+from faststream_concurrent_kafka._upstream.messages import around_innermost, narrow_batch
+from faststream_concurrent_kafka._upstream.subscribers import context_of, is_real
 from faststream_concurrent_kafka.errors import SettingsError, SetupError
 from faststream_concurrent_kafka.policies import FailurePolicy
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler

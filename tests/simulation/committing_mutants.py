@@ -16,7 +16,7 @@ from faststream_concurrent_kafka._record.record import Record
 from faststream_concurrent_kafka._subscriber.attachment import SubscriberAttachment
 from faststream_concurrent_kafka._subscriber.positions import Positions
 from faststream_concurrent_kafka._subscriber.shared_stop import SharedStop
-from faststream_concurrent_kafka._upstream import internals
+from faststream_concurrent_kafka._upstream import hooks
 from faststream_concurrent_kafka.batch_committer import KafkaBatchCommitter
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
 from tests.simulation.mutant import mutant
@@ -193,7 +193,7 @@ def nothing_wakes_the_committer_in_time(patch: pytest.MonkeyPatch) -> None:
 
 @mutant("commits go forward", first=21250, within=20)
 def commits_are_sent_by_who_is_no_member(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(internals, "guard_commits", lambda _consumer: None)
+    patch.setattr(hooks, "guard_commits", lambda _consumer: None)
 
 
 class _NoLock(asyncio.Semaphore):

@@ -9,7 +9,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from faststream_concurrent_kafka._upstream import internals
+from faststream_concurrent_kafka._upstream import subscribers
 from tests.simulation.world import World
 
 
@@ -29,7 +29,7 @@ class _LogHandler(logging.Handler):
 @contextmanager
 def environment(world: World) -> Generator[None]:
     """Have what all processes share be the world's for a while."""
-    parts: Any = internals
+    parts: Any = subscribers
     make_producer, random_state, propagates = parts.make_producer, random.getstate(), _library.propagate
     log_handler = _LogHandler(world)
     _library.addHandler(log_handler)

@@ -81,7 +81,7 @@ class World:
             self._now_running.logs(record)
 
     def make_producer(self, _subscriber: Any) -> SimulatedProducer:
-        """Stand in for `internals.make_producer`."""
+        """Stand in for `subscribers.make_producer`."""
         return SimulatedProducer(self._kafka, self._running.oracle)
 
     # -- the play --------------------------------------------------------------------------------------------------

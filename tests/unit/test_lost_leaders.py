@@ -6,7 +6,7 @@ from aiokafka import AIOKafkaConsumer
 from faststream.kafka import KafkaBroker
 
 from faststream_concurrent_kafka._subscriber.health import SubscriberHealth
-from faststream_concurrent_kafka._upstream import internals
+from faststream_concurrent_kafka._upstream import consumers
 
 
 async def test_who_leads_is_asked_soon_and_then_less_and_less_often(monkeypatch):
@@ -18,9 +18,9 @@ async def test_who_leads_is_asked_soon_and_then_less_and_less_often(monkeypatch)
 
     def asked(seconds, *, lacks):
         times: list[int] = []
-        monkeypatch.setattr(internals, "lacks_position", lambda _: lacks)
+        monkeypatch.setattr(consumers, "lacks_position", lambda _: lacks)
         for second in seconds:
-            monkeypatch.setattr(internals, "ask_for_topics", lambda _, now=second: times.append(now))
+            monkeypatch.setattr(consumers, "ask_for_topics", lambda _, now=second: times.append(now))
             health.look(second, is_busy=False, blocked={})
         return times
 

@@ -13,6 +13,7 @@ from typing_extensions import override
 from faststream_concurrent_kafka import KafkaBatchCommitter, KafkaCommitTask
 from faststream_concurrent_kafka._partition.offset_map import OffsetMap
 from faststream_concurrent_kafka._subscriber.positions import Positions
+from faststream_concurrent_kafka._upstream import hooks
 from faststream_concurrent_kafka._upstream.pauses import Pauses, Reason
 from faststream_concurrent_kafka.testing import FakeKafka, FakeKafkaConsumer, run_virtual
 
@@ -30,7 +31,7 @@ class Member(ConsumerRebalanceListener):
         self.committer.spawn()
         self.offsets = self.committer.watch(self.consumer)
         self.offsets.rejoins = True
-        self.offsets.heed_seeks()
+        hooks.watch_seeks(self.consumer, self.offsets.sought_by_user)
         self.pauses = Pauses(self.consumer)
         request = functools.partial(self.committer.request, self.consumer)
         self.positions = Positions("it", self.consumer, self.offsets, self.pauses, request)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from faststream_concurrent_kafka._runtime.lasting import Lasting
 from faststream_concurrent_kafka._subscriber.stalls import StallWatch
-from faststream_concurrent_kafka._upstream.internals import FetchState
+from faststream_concurrent_kafka._upstream.consumers import FetchState
 
 
 LIMIT_SEC = 60.0

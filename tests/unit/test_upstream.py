@@ -26,23 +26,19 @@ from faststream.kafka.subscriber.usecase import BatchSubscriber, DefaultSubscrib
 from faststream.middlewares import AckPolicy
 from typing_extensions import override
 
-from faststream_concurrent_kafka._upstream.internals import (
+from faststream_concurrent_kafka._upstream.consumers import (
     FetchState,
-    awaiting,
     committed_offsets,
     count_as_polled,
     dead_tasks,
     exists,
     fetch_states,
-    in_hand,
-    is_unreadable,
     lacks_position,
-    logs_failures,
-    make_producer,
-    narrow_batch,
     rebalance_timeout_sec,
-    replace_loop,
 )
+from faststream_concurrent_kafka._upstream.messages import is_unreadable, narrow_batch
+from faststream_concurrent_kafka._upstream.subscribers import in_hand, logs_failures, make_producer, replace_loop
+from faststream_concurrent_kafka._upstream.tasks import awaiting
 
 
 def names_in(function):

@@ -2,9 +2,8 @@
 
 import asyncio
 import enum
-import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from aiokafka import TopicPartition
 from aiokafka.errors import (
@@ -23,13 +22,11 @@ from faststream_concurrent_kafka._commit.task import Consumer, KafkaCommitTask
 from faststream_concurrent_kafka._partition.ledger import PartitionLedger
 from faststream_concurrent_kafka._partition.offset_map import MAX_BYTES, MOST_SAMPLES, OffsetMap, rebased
 from faststream_concurrent_kafka._partition.redelivery import Adoptable, Earlier
-from faststream_concurrent_kafka._upstream import internals
+from faststream_concurrent_kafka._upstream import hooks
 
 
 FIRST_BACKOFF_SEC = 0.1
 LONGEST_BACKOFF_SEC = 5.0
-# Seeks of which aiokafka finds the offset later.
-_FINDS = frozenset({"seek_to_beginning", "seek_to_end"})
 # In less than this nothing can be told.
 _LEAST_METADATA = 32
 # To make a map takes about so long, and all of them no more than this share of the time.
@@ -136,7 +133,7 @@ class ConsumerOffsets:
         self.told: dict[tuple[str, int], Told] = {}
         self.on_ack: Callable[[tuple[str, int], PartitionLedger[KafkaCommitTask]], None] | None = None
         # What is still ours between a `subscribe` at run time and the rebalance that it asks for.
-        self.outgoing: internals.Outgoing | None = None
+        self.outgoing: hooks.Outgoing | None = None
         # Whether a rebalance listener will `release` commits again: not so with manually assigned partitions.
         self.rejoins = False
         self.held = False
@@ -327,19 +324,11 @@ class ConsumerOffsets:
         self.restored.pop(key, None)
         self.told.pop(key, None)
 
-    def heed_seeks(self) -> None:
-        """Have the consumer's seeks forget what was handled: whoever moves the position wants the records."""
-        for name in ("seek", "seek_to_beginning", "seek_to_end", "seek_to_committed"):
-            if (seek := getattr(self.consumer, name, None)) is not None:
-                setattr(self.consumer, name, functools.partial(self._seek, seek, name in _FINDS))
-
-    def _seek(self, seek: Callable[..., Any], finds: bool, *places: Any, **options: Any) -> Any:  # noqa: FBT001
-        for key in places or self.consumer.assignment():
-            if isinstance(key, tuple):
-                self.forget(key)
-                if finds:
-                    self.sought.add(key)
-        return seek(*places, **options)
+    def sought_by_user(self, key: TopicPartition, is_found_later: bool) -> None:  # noqa: FBT001
+        """Forget what was handled of a partition: a user who moves its position wants the records."""
+        self.forget(key)
+        if is_found_later:
+            self.sought.add(key)
 
     def renew(self) -> None:
         """Have everything committed once more, whether or not there is news."""
@@ -353,7 +342,7 @@ class ConsumerOffsets:
 
     def subscribe(self, subscribe: Callable[[], None]) -> None:
         """Subscribe; aiokafka gives the assignment up at once, but it can be committed for until the rebalance."""
-        outgoing = internals.outgoing(self.consumer)
+        outgoing = hooks.outgoing(self.consumer)
         subscribe()
         self.outgoing = outgoing or self.outgoing
 

@@ -11,7 +11,7 @@ from aiokafka.errors import InvalidCommitOffsetSizeError, KafkaError, OffsetMeta
 
 from faststream_concurrent_kafka._commit.consumer import CommitFailure, ConsumerOffsets, Sent, classify
 from faststream_concurrent_kafka._commit.task import Consumer
-from faststream_concurrent_kafka._upstream import internals
+from faststream_concurrent_kafka._upstream import consumers
 
 
 logger = logging.getLogger("faststream_concurrent_kafka")
@@ -77,7 +77,7 @@ def _is_retriable(error: BaseException) -> bool:
 
 def _without_deleted(offsets: ConsumerOffsets, frontiers: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
     """Leave out what was deleted: aiokafka would try until there is another topic of that name, and commit there."""
-    existing = {key: offset for key, offset in frontiers.items() if internals.exists(offsets.consumer, key)}
+    existing = {key: offset for key, offset in frontiers.items() if consumers.exists(offsets.consumer, key)}
     if deleted := frontiers.keys() - existing.keys():
         logger.warning("Not committed, because the partition does not exist any more: %s", describe(frontiers, deleted))
     return existing
@@ -229,7 +229,7 @@ async def _taken(
 async def _ask(
     consumer: Consumer, keys: Collection[TopicPartition]
 ) -> dict[TopicPartition, tuple[int | None, str | None]]:
-    if stored := await internals.committed_offsets(consumer, keys):
+    if stored := await consumers.committed_offsets(consumer, keys):
         return {key: (offset, metadata) for key, (offset, metadata) in stored.items()}
     return {key: (await consumer.committed(key), None) for key in keys}
 

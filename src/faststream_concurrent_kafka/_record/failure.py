@@ -10,7 +10,7 @@ from faststream.exceptions import NackMessage
 
 from faststream_concurrent_kafka._checks import is_seconds
 from faststream_concurrent_kafka._record.record import Outcome, Record
-from faststream_concurrent_kafka._upstream.internals import is_unreadable
+from faststream_concurrent_kafka._upstream.messages import is_unreadable
 from faststream_concurrent_kafka.errors import brief, escaped, text_of
 from faststream_concurrent_kafka.policies import DeadLetter, FailurePolicy
 from faststream_concurrent_kafka.settings import Settings

@@ -8,7 +8,7 @@ from anyio import CapacityLimiter
 from anyio.to_thread import current_default_thread_limiter
 
 from faststream_concurrent_kafka._record.record import current_record
-from faststream_concurrent_kafka._upstream.internals import surround_waits
+from faststream_concurrent_kafka._upstream.tasks import surround_waits
 
 
 # anyio's default for an event loop. Look-ups of parameters take no longer than before, if they have as many.

@@ -7,7 +7,7 @@ from typing import Any
 
 from faststream_concurrent_kafka._record.record import Record
 from faststream_concurrent_kafka._runtime.stack import suspended_at
-from faststream_concurrent_kafka._upstream.internals import is_in_thread
+from faststream_concurrent_kafka._upstream.tasks import is_in_thread
 from faststream_concurrent_kafka.errors import HandlerTimeoutError
 
 

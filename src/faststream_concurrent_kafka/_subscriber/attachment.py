@@ -29,12 +29,12 @@ from faststream_concurrent_kafka._record.slots import Share
 from faststream_concurrent_kafka._subscriber.first_record import InlineCall
 from faststream_concurrent_kafka._subscriber.health import SubscriberHealth
 from faststream_concurrent_kafka._subscriber.positions import Positions
-from faststream_concurrent_kafka._subscriber.rebalance import LEAST_COMMIT_SEC, ConcurrentRebalanceListener, listen
+from faststream_concurrent_kafka._subscriber.rebalance import LEAST_COMMIT_SEC, ConcurrentRebalanceListener
 from faststream_concurrent_kafka._subscriber.shared_stop import SharedStop
 from faststream_concurrent_kafka._subscriber.topic_group import for_group
 from faststream_concurrent_kafka._subscriber.window import Window
-from faststream_concurrent_kafka._upstream import internals
-from faststream_concurrent_kafka._upstream.message_consumer import MessageConsumer
+from faststream_concurrent_kafka._upstream import consumers, hooks, messages, subscribers
+from faststream_concurrent_kafka._upstream.messages import MessageConsumer
 from faststream_concurrent_kafka._upstream.pauses import Pauses, Reason
 from faststream_concurrent_kafka._upstream.polling import Polling, poll_pause_sec
 from faststream_concurrent_kafka.errors import brief
@@ -77,9 +77,9 @@ class SubscriberAttachment:
         # What was still running when its partition was revoked, until it ends.
         self._straddling: MutableMapping[KafkaCommitTask, Record] = weakref.WeakValueDictionary()
         self._dead_letters = DeadLetterPublisher(
-            lambda: internals.make_producer(subscriber),
+            lambda: subscribers.make_producer(subscriber),
             handler.background,
-            lambda topic: internals.reads(subscriber, topic),
+            lambda topic: subscribers.reads(subscriber, topic),
         )
         self.stopping: SharedStop | None = None
         # Since when it waits for its first start.
@@ -92,9 +92,6 @@ class SubscriberAttachment:
         self._poll_pause_sec: float
         # Not `consume`, which swallows the outcome, and does nothing once the subscriber is not running.
         self.process = subscriber.process_message
-        self._original_get_msg = subscriber.get_msg
-        self._original_start = subscriber.start
-        self._original_stop = subscriber.stop
         self._health = SubscriberHealth(subscriber, self.name, stall_timeout_sec=handler.settings.stall_timeout_sec)
 
     # -- attaching -----------------------------------------------------------------------------------------------
@@ -102,34 +99,29 @@ class SubscriberAttachment:
     def attach(self) -> None:
         """Put ourselves between FastStream's loop and its consumer."""
         subscriber = self.subscriber
-        for name in ("get_msg", "consume_one", "start", "stop"):
-            setattr(subscriber, name, getattr(self, name))
-        internals.tell_of_consumers(subscriber, self._adopt)
-        if internals.is_real(subscriber):
+        self._replaced = subscribers.ReplacedMethods(
+            subscriber,
+            {"get_msg": self.get_msg, "consume_one": self.consume_one, "start": self.start, "stop": self.stop},
+        )
+        self._original_get_msg = self._replaced["get_msg"]
+        subscribers.tell_of_consumers(subscriber, self._adopt)
+        if subscribers.is_real(subscriber):
             consumer = subscriber.consumer
-            internals.set_consumer_of_messages(subscriber, self._adopt(consumer))
+            subscribers.set_consumer_of_messages(subscriber, self._adopt(consumer))
             if self.commits:
                 # Its subscription was made before we came: what it calls, we call.
-                internals.wrap_listener(consumer, functools.partial(self._listener, consumer))
+                hooks.wrap_listener(consumer, functools.partial(self._listener, consumer))
         self.handler.attached.add(self)
         can_admit = subscriber.running and (self._committer.is_alive or not self.commits)
-        if can_admit and (found := internals.in_hand(subscriber)) is not None:
+        if can_admit and (found := subscribers.in_hand(subscriber)) is not None:
             self._take_over(*found)
         if self.commits and self.consumer is not None:
             self._positions.take_over()
 
     def detach(self) -> None:
         """Leave the subscriber as it was found."""
-        subscriber = self.subscriber
-        originals = {"get_msg": self._original_get_msg, "start": self._original_start, "stop": self._original_stop}
-        for name, original in originals.items():
-            if subscriber.__dict__.get(name) == getattr(self, name):
-                delattr(subscriber, name)
-                if getattr(subscriber, name) != original:
-                    setattr(subscriber, name, original)
-        if subscriber.__dict__.get("consume_one") == self.consume_one:
-            del subscriber.consume_one
-        internals.tell_of_consumers(subscriber, None)
+        self._replaced.restore()
+        subscribers.tell_of_consumers(self.subscriber, None)
 
     def _listener(self, consumer: Any, around: Any) -> ConcurrentRebalanceListener:
         return ConcurrentRebalanceListener(
@@ -151,7 +143,7 @@ class SubscriberAttachment:
         self.stopping = None
         self._has_begun = False
         self._poll_pause_sec = poll_pause_sec(consumer)
-        self.handler.loop_lag.heed_session(internals.session_timeout_sec(consumer))
+        self.handler.loop_lag.heed_session(consumers.session_timeout_sec(consumer))
         if self not in self.handler.sources:
             self.handler.sources.append(self)
         if not self.commits:
@@ -163,14 +155,19 @@ class SubscriberAttachment:
         self._left = {}
         offsets.rejoins = not self.subscriber.partitions
         if offsets.rejoins:
-            self._check_rebalance_timeout(internals.rebalance_timeout_sec(consumer))
+            self._check_rebalance_timeout(consumers.rebalance_timeout_sec(consumer))
         self._positions = Positions(
             *(self.name, consumer, offsets, self._pauses), functools.partial(self._committer.request, consumer)
         )
         offsets.on_ack = self._acknowledged
-        offsets.heed_seeks()
-        internals.guard_commits(consumer)
-        listen(consumer, functools.partial(self._listener, consumer), self._positions.watch, offsets.subscribe)
+        hooks.watch_seeks(consumer, offsets.sought_by_user)
+        hooks.guard_commits(consumer)
+        hooks.wrap_listeners(
+            consumer,
+            functools.partial(self._listener, consumer),
+            subscribe=offsets.subscribe,
+            assigned=self._positions.watch,
+        )
         return MessageConsumer(consumer)
 
     def _acknowledged(self, key: tuple[str, int], ledger: PartitionLedger[KafkaCommitTask]) -> None:
@@ -201,11 +198,11 @@ class SubscriberAttachment:
                     self.stopping = None
         finally:
             self._is_starting = False
-        await self._original_start()
+        await self._replaced["start"]()
         if self.stopping is not None:
             # It was stopped while it started: what FastStream has begun since then is not to go on.
             self.subscriber.running = False
-            await self._original_stop()
+            await self._replaced["stop"]()
 
     # -- what FastStream's loop calls ----------------------------------------------------------------------------
 
@@ -341,7 +338,7 @@ class SubscriberAttachment:
 
     def has_logged(self, error: BaseException) -> bool:
         """Whether FastStream has logged the failure of a pass; what a handler raises to say something has no trace."""
-        return isinstance(error, IgnoredException) or internals.logs_failures(self.subscriber, error)
+        return isinstance(error, IgnoredException) or subscribers.logs_failures(self.subscriber, error)
 
     def halt(self, record: Record, reason: str, error: BaseException | None = None) -> None:
         """Take nothing more from the record's partitions: what comes after it there is delivered after a restart."""
@@ -392,7 +389,7 @@ class SubscriberAttachment:
         )
         # Its way back to `get_msg`, or the end of its task, says that the pass is over.
         loop.add_done_callback(self._is_superseded)
-        self.handler.background.context.copy().run(internals.replace_loop, self.subscriber, loop)
+        self.handler.background.context.copy().run(subscribers.replace_loop, self.subscriber, loop)
 
     def _is_superseded(self, loop: asyncio.Task[Any]) -> None:
         if not loop.cancelled():
@@ -405,7 +402,7 @@ class SubscriberAttachment:
     def guard(self, message: StreamMessage[Any]) -> None:
         """Keep `ack` and `nack` of a message that was parsed before we were attached off the consumer."""
         if self.commits and self.consumer is not None:
-            message.consumer = MessageConsumer(self.consumer)  # ty: ignore[missing-attribute]
+            messages.detach_from_consumer(message, self.consumer)
 
     # -- stopping ------------------------------------------------------------------------------------------------
 
@@ -472,21 +469,19 @@ class SubscriberAttachment:
         """Let records go on that start the subscriber again: if they are delivered then, their end counts for that."""
         for record in records:
             self._straddling.update((commit, record) for commit in record.commits)
-            if record.runner in self.subscriber.tasks:
-                # Or FastStream's stop would cancel it.
-                self.subscriber.tasks.remove(record.runner)
+            subscribers.keep_from_cancelling(self.subscriber, record.runner)
 
     async def _close(self) -> None:
         # The records have ended, or have been given up: FastStream is not to wait for them once more.
-        self.subscriber.lock = contextlib.nullcontext()
+        subscribers.skip_wait_for_records(self.subscriber)
         try:
-            await self._original_stop()
+            await self._replaced["stop"]()
         finally:
             await self._dead_letters.close()
 
     def stop_application(self) -> None:
         """Ask the application to end, as FastStream does when a handler raises SystemExit."""
-        app = internals.context_of(self.subscriber).get("app")
+        app = subscribers.context_of(self.subscriber).get("app")
         if callable(leave := getattr(app, "exit", None)):
             leave()
         elif app is not None:
@@ -545,4 +540,4 @@ class SubscriberAttachment:
 
     @property
     def _is_meant_to_run(self) -> bool:
-        return self.subscriber.running and self.stopping is None and internals.is_real(self.subscriber)
+        return self.subscriber.running and self.stopping is None and subscribers.is_real(self.subscriber)

@@ -9,7 +9,7 @@ from faststream.middlewares import AckPolicy
 
 from faststream_concurrent_kafka._record.slots import Share
 from faststream_concurrent_kafka._subscriber.attachment import SubscriberAttachment
-from faststream_concurrent_kafka._upstream.internals import middlewares_of, reads
+from faststream_concurrent_kafka._upstream.subscribers import middlewares_of, reads
 from faststream_concurrent_kafka.errors import SettingsError, SetupError
 from faststream_concurrent_kafka.policies import DeadLetter
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler

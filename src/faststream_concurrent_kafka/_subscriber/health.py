@@ -11,7 +11,7 @@ from faststream.kafka.subscriber.usecase import LogicSubscriber
 
 from faststream_concurrent_kafka._runtime.lasting import Lasting
 from faststream_concurrent_kafka._subscriber.stalls import StallWatch
-from faststream_concurrent_kafka._upstream import internals
+from faststream_concurrent_kafka._upstream import consumers
 
 
 logger = logging.getLogger("faststream_concurrent_kafka")
@@ -56,7 +56,7 @@ class SubscriberHealth:
             logger.warning("%s can't fetch, and goes on trying: %r", self._name, error)
             self._fetching = _Trouble(now, now, "")
         self._fetching.last, self._fetching.what = now, repr(error)
-        internals.revive_group_membership(self._subscriber.consumer)
+        consumers.revive_group_membership(self._subscriber.consumer)
 
     def note_eviction(self, now: float) -> None:
         """Note that the consumer was thrown out of its group; it joins again by itself."""
@@ -69,15 +69,15 @@ class SubscriberHealth:
         """
         consumer = self._subscriber.consumer
         self._blocked.look(blocked, now)
-        self._stalls.look(internals.fetch_states(consumer), now, is_busy=is_busy)
-        missing = ", ".join(internals.missing_topics(consumer))
+        self._stalls.look(consumers.fetch_states(consumer), now, is_busy=is_busy)
+        missing = ", ".join(consumers.missing_topics(consumer))
         if not missing:
             self._missing = None
         elif self._missing is None or self._missing.what != missing:
             self._missing = _Trouble(now, now, missing)
         elif now - self._missing.last >= _ASK_FOR_TOPICS_SEC:
             self._missing.last = now
-            internals.ask_for_topics(consumer)
+            consumers.ask_for_topics(consumer)
         self._find_leaders(consumer, now)
 
     def _find_leaders(self, consumer: Any, now: float) -> None:
@@ -85,20 +85,20 @@ class SubscriberHealth:
 
         aiokafka asks the broker for it that it last knew as the leader, each 100 ms, whatever the answer is.
         """
-        if not internals.lacks_position(consumer):
+        if not consumers.lacks_position(consumer):
             self._lost = None
         elif self._lost is None:
             self._lost = _Trouble(now, now, "")
         elif now - self._lost.last >= min(self._lost.last - self._lost.since, _LONGEST_BETWEEN_QUESTIONS_SEC):
             self._lost.last = now
-            internals.ask_for_topics(consumer)
+            consumers.ask_for_topics(consumer)
 
     def deaths(self) -> list[str]:
         """Name what has ended of a subscriber that is meant to run, and begins again only with the process."""
         subscriber = self._subscriber
         if subscriber.calls and all(task.done() for task in list(subscriber.tasks)):
             return [f"the consume loop of {self._name} has ended"]
-        return [f"the {what} of {self._name} has died" for what in internals.dead_tasks(subscriber.consumer)]
+        return [f"the {what} of {self._name} has died" for what in consumers.dead_tasks(subscriber.consumer)]
 
     def problems(self, now: float) -> list[str]:
         """Say what is wrong with a subscriber that is meant to run; empty when all is well."""
@@ -110,9 +110,9 @@ class SubscriberHealth:
 
     def _evicted(self, now: float) -> Iterator[str]:
         consumer, evictions = self._subscriber.consumer, self._evictions
-        limit_sec = _SESSIONS_IN_A_ROW * internals.session_timeout_sec(consumer)
+        limit_sec = _SESSIONS_IN_A_ROW * consumers.session_timeout_sec(consumer)
         if len(evictions) == _EVICTIONS_IN_A_ROW and now - evictions[0] < limit_sec:
-            instance = internals.group_instance_id(consumer)
+            instance = consumers.group_instance_id(consumer)
             is_alone = "its heartbeats come too late"
             why = is_alone if instance is None else f"is there another group_instance_id={instance}?"
             within_sec = evictions[-1] - evictions[0]

@@ -13,7 +13,7 @@ from aiokafka import TopicPartition
 
 from faststream_concurrent_kafka._commit.consumer import ConsumerOffsets
 from faststream_concurrent_kafka._partition.offset_map import OffsetMap
-from faststream_concurrent_kafka._upstream import internals
+from faststream_concurrent_kafka._upstream import consumers, hooks
 from faststream_concurrent_kafka._upstream.pauses import Pauses, Reason
 
 
@@ -35,12 +35,12 @@ class Positions:
 
     def watch(self) -> None:
         """See how the positions of the present assignment are found: before the broker is asked for them."""
-        internals.watch_positions(self._consumer, self)
+        hooks.watch_positions(self._consumer, self)
 
     def take_over(self) -> None:
         """Watch a consumer that is running already: what it has delivered before is not ours, what comes now is."""
         self.watch()
-        for key, position in internals.positions(self._consumer).items():
+        for key, position in consumers.positions(self._consumer).items():
             ledger = self._offsets.ledgers.get(key)
             if ledger is None:
                 self._offsets.begin(key, position, is_committed=False)

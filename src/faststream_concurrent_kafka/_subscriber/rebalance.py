@@ -1,6 +1,5 @@
 """What happens when partitions are taken away and given: a bounded drain, a commit, a new epoch."""
 
-import functools
 import inspect
 import logging
 from collections.abc import Callable, Collection, MutableMapping
@@ -11,7 +10,7 @@ from typing_extensions import override
 
 from faststream_concurrent_kafka._commit.task import KafkaCommitTask
 from faststream_concurrent_kafka._record.record import Record
-from faststream_concurrent_kafka._upstream import internals
+from faststream_concurrent_kafka._upstream import consumers
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
 
 
@@ -19,40 +18,6 @@ logger = logging.getLogger("faststream_concurrent_kafka")
 
 # What the commit gets when the drain has used up its time.
 LEAST_COMMIT_SEC = 1.0
-
-
-def listen(
-    consumer: Any,
-    wrap: Callable[[Any], ConsumerRebalanceListener],
-    begin: Callable[[], None],
-    around: Callable[[Callable[[], None]], None],
-) -> None:
-    """Have a consumer subscribe with our listener around the one that `subscribe` is given, now and at run time.
-
-    Of a manual assignment no listener is told: `begin` is called then. `around` is to subscribe.
-    """
-    subscribe, assign = consumer.subscribe, getattr(consumer, "assign", None)
-    signature = inspect.signature(subscribe)
-
-    @functools.wraps(subscribe)
-    def with_ours(*arguments: Any, **keywords: Any) -> None:
-        call = signature.bind(*arguments, **keywords)
-        listener = call.arguments.get("listener")
-        if listener is None or isinstance(listener, ConsumerRebalanceListener):
-            call.arguments["listener"] = wrap(listener)
-        around(functools.partial(subscribe, *call.args, **call.kwargs))
-
-    consumer.subscribe = with_ours
-    if assign is None:
-        # A stand-in that can only subscribe.
-        return
-
-    @functools.wraps(assign)
-    def beginning(*arguments: Any, **keywords: Any) -> None:
-        assign(*arguments, **keywords)
-        begin()
-
-    consumer.assign = beginning
 
 
 class ConcurrentRebalanceListener(ConsumerRebalanceListener):
@@ -83,7 +48,7 @@ class ConcurrentRebalanceListener(ConsumerRebalanceListener):
     @override
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
         """Wait for running handlers, commit, end the epoch; then the user's listener, which may tear things down."""
-        if revoked and self._note_eviction is not None and not internals.is_member(self._consumer):
+        if revoked and self._note_eviction is not None and not consumers.is_member(self._consumer):
             self._note_eviction()
         try:
             # At the first join there is nothing to flush, and a record may wait for that join.

@@ -7,7 +7,7 @@ from typing import Any
 
 from faststream_concurrent_kafka._record.record import Record, current_record
 from faststream_concurrent_kafka._runtime.background import Background
-from faststream_concurrent_kafka._upstream import internals
+from faststream_concurrent_kafka._upstream import tasks
 
 
 class SharedStop:
@@ -77,7 +77,7 @@ class SharedStop:
         for caller in callers:
             record = self._called_by.get(caller)
             runner = None if record is None or record not in records else record.runner
-            if record is not None and runner is not None and internals.is_in_thread(runner):
+            if record is not None and runner is not None and tasks.is_in_thread(runner):
                 found.add(record)
         return found
 
@@ -93,7 +93,7 @@ def _awaiting(callers: Iterable[asyncio.Task[Any]], records: Iterable[Record]) -
         if future in seen:
             continue
         seen.add(future)
-        awaited += internals.awaiting(future)
+        awaited += tasks.awaiting(future)
         record = running_in.get(future) if isinstance(future, asyncio.Task) else None
         if record is not None:
             found.add(record)

@@ -8,7 +8,7 @@ not answered.
 from collections.abc import Mapping
 from typing import Generic, NamedTuple, TypeVar
 
-from faststream_concurrent_kafka._upstream.internals import FetchState
+from faststream_concurrent_kafka._upstream.consumers import FetchState
 
 
 K = TypeVar("K")

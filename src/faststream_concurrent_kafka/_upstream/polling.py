@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any, Self
 
-from faststream_concurrent_kafka._upstream import internals
+from faststream_concurrent_kafka._upstream import consumers
 
 
 _LONGEST_PAUSE_SEC = 1.0
@@ -11,7 +11,7 @@ _LONGEST_PAUSE_SEC = 1.0
 
 def poll_pause_sec(consumer: Any) -> float:
     """Return how many seconds there may be between two polls: three of them in each `max_poll_interval_ms`."""
-    return min(_LONGEST_PAUSE_SEC, internals.max_poll_interval_sec(consumer) / 3)
+    return min(_LONGEST_PAUSE_SEC, consumers.max_poll_interval_sec(consumer) / 3)
 
 
 class Polling:
@@ -35,5 +35,5 @@ class Polling:
         self._timer.cancel()
 
     def _poll(self) -> None:
-        internals.count_as_polled(self._consumer)
+        consumers.count_as_polled(self._consumer)
         self._timer = asyncio.get_running_loop().call_later(self._pause_sec, self._poll)

@@ -1,0 +1,192 @@
+"""Methods of aiokafka's consumers that are replaced, to see assignments, positions and seeks, and to guard commits."""
+
+import asyncio
+import functools
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+from aiokafka import ConsumerRebalanceListener, TopicPartition
+from aiokafka.errors import CommitFailedError
+from aiokafka.util import commit_structure_validate
+
+from faststream_concurrent_kafka._upstream.consumers import NO_GENERATION, assignment_of
+
+
+logger = logging.getLogger("faststream_concurrent_kafka")
+
+
+def wrap_listeners(
+    consumer: Any,
+    wrap: Callable[[Any], ConsumerRebalanceListener],
+    *,
+    subscribe: Callable[[Callable[[], None]], None],
+    assigned: Callable[[], None],
+) -> None:
+    """Have `wrap` put a listener around the one that `consumer.subscribe` is given, now and at run time.
+
+    `subscribe` is called in place of the consumer's own, which it gets. Of a manual assignment no listener is told:
+    `assigned` is called after each `consumer.assign`.
+    """
+    original_subscribe, original_assign = consumer.subscribe, getattr(consumer, "assign", None)
+    signature = inspect.signature(original_subscribe)
+
+    @functools.wraps(original_subscribe)
+    def subscribe_with_listener(*arguments: Any, **keywords: Any) -> None:
+        call = signature.bind(*arguments, **keywords)
+        listener = call.arguments.get("listener")
+        if listener is None or isinstance(listener, ConsumerRebalanceListener):
+            call.arguments["listener"] = wrap(listener)
+        subscribe(functools.partial(original_subscribe, *call.args, **call.kwargs))
+
+    consumer.subscribe = subscribe_with_listener
+    if original_assign is None:
+        # A stand-in that can only subscribe.
+        return
+
+    @functools.wraps(original_assign)
+    def assign(*arguments: Any, **keywords: Any) -> None:
+        original_assign(*arguments, **keywords)
+        assigned()
+
+    consumer.assign = assign
+
+
+def wrap_listener(consumer: Any, wrap: Callable[[Any], Any]) -> None:
+    """Replace the listener of a consumer whose subscription has been made; manually assigned ones have none."""
+    subscription = consumer._subscription
+    if subscription.partitions_auto_assigned():
+        subscription._listener = wrap(subscription._listener)
+
+
+# Whether aiokafka finds the position later, by a request.
+_SEEKS = {"seek": False, "seek_to_committed": False, "seek_to_beginning": True, "seek_to_end": True}
+
+
+def watch_seeks(consumer: Any, sought: Callable[[TopicPartition, bool], None]) -> None:
+    """Call `sought` with each partition that the user is about to seek in, and whether its position is found later."""
+
+    def wrap(seek: Callable[..., Any], is_found_later: bool) -> Callable[..., Any]:  # noqa: FBT001
+        @functools.wraps(seek)
+        def watched(*places: Any, **options: Any) -> Any:
+            for key in places or consumer.assignment():
+                if isinstance(key, TopicPartition):
+                    sought(key, is_found_later)
+            return seek(*places, **options)
+
+        return watched
+
+    for name, is_found_later in _SEEKS.items():
+        if (seek := getattr(consumer, name, None)) is not None:
+            setattr(consumer, name, wrap(seek, is_found_later))
+
+
+def guard_commits(consumer: Any) -> None:
+    """See to the requests that a consumer's commits send, at each of the attempts that aiokafka makes.
+
+    Of a member of a group none is sent while it is none: a broker takes such a commit from anybody as soon as the group
+    is empty, and what the others have committed meanwhile would be undone.
+
+    A cancelled `commit` leaves the request that it has sent, in a task that nobody waits for: if that fails, nobody is
+    told, where asyncio would log an exception that was never retrieved.
+    """
+    if getattr(consumer, "_coordinator", None) is not None:
+        _guard(consumer, consumer._coordinator)
+    else:
+        start = consumer.start
+
+        # aiokafka makes it when the consumer starts.
+        async def start_guarded() -> None:
+            await start()
+            _guard(consumer, consumer._coordinator)
+
+        consumer.start = start_guarded
+
+
+def _guard(consumer: Any, coordinator: Any) -> None:
+    send = coordinator._do_commit_offsets
+
+    async def send_as_member(*arguments: Any) -> None:
+        if consumer._subscription.partitions_auto_assigned() and coordinator.generation == NO_GENERATION:
+            raise CommitFailedError("the consumer is not a member of its group now")
+        await send(*arguments)
+
+    def request(*arguments: Any) -> asyncio.Future[None]:
+        sending = asyncio.ensure_future(send_as_member(*arguments))
+        sending.add_done_callback(lambda done: None if done.cancelled() else done.exception())
+        return sending
+
+    coordinator._do_commit_offsets = request
+
+
+class Outgoing(NamedTuple):
+    """What a consumer owns until the rebalance that its `subscribe` at run time has asked for."""
+
+    partitions: frozenset[TopicPartition]
+    commit: Callable[[Mapping[TopicPartition, Any]], Awaitable[None]]
+    """As `consumer.commit`, which refuses everything until there is another assignment."""
+
+
+def outgoing(consumer: Any) -> Outgoing | None:
+    """Return what a consumer owns now, and is to own until its next assignment; None if it is no member of a group."""
+    assignment, coordinator = assignment_of(consumer), getattr(consumer, "_coordinator", None)
+    if assignment is None or coordinator is None or not consumer._subscription.partitions_auto_assigned():
+        return None
+
+    async def commit(offsets: Mapping[TopicPartition, Any]) -> None:
+        await coordinator.commit_offsets(assignment, commit_structure_validate(dict(offsets)))
+
+    return Outgoing(frozenset(assignment.tps), commit)
+
+
+class PositionWatch(Protocol):
+    """Learns how aiokafka finds the position of each partition."""
+
+    def committed(self, key: TopicPartition, offset: int, metadata: str) -> None:
+        """Note the committed offset of a partition."""
+        ...
+
+    def found(self, key: TopicPartition, position: int) -> None:
+        """Note where a partition goes on: at its committed offset, or where a reset has found a place."""
+        ...
+
+    def sought(self, key: TopicPartition, position: int) -> None:
+        """Note where the user wants a partition to go on."""
+        ...
+
+
+def watch_positions(consumer: Any, watch: PositionWatch) -> None:
+    """Tell how the position of each partition is found, in the present assignment, before anything is fetched there."""
+    assignment = assignment_of(consumer)
+    for key in () if assignment is None else assignment.tps:
+        state = assignment.state_value(key)
+        if "reset_to" not in vars(state):
+            _watch_state(key, state, watch, lambda: assignment_of(consumer) is assignment)
+
+
+def _watch_state(key: TopicPartition, state: Any, watch: PositionWatch, is_current: Callable[[], bool]) -> None:
+    reset_to, seek, update_committed = state.reset_to, state.seek, state.update_committed
+
+    def tell(call: Callable[..., None], *arguments: Any) -> None:
+        if is_current():
+            try:
+                call(key, *arguments)
+            except Exception:
+                # It would end the task of aiokafka's that we are in, and with it the consumer.
+                logger.exception("What was found of %s[%d] got lost", *key)
+
+    def _update_committed(committed: Any) -> None:
+        if committed.offset >= 0:
+            tell(watch.committed, committed.offset, committed.metadata)
+        update_committed(committed)
+
+    def _reset_to(position: int) -> None:
+        reset_to(position)
+        tell(watch.found, position)
+
+    def _seek(position: int) -> None:
+        seek(position)
+        tell(watch.sought, position)
+
+    state.update_committed, state.reset_to, state.seek = _update_committed, _reset_to, _seek

@@ -1,0 +1,188 @@
+"""FastStream's subscribers: what is private of them is read here, and what is replaced on them is replaced here."""
+
+import asyncio
+import contextlib
+import functools
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from faststream.kafka.subscriber.usecase import LogicSubscriber
+
+from faststream_concurrent_kafka._runtime.stack import frames_of
+from faststream_concurrent_kafka._upstream.messages import frames_of_error
+
+
+# A pass over a record, in the task that makes it.
+_PASS = LogicSubscriber.process_message.__code__
+# Where FastStream logs how a pass has ended.
+_LOGS = ("faststream.middlewares.logging", "__aexit__")
+# One attempt to publish: long enough for a broker that is busy, short enough to say that something is wrong.
+_PUBLISH_TIMEOUT_MS = 10_000
+# What is too large is for the broker to decide: it can be changed there without a restart of this process.
+_ANY_SIZE = 2**31 - 1
+
+
+def is_real(subscriber: LogicSubscriber[Any]) -> bool:
+    """Whether the subscriber consumes from a broker; not so under TestKafkaBroker, and before it is started."""
+    return hasattr(subscriber.consumer, "getone") or bool(getattr(subscriber, "consumer_subgroup", None))
+
+
+def middlewares_of(subscriber: LogicSubscriber[Any]) -> Iterator[Any]:
+    """Yield what makes the middlewares of a subscriber, its broker's first; classes out of their partials."""
+    for entry in subscriber._broker_middlewares:
+        yield entry.func if isinstance(entry, functools.partial) else entry
+
+
+def reads(subscriber: LogicSubscriber[Any], topic: str) -> bool:
+    """Whether a subscriber reads a topic: as it was declared, or as its consumer has been told since."""
+    names = {*subscriber.topic_names_for_subscribe, *(each.topic for each in subscriber.partitions)}
+    patterns = [] if subscriber.pattern is None else [re.compile(subscriber.pattern.broker_address)]
+    if isinstance(consumer := subscriber.consumer, AIOKafkaConsumer):
+        names.update(consumer.subscription() or (), (each.topic for each in consumer.assignment()))
+        subscribed: Any = consumer._subscription.subscribed_pattern
+        patterns += [] if subscribed is None else [subscribed]
+    # As aiokafka does: from the beginning, not to the end.
+    return topic in names or any(pattern.match(topic) for pattern in patterns)
+
+
+class ReplacedMethods:
+    """Methods that were replaced on a subscriber, where FastStream's loop looks them up: it keeps `__dict__` for that.
+
+    `TestKafkaBroker` calls none of them.
+    """
+
+    def __init__(self, subscriber: LogicSubscriber[Any], methods: Mapping[str, Callable[..., Any]]) -> None:
+        """Replace them."""
+        self._subscriber = subscriber
+        self._methods = dict(methods)
+        self._originals = {name: getattr(subscriber, name) for name in methods}
+        for name, method in methods.items():
+            setattr(subscriber, name, method)
+
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        """Return the method that was replaced."""
+        return self._originals[name]
+
+    def restore(self) -> None:
+        """Put back the methods that were there, but for those that others have replaced since."""
+        subscriber = self._subscriber
+        for name, method in self._methods.items():
+            if subscriber.__dict__.get(name) == method:
+                delattr(subscriber, name)
+                if getattr(subscriber, name) != self._originals[name]:
+                    setattr(subscriber, name, self._originals[name])
+
+
+def skip_wait_for_records(subscriber: LogicSubscriber[Any]) -> None:
+    """Have FastStream's stop not wait until the passes over records have ended."""
+    subscriber.lock = contextlib.nullcontext()
+
+
+def keep_from_cancelling(subscriber: LogicSubscriber[Any], task: asyncio.Task[Any] | None) -> None:
+    """Have FastStream's stop not cancel a task, if it is one of its own loops."""
+    if task in subscriber.tasks:
+        subscriber.tasks.remove(task)
+
+
+def context_of(subscriber: LogicSubscriber[Any]) -> Any:
+    """Return FastStream's context repository."""
+    return subscriber._outer_config.context
+
+
+def logs_failures(subscriber: LogicSubscriber[Any], error: BaseException) -> bool:
+    """Whether FastStream has logged an error that came out of a pass, with its traceback."""
+    if any(place == _LOGS for _, place in frames_of_error(error)):
+        # It has tried to, and the text of the error can't be read.
+        return False
+    broker_logger = subscriber._outer_config.logger.logger.logger
+    return broker_logger is not None and not (isinstance(broker_logger, logging.Logger) and _is_off(broker_logger))
+
+
+def _is_off(broker_logger: logging.Logger) -> bool:
+    if not broker_logger.isEnabledFor(logging.ERROR):
+        return True
+    logger: logging.Logger | None = broker_logger
+    handlers: list[logging.Handler] = []
+    while logger is not None:
+        handlers += logger.handlers
+        logger = logger.parent if logger.propagate else None
+    handlers = handlers or ([logging.lastResort] if logging.lastResort is not None else [])
+    return all(isinstance(each, logging.NullHandler) or each.level > logging.ERROR for each in handlers)
+
+
+class InHand(NamedTuple):
+    """What FastStream's own loop over a subscriber's records is in the middle of."""
+
+    loop: asyncio.Task[Any]
+    raw: Any
+    message: Any
+    """None until it was parsed."""
+
+
+def in_hand(subscriber: LogicSubscriber[Any]) -> InHand | None:
+    """Return the record or batch that FastStream's own loop is making a pass over, if it is."""
+    for task in subscriber.tasks:
+        for frame in frames_of(task):
+            if frame.f_code is _PASS:
+                names = frame.f_locals
+                return InHand(task, names["msg"], names.get("message"))
+    return None
+
+
+def replace_loop(subscriber: LogicSubscriber[Any], loop: asyncio.Task[Any]) -> None:
+    """Start another of FastStream's loops in place of this one, which gets `ConsumerStoppedError` where it goes on.
+
+    FastStream forgets it: its supervisor would start it once more if a handler ended it by an exception.
+    """
+    subscriber.tasks.remove(loop)
+    subscriber.add_task(subscriber._run_consume_loop, (subscriber.consumer,))
+
+
+class _Parser:
+    """In place of a subscriber's own: it is what FastStream shows each new consumer to before that subscribes."""
+
+    def __init__(self, parser: Any, adopt: Callable[[Any], Any]) -> None:
+        self.parser = parser
+        self._adopt = adopt
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.parser, name)
+
+    def _setup(self, consumer: Any) -> None:
+        self.parser._setup(self._adopt(consumer))
+
+
+def tell_of_consumers(subscriber: LogicSubscriber[Any], adopt: Callable[[Any], Any] | None) -> None:
+    """Have `adopt` called with each new consumer before that subscribes; messages acknowledge through its result."""
+    parser: Any = subscriber.parser
+    own = parser.parser if isinstance(parser, _Parser) else parser
+    attributes: Any = subscriber
+    attributes.parser = own if adopt is None else _Parser(own, adopt)
+
+
+def set_consumer_of_messages(subscriber: LogicSubscriber[Any], consumer: Any) -> None:
+    """Have the messages of the subscriber acknowledge through `consumer`."""
+    parser: Any = subscriber.parser
+    (parser.parser if isinstance(parser, _Parser) else parser)._setup(consumer)
+
+
+def make_producer(subscriber: LogicSubscriber[Any]) -> Any:
+    """Return an `AIOKafkaProducer` for the subscriber's cluster that waits for all in-sync replicas; it is not started.
+
+    Not the broker's own: there is none with `consumer_only=True`, and its `acks` are the application's.
+    """
+    # What the consumers of the broker are made with; of that, what has to do with the consumer alone is left out.
+    options = dict(getattr(subscriber._outer_config.builder, "keywords", {}))
+    for name in ("client_rack", "group_instance_id"):
+        options.pop(name, None)
+    options["request_timeout_ms"] = min(options.get("request_timeout_ms", _PUBLISH_TIMEOUT_MS), _PUBLISH_TIMEOUT_MS)
+    return AIOKafkaProducer(
+        **options,
+        acks="all",
+        # What has come compressed might be too large otherwise.
+        compression_type="gzip",
+        max_request_size=_ANY_SIZE,
+    )
