@@ -6,6 +6,7 @@ import shlex
 import sys
 
 from benchmarks import document
+from benchmarks.cost import command as cost
 from benchmarks.report import Verdict, verdict
 from benchmarks.runner import Runner
 from benchmarks.scenarios import scenarios
@@ -19,6 +20,8 @@ _LEAST_ROUNDS_TO_JUDGE = 3
 
 def main() -> int:
     """Run what was asked for; 1 means that `--check` found a target missed."""
+    if "--cost" in sys.argv:
+        return cost.main([each for each in sys.argv[1:] if each != "--cost"])
     options = _options()
     # Producing right after creating a topic is retried, and says so.
     logging.getLogger("aiokafka.producer").setLevel(logging.ERROR)
@@ -51,6 +54,7 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks", description="Measure this library beside FastStream.")
     names = [each.name for each in scenarios(quick=False)]
+    parser.add_argument("--cost", action="store_true", help="CPU per record without a Kafka; --cost --help says more")
     parser.add_argument("--quick", action="store_true", help="few records, one round, no memory: for trying it out")
     parser.add_argument("--only", choices=names, help="one scenario")
     parser.add_argument("--rounds", type=int, help=f"how often each is measured ({_ROUNDS}, quick {_QUICK_ROUNDS})")

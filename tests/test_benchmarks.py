@@ -1,10 +1,12 @@
 """The benchmarks stay runnable: tiny runs from end to end, and what is made of their figures."""
 
 import itertools
+import re
 
 import pytest
 
 from benchmarks import document, plot
+from benchmarks.cost import command as cost
 from benchmarks.keys import KEY_COUNT, hottest, keys_of
 from benchmarks.report import Verdict, verdict
 from benchmarks.runner import Results, Runner
@@ -117,3 +119,32 @@ def test_the_picture_is_drawn_from_any_part_of_a_run(tmp_path):
     scenario = Scenario(name="in-flight", title="", columns=("in flight", "collector"), rows=rows, targets=())
     plot.draw([(scenario, Results({trial: [_measured(100), _measured(90)] for trial in trials}))], tmp_path / "p.png")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_cost_per_record_is_measured_of_every_system_and_the_ratios_come_last(capsys):
+    """Each system handles all its records without a Kafka; a handler may suspend."""
+    assert cost.main(["--rounds", "1", "--records", "200", "--handler", "yield", "--gc"]) == 0
+    *table, last = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in table] == ["sequential", "floor", "library"]
+    ratios = re.fullmatch(r"by CPU: library/floor ([\d.]+), sequential/library ([\d.]+)", last)
+    assert ratios is not None
+    assert all(0.01 < float(ratio) < 100 for ratio in ratios.groups())
+
+
+def test_the_profile_says_what_each_function_does_per_record(capsys):
+    """Each record passes the middleware once, and the counts do not depend on the speed of the machine."""
+    profiles = []
+    for _ in range(2):
+        cost.main(["--rounds", "0", "--records", "500", "--only", "library", "--profile"])
+        profiles.append(capsys.readouterr().out)
+    assert profiles[0] == profiles[1]
+    passes = r" 1\.00  faststream_concurrent_kafka: KafkaConcurrentProcessingMiddleware\.consume_scope$"
+    assert re.search(passes, profiles[0], re.MULTILINE)
+
+
+@pytest.mark.parametrize("handler", ["sleep", "sleep:soon", "yield:1", "wait"])
+def test_a_handler_that_is_not_known_is_refused(handler, capsys):
+    """It would be measured as one that does nothing."""
+    with pytest.raises(SystemExit):
+        cost.main(["--handler", handler])
+    assert "--handler" in capsys.readouterr().err

@@ -1,0 +1,68 @@
+"""One measurement of CPU per record, and its results: what the parent and its measuring processes exchange."""
+
+import dataclasses
+import json
+from typing import Literal, Self
+
+
+System = Literal["sequential", "floor", "library"]
+"""FastStream's own loop; FastStream with one bare task per record; this library."""
+Collector = Literal["default", "tuned", "off"]
+
+SYSTEMS: tuple[System, ...] = ("sequential", "floor", "library")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CostTrial:
+    """One measurement, made in a fresh process."""
+
+    system: System
+    records: int
+    concurrency_limit: int = 100
+    sleep_sec: float | None = None
+    """How long a handler sleeps; 0 = it gives up its turn once, None = it does not suspend."""
+    collector: Collector = "default"
+    is_counted: bool = False
+    """Whether instructions or bytecodes are counted, which slows everything down: it runs in virtual time."""
+    profile: bool = False
+    """Whether bytecodes are counted by function, instead of time."""
+
+    def to_json(self) -> str:
+        """Return what the measuring process needs."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read it back."""
+        return cls(**json.loads(text))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Function:
+    """What one function of Python code does per record."""
+
+    package: str
+    name: str
+    bytecodes: float
+    resumptions: float
+    """Calls, and for a coroutine its resumptions as well."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """The result of a trial."""
+
+    cpu_us: float
+    """CPU microseconds per record, from the first handler on."""
+    functions: tuple[Function, ...] = ()
+    """Only with `profile`, when `cpu_us` means nothing."""
+
+    def to_json(self) -> str:
+        """Return what the parent reads."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read it back."""
+        read = json.loads(text)
+        return cls(cpu_us=read["cpu_us"], functions=tuple(Function(**each) for each in read["functions"]))
