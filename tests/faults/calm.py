@@ -1,4 +1,4 @@
-"""What no fault may leave behind: a task, an exception that nobody has seen, a traceback of ours."""
+"""What no fault may leave behind: a task, an unretrieved exception, a traceback of the library (I31)."""
 
 import asyncio
 import gc

@@ -1,4 +1,4 @@
-"""An operator takes a right away, and gives it back."""
+"""An operator takes a right away, and gives it back (I14)."""
 
 import pytest
 

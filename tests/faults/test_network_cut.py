@@ -1,4 +1,4 @@
-"""The way to the broker is cut for longer than the session timeout, while another member has a way of its own."""
+"""A member is cut off from the broker for longer than the session timeout, while another is not (I3, I11)."""
 
 import asyncio
 from contextlib import asynccontextmanager

@@ -1,4 +1,4 @@
-"""The committed offset points at nothing any more: its records were deleted, or it was itself."""
+"""The committed offset is of no use any more: its records were deleted, or it was itself (I13)."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""The only broker is gone for 20 s while records flow: killed, or silent with its sockets open."""
+"""The only broker is gone for 20 s while records flow: killed, or silent with its sockets open (I12)."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""A topic is deleted under a running consumer, and perhaps created again."""
+"""A topic is deleted under a running consumer, and perhaps created again (I9)."""
 
 import pytest
 from faststream.kafka import TopicPartition

@@ -1,4 +1,7 @@
-"""What was running or had finished when its partition was revoked is not run again here when it comes back."""
+"""Records that ran, or had finished, when their partition was revoked are not run again here when it comes back.
+
+Invariants: I8, I9.
+"""
 
 import contextlib
 import itertools

@@ -1,4 +1,4 @@
-"""Records that fail, halt or have an order, and what is remembered of them, when their partition comes back."""
+"""Records that fail, halt or have an order, when their partition comes back (I18, I32)."""
 
 import asyncio
 import gc

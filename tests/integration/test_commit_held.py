@@ -1,4 +1,4 @@
-"""Commits that are under way when a rebalance comes: refused for the moment, or never answered."""
+"""Commits that are in flight when a rebalance begins: refused for the moment, or never answered (I3, I11)."""
 
 import asyncio
 import gc

@@ -1,4 +1,7 @@
-"""What has finished behind an unfinished record is told by the commit, and not handled again by whoever comes next."""
+"""Commit metadata names what has finished behind an unfinished record; the next owner does not handle it again.
+
+Invariants: I15.
+"""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""When offsets are committed, and that no commit passes unfinished work."""
+"""When offsets are committed, and that no commit passes unfinished work (I2, I12)."""
 
 import asyncio
 

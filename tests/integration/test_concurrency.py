@@ -1,4 +1,4 @@
-"""How many records are handled at once, and what waiting for a slot must never cost."""
+"""How many records are handled at once, and what waiting for a slot must never cost (I20)."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""Dead letters on a real broker: what is published, and that a record is held until it is."""
+"""Dead letters on a real broker: what is published, and that a record is held until it is (I26)."""
 
 import pytest
 from aiokafka import AIOKafkaProducer

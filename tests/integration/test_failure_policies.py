@@ -1,4 +1,7 @@
-"""Failure policies on a real broker: how often a record is tried, what a retry is, and what it holds meanwhile."""
+"""Failure policies on a real broker: how often a record is tried, what a retry is, and what it holds meanwhile.
+
+Invariants: I25.
+"""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""`FailurePolicy(then="halt")` on a real broker: a partition stands still at the record that fails."""
+"""`FailurePolicy(then="halt")` on a real broker: a partition stands still at the record that fails (I5)."""
 
 import asyncio
 from typing import Any

@@ -1,4 +1,4 @@
-"""`handler_timeout_sec` on a real broker."""
+"""`handler_timeout_sec` on a real broker (I27)."""
 
 import asyncio
 import threading

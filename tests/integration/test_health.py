@@ -1,4 +1,4 @@
-"""Health: when it is green, and what the report says."""
+"""Health: when it is green, and what the report says (I30)."""
 
 import asyncio
 import dataclasses

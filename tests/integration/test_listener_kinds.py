@@ -1,4 +1,4 @@
-"""Topics, patterns and partitions by hand; and that a listener of the user's is kept, whatever it does."""
+"""Topics, patterns and partitions by hand; and that the user's own listener is kept, whatever it does (I23)."""
 
 import asyncio
 import logging

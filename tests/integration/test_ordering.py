@@ -1,4 +1,4 @@
-"""Order: records that must not overlap, on a real broker."""
+"""Order: records that must not overlap, on a real broker (I19)."""
 
 import asyncio
 import random

@@ -1,4 +1,4 @@
-"""Every owned partition has a committed offset: what comes while nobody is there is not skipped, also with `latest`."""
+"""Every owned partition has a committed offset: records that arrive while no member runs are not skipped (I13)."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A second member comes and goes while handlers are in flight; and the user moves the position."""
+"""A second member comes and goes while handlers are in flight; and the user moves the position (I3, I16, I17)."""
 
 import asyncio
 from collections import Counter

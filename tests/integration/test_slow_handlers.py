@@ -1,4 +1,4 @@
-"""Handlers that take five times `max_poll_interval_ms`, before and after a rebalance, in any order."""
+"""Handlers that take five times `max_poll_interval_ms`, before and after a rebalance, in any order (I22)."""
 
 import asyncio
 from typing import Any

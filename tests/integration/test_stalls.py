@@ -1,4 +1,4 @@
-"""Nothing arrives: when that is a stall, and when there is nothing to arrive."""
+"""Nothing arrives: when that is a stall, and when there is nothing to arrive (I30)."""
 
 import asyncio
 from typing import Any

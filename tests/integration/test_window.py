@@ -1,4 +1,4 @@
-"""The window of a partition: how much may be fetched and uncommitted, and that only a full one is paused."""
+"""The window of a partition: how many records may be uncommitted, and that only a full one is paused (I24)."""
 
 import asyncio
 

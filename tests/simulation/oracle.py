@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from tests.simulation.plan import Plan, Script
+from tests.simulation.promises import numbered
 
 
 # A commit that nothing is in the way of is with the broker so long after it is due.
@@ -89,10 +90,10 @@ class Oracle:
         """Put something on the trace."""
         self.trace.append((self.now(), who, what, *more))
 
-    def violated(self, who: str, invariant: str, *more: Any) -> None:
+    def violated(self, who: str, promise: str, *more: Any) -> None:
         """Note that a promise was broken; the scheduler stops at the end of this turn."""
-        self.note(who, f"VIOLATED {invariant}", *more)
-        self.violations.append(f"{invariant}: {who} {' '.join(map(str, more))}")
+        self.note(who, f"VIOLATED {numbered(promise)}", *more)
+        self.violations.append(f"{numbered(promise)}: {who} {' '.join(map(str, more))}")
 
     def lane(self, script: Script) -> Any:
         """Return what a record is in order with; None if it is nobody."""

@@ -1,4 +1,4 @@
-"""Stopping in every order, more than once, and starting again afterwards."""
+"""Stopping in every order, more than once, and starting again afterwards (I28)."""
 
 import signal
 

@@ -1,4 +1,4 @@
-"""One deadline covers the whole stop, whatever the handlers, the caller and the broker do."""
+"""One deadline covers the whole stop, whatever the handlers, the caller and the broker do (I29)."""
 
 import asyncio
 import signal

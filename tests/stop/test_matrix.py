@@ -1,4 +1,4 @@
-"""Every way to run the library, and every way to end it: nothing is lost, nothing is redelivered."""
+"""Every way to run the library, and every way to end it: nothing is lost, nothing is redelivered (I28)."""
 
 import signal
 

@@ -1,4 +1,4 @@
-"""What comes back after a rebalance: a model of one partition against a broker's log, and single cases by name."""
+"""Redelivery after a rebalance: a model of one partition against a broker's log, and single cases by name (I8, I9)."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The committer in virtual time: when it commits, what it commits, and what each kind of failure does."""
+"""The committer in virtual time: when it commits, which offsets, and what each kind of failure does (I10, I11, I12)."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

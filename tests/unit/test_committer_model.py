@@ -1,4 +1,7 @@
-"""The committer against an oracle: random admissions, completions, failures and rebalances in virtual time."""
+"""The committer against an oracle: random admissions, completions, failures and rebalances in virtual time.
+
+Invariants: I2, I6, I10.
+"""
 
 import asyncio
 

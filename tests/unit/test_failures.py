@@ -1,4 +1,4 @@
-"""Records that fail, in virtual time: cancellation at every await, draining, rebalances."""
+"""Records that fail, in virtual time: cancellation at every await, draining, rebalances (I18, I20)."""
 
 import asyncio
 from collections import Counter

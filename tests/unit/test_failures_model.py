@@ -1,4 +1,7 @@
-"""The handler against an oracle: random records, orders, policies and ends of attempts, in virtual time."""
+"""The handler against an oracle: random records, orders, policies and ends of attempts, in virtual time.
+
+Invariants: I5, I25, I26.
+"""
 
 import asyncio
 import dataclasses

@@ -1,4 +1,4 @@
-"""The map of what has finished above a committed offset, against sets of offsets."""
+"""The map of the offsets that have finished above a committed one, against sets of offsets (I15)."""
 
 import base64
 import zlib

@@ -1,4 +1,7 @@
-"""The ledger against a brute-force oracle: never past unfinished work, never back, complete when all is done."""
+"""The ledger against a brute-force oracle: never past unfinished work, never back, complete when all is done.
+
+Invariants: I1, I2, I3, I4, I6, I7, I32.
+"""
 
 import tracemalloc
 

@@ -1,4 +1,4 @@
-"""Order and retries through stops and rebalances that come at any moment: random scripts in virtual time."""
+"""Order and retries through stops and rebalances that come at any moment: random scripts in virtual time (I19)."""
 
 import asyncio
 import dataclasses

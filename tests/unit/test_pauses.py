@@ -1,4 +1,4 @@
-"""Whose pause it is: a partition gets records again when nobody wants it paused any more."""
+"""A partition may be paused for several reasons, and is fetched again when none is left (I23)."""
 
 import itertools
 

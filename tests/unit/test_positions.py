@@ -1,4 +1,7 @@
-"""Where a partition begins: what a reset has found is committed before anything is delivered from there on."""
+"""Where a partition begins: a position that a reset has found is committed before records from there on are delivered.
+
+Invariants: I7, I13.
+"""
 
 import asyncio
 import functools

@@ -1,4 +1,4 @@
-"""The handler in virtual time: slots, outcomes, cancellation at every await, draining, the singleton."""
+"""The handler in virtual time: slots, outcomes, cancellation at every await, draining, the singleton (I29, I32)."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Partitions that the broker refuses, and those that it takes: who is sent when, in virtual time."""
+"""Partitions whose commits the broker refuses, and the others: when each of them is sent, in virtual time (I14)."""
 
 import asyncio
 import random

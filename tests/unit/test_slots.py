@@ -1,4 +1,7 @@
-"""Whose turn it is when a slot becomes free: against a brute-force account of who waited while who was served."""
+"""Which subscriber gets a slot that becomes free, against a brute-force account of who waited and who was served.
+
+Invariants: I20.
+"""
 
 import asyncio
 import dataclasses

@@ -1,4 +1,4 @@
-"""A stop and a rebalance that wait for the same last record, and commit at the same moment."""
+"""A stop and a rebalance that wait for the same last record, and commit at the same moment (I17)."""
 
 import asyncio
 

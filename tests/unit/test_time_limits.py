@@ -1,4 +1,4 @@
-"""A handler's time limit in virtual time: cancelled at it, named by it, and never mistaken for the handler's own."""
+"""A handler's time limit in virtual time: cancelled at it, named by it, never mistaken for the handler's own (I27)."""
 
 import asyncio
 import contextlib

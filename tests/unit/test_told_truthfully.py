@@ -1,4 +1,4 @@
-"""What commits tell of finished records, and what the next owner believes of it, against the log itself."""
+"""What commit metadata says of finished records, and what the next owner believes, against the log itself (I15)."""
 
 import asyncio
 import random

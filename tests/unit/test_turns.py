@@ -1,4 +1,4 @@
-"""Records that compute take turns with the rest of the loop, and awaiting them is otherwise a plain `await`."""
+"""Records that compute take turns with the rest of the loop, and awaiting them is otherwise a plain `await` (I21)."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""The window of a partition in virtual time: when it is paused, when it goes on, and when a commit is due for it."""
+"""The window of a partition in virtual time: when it is paused and resumed, and when a commit is due for it (I24)."""
 
 import asyncio
 

@@ -1,0 +1,38 @@
+"""The list of invariants and its citations agree."""
+
+import pytest
+
+from tests import invariants
+from tests.simulation.mutants import MUTANTS
+from tests.simulation.promises import PROMISES
+
+
+STATED = invariants.stated(invariants.DOCUMENT.read_text())
+
+
+def test_invariants_are_numbered_one_after_the_other():
+    """A number is given once."""
+    assert [f"I{number}" for number in range(1, len(STATED) + 1)] == STATED
+
+
+@pytest.mark.parametrize("kind", ["Kept in", "Simulation", "Mutants", "Tests"])
+def test_nothing_cites_an_invariant_that_there_is_not(kind):
+    """A reader who looks the number up finds the statement."""
+    assert invariants.citations()[kind].keys() <= set(STATED)
+
+
+@pytest.mark.parametrize("number", STATED)
+def test_each_invariant_is_cited_by_a_test(number):
+    """By its number, in the docstring of one that fails without it."""
+    assert number in invariants.citations()["Tests"]
+
+
+def test_the_document_is_up_to_date():
+    """`python -m tests.invariants` brings it up to date."""
+    text = invariants.DOCUMENT.read_text()
+    assert invariants.written(text) == text
+
+
+def test_mutants_break_promises_that_are_known():
+    """By their names, which have an invariant each."""
+    assert {promise for mutant in MUTANTS for promise in mutant.breaks} <= PROMISES.keys()
