@@ -1,8 +1,9 @@
-"""Turns of the event loop: records that compute are let go one after the other, and the loop gets a word in between."""
+"""Turns of the event loop: passes that compute run one after the other, and everything else runs in between."""
 
 import asyncio
 import contextvars
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Protocol
 
@@ -10,7 +11,7 @@ from typing import Any, Protocol
 # What passes may use of one turn, in steps that are worth counting: a hundred of them may wake in the same turn.
 BUDGET_SEC = 0.05
 _WORTH_COUNTING_SEC = 0.0002
-# A heartbeat that has become due is sent by its second turn; with these, whoever else waits comes to it as well.
+# A heartbeat that has become due is sent by its second turn; with these, other waiting tasks run as well.
 _TURNS_BETWEEN = 4
 
 
@@ -28,10 +29,10 @@ def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
 
 
 class Waiting(Protocol):
-    """Whose coroutine is put off."""
+    """What a pass belongs to."""
 
     def begin_to_wait(self) -> None:
-        """Note that it can't go on."""
+        """Note that the pass can't go on."""
         ...
 
     def go_on(self) -> None:
@@ -40,17 +41,21 @@ class Waiting(Protocol):
 
 
 class Turns:
-    """How much of the loop's turns passes have used."""
+    """How much of the loop's turns passes have used, and the passes that were put off for that."""
 
     def __init__(self) -> None:
         self.clock: Callable[[], float] = time.monotonic
-        # Whoever wants to compute now has to come again next turn.
+        self.is_closed = False
+        """Whether a pass has to wait: the turn is used up, or others wait already."""
         self.is_used_up = False
-        # Seconds of all steps that were worth counting.
         self.computed_sec = 0.0
+        """Seconds of all steps that were worth counting."""
         self._used_sec = 0.0
         self._still_closed = 0
         self._is_renewing = False
+        self._put_off: deque[asyncio.Future[None]] = deque()
+        # Those that were resumed in a turn that was used up before they ran: they come first.
+        self._put_off_again: deque[asyncio.Future[None]] = deque()
         # Not that of the record which happens to use up a turn.
         self._context = contextvars.Context()
         self._loop: asyncio.AbstractEventLoop
@@ -61,15 +66,33 @@ class Turns:
         self.clock = clock_of(loop)
 
     def spend(self, sec: float) -> None:
-        """Note that a step has taken so long."""
+        """Note that a step has taken this many seconds."""
         self.computed_sec += sec
         self._used_sec += sec
         if not self._is_renewing:
             self._is_renewing = True
             self._loop.call_soon(self._renew, context=self._context)
         if self._used_sec >= BUDGET_SEC and not self.is_used_up:
-            self.is_used_up = True
+            self.is_used_up = self.is_closed = True
             self._still_closed = _TURNS_BETWEEN
+
+    def put_off(self, *, again: bool) -> Iterator[Any]:
+        """Return what a task waits by until the turn of this pass has come."""
+        future = self._loop.create_future()
+        (self._put_off_again if again else self._put_off).append(future)
+        return iter(future)
+
+    def resume_next(self) -> None:
+        """Have the next pass that was put off run in the next turn, unless this one is used up."""
+        if self.is_used_up:
+            return
+        for queue in (self._put_off_again, self._put_off):
+            while queue:
+                future = queue.popleft()
+                if not future.done():
+                    future.set_result(None)
+                    return
+        self.is_closed = False
 
     def _renew(self) -> None:
         if self._still_closed:
@@ -78,21 +101,22 @@ class Turns:
             return
         self._is_renewing = self.is_used_up = False
         self._used_sec = 0.0
+        # If its step is short, two follow, then four: a first guess of many would only be put off again.
+        self.resume_next()
 
 
 class Paced:
-    """Awaits a coroutine as `await` does, but for the steps that it puts off while the turn is used up.
+    """Awaits a coroutine as `await` does, but puts its steps off while the turn is used up.
 
-    It is resumed one or more turns later then, in the order in which the others were put off. A cancellation is never
-    put off.
+    They are resumed in a later turn, in the order in which they were put off. A cancellation is never put off.
     """
 
-    __slots__ = ("_is_put_off", "_send", "_turns", "_waiting", "cr_await")
+    __slots__ = ("_put_off", "_send", "_turns", "_waiting", "cr_await")
 
     def __init__(self, turns: Turns, coroutine: Coroutine[Any, Any, Any], waiting: Waiting) -> None:
         self._turns = turns
         self._waiting = waiting
-        self._is_put_off = False
+        self._put_off: Iterator[Any] | None = None
         self._send = coroutine.send
         # Named as a coroutine names what it waits for: that is how the stack of a task is followed.
         self.cr_await = coroutine
@@ -106,15 +130,17 @@ class Paced:
         return self
 
     def __next__(self) -> Any:
-        """Go on to the next future that it waits for; or give the turn up, as `asyncio.sleep(0)` does."""
+        """Go on to the next future that it waits for, which is one of `Turns` while it is put off."""
         turns = self._turns
-        if turns.is_used_up:
-            if not self._is_put_off:
-                self._is_put_off = True
-                self._waiting.begin_to_wait()
-            return None
-        if self._is_put_off:
+        if self._put_off is not None:
+            if turns.is_used_up:
+                self._put_off = turns.put_off(again=True)
+                return next(self._put_off)
             self._go_on()
+        elif turns.is_closed:
+            self._waiting.begin_to_wait()
+            self._put_off = turns.put_off(again=False)
+            return next(self._put_off)
         clock = turns.clock
         began = clock()
         try:
@@ -123,20 +149,25 @@ class Paced:
             took = clock() - began
             if took >= _WORTH_COUNTING_SEC:
                 turns.spend(took)
+            if turns.is_closed:
+                turns.resume_next()
+                turns.resume_next()
 
     def throw(self, error: Any, value: Any = None, traceback: Any = None) -> Any:
         """Raise an error where the coroutine waits."""
-        if self._is_put_off:
+        if self._put_off is not None:
             self._go_on()
+            self._turns.resume_next()
         error = error if value is None else value
         return self.cr_await.throw(error if traceback is None else error.with_traceback(traceback))
 
     def close(self) -> None:
         """End the coroutine where it waits."""
-        if self._is_put_off:
+        if self._put_off is not None:
             self._go_on()
+            self._turns.resume_next()
         self.cr_await.close()
 
     def _go_on(self) -> None:
-        self._is_put_off = False
+        self._put_off = None
         self._waiting.go_on()
