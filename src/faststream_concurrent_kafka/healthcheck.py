@@ -10,6 +10,7 @@ from faststream import ContextRepo
 from faststream_concurrent_kafka._commit.task import KafkaCommitTask
 from faststream_concurrent_kafka._partition.ledger import PartitionLedger
 from faststream_concurrent_kafka._record.record import Record
+from faststream_concurrent_kafka._record.state import BACKOFF
 from faststream_concurrent_kafka._runtime.stack import suspended_at
 from faststream_concurrent_kafka.middleware import CONTEXT_KEY, STOPPED, check_context
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
@@ -172,7 +173,7 @@ def _report(
         oldest_unfinished_offset=None if oldest is None else oldest.offset,
         oldest_unfinished_age_sec=None if oldest is None else now - oldest.admitted_at,
         oldest_unfinished_attempt=None if record is None else record.attempt,
-        oldest_unfinished_is_retrying=record is not None and record.wakes_at is not None,
+        oldest_unfinished_is_retrying=record is not None and record.state is BACKOFF,
         oldest_unfinished_at=None if record is None or record.task is None else suspended_at(record.task),
         halted_at=ledger.stopped_at,
     )

@@ -15,7 +15,7 @@ from faststream.middlewares import AckPolicy
 from typing_extensions import override
 
 from faststream_concurrent_kafka._checks import check_integer
-from faststream_concurrent_kafka._record.record import Record, current_record, records_in
+from faststream_concurrent_kafka._record.record import NEVER, Record, current_record, records_in
 from faststream_concurrent_kafka._subscriber import discovery
 from faststream_concurrent_kafka._subscriber.attachment import SubscriberAttachment
 from faststream_concurrent_kafka._subscriber.first_record import InlineCall
@@ -176,8 +176,8 @@ class KafkaConcurrentProcessingMiddleware(BaseMiddleware):
         if call is None or call.raw is not self.msg:
             self._call = call = InlineCall(self.msg, asyncio.current_task())
             record = Record(self.msg, call.process, source=attachment)
-            # To whom drives it by hand, its failure is an answer: it is not tried again behind their back.
-            record.is_last_pass = True
+            # A direct caller gets the exception: no retry.
+            record.end_by(NEVER)
             call.submit(handler, record)
         await call.turn(msg)
         token = current_record.set(call.record)

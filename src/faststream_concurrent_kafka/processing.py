@@ -25,6 +25,7 @@ from faststream_concurrent_kafka._record.record import (
     outcome_of,
 )
 from faststream_concurrent_kafka._record.slots import Slots
+from faststream_concurrent_kafka._record.state import READY
 from faststream_concurrent_kafka._record.threads import Threads
 from faststream_concurrent_kafka._record.time_limit import TimeLimits
 from faststream_concurrent_kafka._runtime.background import Background
@@ -290,13 +291,14 @@ class KafkaConcurrentHandler:
     # -- records -------------------------------------------------------------------------------------------------
 
     def handle_task(self, record: Record) -> asyncio.Task[None] | None:
-        """Fire off the task that owns the record to its end; None while others have its lanes. It never raises."""
+        """Fire off the task that owns the record to its end; None while it is queued behind others. It never raises."""
         self.records.enter(record)
         return record.task
 
     def _start(self, record: Record) -> None:
         record.share = self.slots.unshared if record.source is None else record.source.share
-        record.share.claim()
+        record.share.reserve()
+        record.get_ready()
         record.task = self.background.create_task(
             self._own(record), context=None if record.source is None else record.source.context
         )
@@ -319,12 +321,12 @@ class KafkaConcurrentHandler:
                 except BaseException as raised:  # noqa: BLE001 - FastStream has logged it; here its meaning is decided
                     error = raised
                 finally:
-                    record.is_running = False
                     share.leave()
                 outcome = self._meaning_of(record, error)
                 if outcome in UP_TO_POLICY:
+                    record.fail()
                     outcome = await self._deal_with(record, outcome, error)
-                if outcome is not Outcome.AGAIN:
+                if outcome is not Outcome.AGAIN or record.state is not READY:
                     break
         except asyncio.CancelledError:
             # While it waited for its slot, its next attempt or its dead letter: it is not done.
@@ -419,7 +421,7 @@ class KafkaConcurrentHandler:
         It is no problem of health: handlers that take ten minutes are no fault, and nobody else can tell.
         """
         now = self.now()
-        self._busy.look({"slots": self.slots.given_up} if self.slots.are_spoken_for else {}, now)
+        self._busy.look({"slots": self.slots.released} if self.slots.is_full else {}, now)
         for _, _, age_sec in self._busy.for_long(now):
             if now - self._hung_at >= HUNG_AGAIN_SEC:
                 places = Counter(
@@ -427,7 +429,7 @@ class KafkaConcurrentHandler:
                 )
                 logger.warning(
                     "All %g slots are taken, and none was let go for %.0f s. Of the records, %s",
-                    self.slots.everybody.most_claims,
+                    self.slots.everybody.most_reserved,
                     age_sec,
                     ", ".join(f"{count} {place}" for place, count in places.most_common(_MOST_PLACES)),
                 )

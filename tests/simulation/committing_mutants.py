@@ -133,7 +133,7 @@ def what_has_not_begun_is_not_dropped(patch: pytest.MonkeyPatch) -> None:
     cancel = InFlight.cancel
 
     async def cancel_running(self: Any, belongs: Any) -> Any:
-        return await cancel(self, lambda record: belongs(record) and record.is_running)
+        return await cancel(self, lambda record: belongs(record) and not record.is_idle)
 
     patch.setattr(InFlight, "cancel", cancel_running)
 
@@ -141,7 +141,7 @@ def what_has_not_begun_is_not_dropped(patch: pytest.MonkeyPatch) -> None:
 # It takes a stop, or another rebalance, and a handler that outlasts the one before and fails: a seed in a thousand.
 @mutant("nothing begins in a partition that is gone", first=2000, within=50)
 def what_outlasts_a_rebalance_is_tried_again(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Record, "is_of_the_past", property(lambda _self: False))
+    patch.setattr(Record, "is_fenced", property(lambda _self: False))
 
 
 # -- commits -------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from faststream_concurrent_kafka._partition.ledger import PartitionLedger
-from faststream_concurrent_kafka._record import ordering as lanes
+from faststream_concurrent_kafka._record import ordering
 from faststream_concurrent_kafka._record.failure import Failures
 from faststream_concurrent_kafka._record.in_flight import InFlight
 from faststream_concurrent_kafka._record.record import Outcome, Record
@@ -25,20 +25,20 @@ from tests.simulation.mutant import mutant
 
 
 @mutant("order", "no overlap in a lane")
-def lanes_never_block(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(lanes.Lanes, "enter", lambda _self, _entry, _lanes: True)
-    patch.setattr(lanes.Lanes, "leave", lambda _self, _lanes: [])
+def order_never_blocks(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ordering.OrderQueues, "enter", lambda _self, _entry, _keys: True)
+    patch.setattr(ordering.OrderQueues, "leave", lambda _self, _keys: [])
 
 
 @mutant("order", "no overlap in a lane")
-def a_retry_leaves_its_lane(patch: pytest.MonkeyPatch) -> None:
+def a_retry_leaves_its_order(patch: pytest.MonkeyPatch) -> None:
     wait = Failures._wait
 
     async def leave_and_wait(self: Any, record: Any, delay_sec: float) -> None:
         handler = KafkaConcurrentHandler.running()
         if handler is not None:
-            taken, record.lanes = record.lanes, ()
-            for successor in handler.records._lanes.leave(taken):
+            taken, record.order_keys = record.order_keys, ()
+            for successor in handler.records._queues.leave(taken):
                 handler.records._start(successor)
         await wait(self, record, delay_sec)
 
@@ -46,8 +46,8 @@ def a_retry_leaves_its_lane(patch: pytest.MonkeyPatch) -> None:
 
 
 @mutant("everything is committed in the end")
-def lanes_are_never_left(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(lanes.Lanes, "leave", lambda _self, _lanes: [])
+def order_is_never_left(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ordering.OrderQueues, "leave", lambda _self, _keys: [])
 
 
 @mutant("slots")
@@ -57,8 +57,8 @@ def there_is_one_slot_more(patch: pytest.MonkeyPatch) -> None:
 
 
 @mutant("everything is committed in the end", "nothing is remembered", "no record is left by a stop")
-def claims_are_kept_after_a_retry(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Share, "give_up_claim", lambda _self: None)
+def reservations_are_kept_after_a_retry(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Share, "release", lambda _self: None)
 
 
 @mutant("window")

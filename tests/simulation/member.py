@@ -229,7 +229,7 @@ class Member:
         in_flight = sum(source.in_flight for source in handler.sources)
         return {
             "records": len(handler.records),
-            "claims": handler.slots.claims,
+            "reserved": handler.slots.reserved,
             "in flight": in_flight,
             "running": len(self.oracle.running),
         }
@@ -239,8 +239,8 @@ class Member:
         handler = self.handler
         if self.singleton is not None:
             self.oracle.violated("the singleton is reset")
-        if handler is not None and (len(handler.records) or handler.slots.claims or handler.sources):
-            self.oracle.violated("no record is left by a stop", list(handler.records), handler.slots.claims)
+        if handler is not None and (len(handler.records) or handler.slots.reserved or handler.sources):
+            self.oracle.violated("no record is left by a stop", list(handler.records), handler.slots.reserved)
 
     # -- records ---------------------------------------------------------------------------------------------------
 

@@ -67,7 +67,7 @@ def test_records_that_never_suspend_leave_nothing_behind(ordering, factory):
         for _ in range(many):
             world.deliver(process, key=b"k")
         await world.until(lambda: not len(world.handler.records))
-        assert world.source.in_flight == world.handler.slots.claims == 0
+        assert world.source.in_flight == world.handler.slots.reserved == 0
         assert sorted(set(handled)) == list(range(1, many + 1))
         if ordering != "unordered":
             assert handled == sorted(handled)
@@ -121,7 +121,7 @@ def test_failures_are_dealt_with_and_drains_and_cancellations_hold(factory, then
         assert not await world.handler.records.drain(lambda _: True, timeout_sec=2)
         assert await world.handler.records.cancel(lambda _: True) == [hanging]
         assert hanging.task.done()
-        assert world.source.in_flight == world.handler.slots.claims == len(world.handler.records) == 0
+        assert world.source.in_flight == world.handler.slots.reserved == len(world.handler.records) == 0
         assert await world.handler.records.drain(lambda _: True, timeout_sec=2)
 
     play(scenario, on_failure=FailurePolicy(then=then), ordering="key")

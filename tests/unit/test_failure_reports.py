@@ -109,7 +109,7 @@ def test_a_failure_that_can_not_be_dealt_with_halts_its_partition(problem, caplo
         (halt,) = world.source.halts
         assert halt.startswith("orders[0]@0: its failure could not be dealt with: ")
         assert type(problem).__name__ in halt
-        assert world.source.in_flight == world.handler.slots.claims == 0
+        assert world.source.in_flight == world.handler.slots.reserved == 0
         assert await world.committed() == 0
 
     play(scenario, on_failure=FailurePolicy(then=DEAD))

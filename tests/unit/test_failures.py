@@ -49,7 +49,7 @@ def test_who_waits_for_another_attempt_or_a_dead_letter_holds_no_slot_but_its_la
         await asyncio.sleep(10)
         assert begun == ["asks again", "dead", "then b'c'", "then b'd'", "then None"]
         assert (len(world.handler.records), world.handler.records.waiting, world.handler.records.retrying) == (4, 4, 1)
-        assert world.handler.slots.claims == 0
+        assert world.handler.slots.reserved == 0
         assert await world.committed() == 0
 
     policy = FailurePolicy(max_attempts=3, never_retry=PermissionError, then=DEAD)
@@ -102,7 +102,7 @@ def test_a_record_that_is_cancelled_is_left_undone_and_nobody_overtakes_it(where
         assert record.task.exception() is None
         assert len(world.source.halts) == (who == "somebody else")
         await world.until(lambda: len(world.handler.records) == 0)
-        assert world.source.in_flight == world.handler.slots.claims == 0
+        assert world.source.in_flight == world.handler.slots.reserved == 0
         assert len(begun) <= 1
         assert not world.source.dead_letters
         assert await world.committed() == 0
@@ -161,7 +161,7 @@ def test_a_failing_record_can_be_cancelled_at_every_step(who, step):
             record.task.cancel()
         await asyncio.wait({record.task})
         await world.until(lambda: len(world.handler.records) == 0, within_sec=5)
-        assert world.source.in_flight == world.handler.slots.claims == 0
+        assert world.source.in_flight == world.handler.slots.reserved == 0
         assert len(world.source.dead_letters) == ended
         assert len(world.source.halts) == (who == "somebody else" and not ended)
         assert await world.committed() == (2 if ended else 0)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from typing_extensions import override
 
 from faststream_concurrent_kafka import DeadLetter, FailurePolicy
+from faststream_concurrent_kafka._record.state import BACKOFF
 from faststream_concurrent_kafka.testing import run_virtual
 from tests.unit.world import Source, World
 
@@ -174,19 +175,19 @@ class Model:
         """Check what holds whenever nothing can go on before time does."""
         in_flight = self.world.handler.records
         records = set(in_flight)
-        sleeping = {record for record in records if record.wakes_at is not None}
+        sleeping = {record for record in records if record.state is BACKOFF}
         running = {record for record in records if (record.raw.partition, record.raw.offset) in self.running}
         publishing = {
             record for record in records if (record.raw.partition, record.raw.offset) in self.source.publishing
         }
-        assert {record for record in records if record.is_running} == running
+        assert {record for record in records if not record.is_idle} == running
         assert in_flight.retrying == len(sleeping)
         assert in_flight.waiting == len(records) - len(running)
         assert self.source.in_flight == len(records)
         blocked = {record for record in records if self.is_blocked(record, records)}
         ready = records - blocked - running - sleeping - publishing
         assert not ready or len(running) == self.limit, "a slot is free, and somebody who might have it has it not"
-        assert self.world.handler.slots.claims == len(running) + len(ready)
+        assert self.world.handler.slots.reserved == len(running) + len(ready)
 
     async def play(self):
         watching = asyncio.create_task(self.watch())
@@ -247,8 +248,8 @@ class Model:
                     assert end < begin
 
     async def check_nothing_is_left(self):
-        """No claim, no slot, no lane: one more record of each begins at once."""
-        assert self.world.handler.slots.claims == 0
+        """No reservation, no slot, no place in an order: one more record of each begins at once."""
+        assert self.world.handler.slots.reserved == 0
         assert self.source.in_flight == 0
         halted = {partition for kind, partition, *_ in self.journal if kind == "halted"}
         for partition, key in {(script.partition, script.key) for script in self.scripts}:

@@ -104,7 +104,7 @@ class Group:
         timeout_sec = self.world.handler.settings.rebalance_flush_timeout_sec
         assert self.world.handler.now() - began <= timeout_sec + 0.01
         self.check_passes_since(began, began + timeout_sec)
-        assert all(record.is_running and record.is_of_the_past for record in self.world.handler.records)
+        assert all(not record.is_idle and record.is_fenced for record in self.world.handler.records)
         await self.listener.on_partitions_assigned(self.world.consumer.assigned)
 
     def check_passes_since(self, began, deadline):
@@ -146,7 +146,7 @@ def test_order_holds_over_rebalances_that_give_the_partition_back(options, scrip
         await group.world.until(lambda: len(group.world.handler.records) == 0, within_sec=10_000)
         assert await group.world.committed() == len(scripts)
         assert group.done == set(range(len(scripts)))
-        assert group.world.handler.slots.claims == 0
+        assert group.world.handler.slots.reserved == 0
         assert group.world.source.in_flight == 0
 
     play(options, scripts, scenario)
@@ -167,7 +167,7 @@ def test_a_stop_commits_what_is_done_and_leaves_the_rest_in_order(options, scrip
         assert group.world.handler.now() - began <= timeout_sec + 0.01
         group.check_passes_since(began, began + timeout_sec)
         assert len(group.world.handler.records) == 0
-        assert group.world.handler.slots.claims == group.world.source.in_flight == len(group.running) == 0
+        assert group.world.handler.slots.reserved == group.world.source.in_flight == len(group.running) == 0
         committed = await group.world.committed()
         group.check_committed(committed)
         assert committed not in group.done, "done, and not committed"

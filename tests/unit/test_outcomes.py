@@ -53,7 +53,7 @@ def test_whatever_a_handler_raises_is_a_failure_by_policy(kind, then, most):
         await asyncio.sleep(100)
         assert record.task.exception() is None
         assert record.attempt == most
-        assert world.source.in_flight == world.handler.slots.claims == len(world.handler.records) == 0
+        assert world.source.in_flight == world.handler.slots.reserved == len(world.handler.records) == 0
         assert len(world.source.halts) == (then == "halt")
         assert len(world.source.dead_letters) == (then is DEAD)
         assert successor.attempt == (then != "halt")
@@ -125,7 +125,7 @@ def test_a_dead_letter_that_fails_with_whatever_halts_its_partition(kind):
         await asyncio.wait({record.task})
         assert record.task.exception() is None
         assert len(world.source.halts) == 1
-        assert world.handler.slots.claims == 0
+        assert world.handler.slots.reserved == 0
         assert problems()[0].startswith("orders[0]@0 has halted its partition: ")
 
     play(scenario, on_failure=FailurePolicy(then=DEAD))
@@ -165,7 +165,7 @@ def test_a_partition_that_has_stopped_is_named_whoever_has_stopped_it():
         record.task.cancel()
         await world.until(problems)
         assert problems() == ("orders[1]@0 has halted its partition: it was left undone. A restart tries it again.",)
-        assert world.handler.slots.claims == 0
+        assert world.handler.slots.reserved == 0
 
     play(scenario)
 

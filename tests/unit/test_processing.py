@@ -144,7 +144,7 @@ def test_a_record_can_be_cancelled_at_every_await(step):
         if blocker is not None:
             await world.handler.records.cancel(lambda each: each is blocker)
         assert len(world.handler.records) == 0
-        assert not world.handler.slots.are_spoken_for
+        assert not world.handler.slots.is_full
         assert await world.committed() == 0
         await asyncio.wait({world.handle(quick).task})
         assert len(world.handler.records) == 0
@@ -195,9 +195,9 @@ def test_a_handler_that_swallows_its_cancellation_is_named_and_given_up(caplog):
         while not record.task.done():
             record.task.cancel()
             await asyncio.sleep(0)
-        assert not world.handler.slots.are_spoken_for
+        assert not world.handler.slots.is_full
         world.handle(quick)
-        assert world.handler.slots.are_spoken_for
+        assert world.handler.slots.is_full
 
     play(scenario, concurrency_limit=1)
 
@@ -244,14 +244,14 @@ def test_who_waits_for_a_slot_can_be_cancelled_and_is_woken_in_time():
 
     async def scenario(world):
         record = world.handle(process)
-        assert world.handler.slots.are_spoken_for
+        assert world.handler.slots.is_full
         began = world.handler.now()
         waiting = [asyncio.create_task(world.handler.slots.wait_for_change(60)) for _ in range(3)]
         await asyncio.sleep(1)
         waiting[0].cancel()
         await asyncio.wait({record.task, *waiting})
         assert world.handler.now() - began == pytest.approx(2)
-        assert not world.handler.slots.are_spoken_for
+        assert not world.handler.slots.is_full
         await world.handler.slots.wait_for_change(5)
         assert world.handler.now() - began == pytest.approx(7)
 
@@ -293,9 +293,9 @@ def test_without_limit_and_commits_memory_is_bounded_by_the_window():
 
     async def scenario(world):
         for _ in range(5):
-            assert not world.handler.slots.are_spoken_for
+            assert not world.handler.slots.is_full
             world.handler.handle_task(Record(0, process, source=world.source))
-        assert world.handler.slots.are_spoken_for
+        assert world.handler.slots.is_full
 
     play(scenario, concurrency_limit=0, enable_batch_commit=False, max_uncommitted_tasks=5)
 

@@ -18,6 +18,7 @@ from faststream_concurrent_kafka import DeadLetter, FailurePolicy, SettingsError
 from faststream_concurrent_kafka._record.failure import NACK_DELAY_SEC, Failures
 from faststream_concurrent_kafka._record.record import Outcome, Record
 from faststream_concurrent_kafka._record.slots import Slots
+from faststream_concurrent_kafka._record.state import FAILED, READY
 from faststream_concurrent_kafka.policies import check_topic_name, is_retriable
 from faststream_concurrent_kafka.settings import Settings
 from faststream_concurrent_kafka.testing import run_virtual
@@ -314,17 +315,19 @@ async def follow(policy, script):
     record = Record("raw", source.process, source=source)
     happened = []
     record.share = slots.share()
-    record.share.claim()
+    record.share.reserve()
+    record.get_ready()
     for step in [*script, "success"]:
         record.begin()
         if step == "success":
             return [*happened, "done"]
         error = NackMessage(delay=step[1]) if isinstance(step, tuple) else ERRORS[step]()
         began = asyncio.get_running_loop().time()
+        record.fail()
         outcome = Outcome.NACKED if isinstance(error, NackMessage) else Outcome.FAILED
         outcome = await failures.deal_with(record, outcome, error)
-        assert slots.claims == 1
-        assert record.wakes_at is None
+        assert slots.reserved == 1
+        assert record.state is (READY if outcome is Outcome.AGAIN else FAILED)
         if outcome is Outcome.AGAIN:
             assert not source.halts
             assert not source.dead_letters

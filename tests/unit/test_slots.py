@@ -89,7 +89,7 @@ class Account:
             self.waiting[number] -= 1
             if not self.waiting[number]:
                 self.served.pop(number, None)
-            share.give_up_claim()
+            share.release()
             return
         self.waiting[number] -= 1
         self.begun.add(asyncio.current_task())
@@ -101,7 +101,7 @@ class Account:
         self.running[number] -= 1
         self.handled[number] += 1
         share.leave()
-        share.give_up_claim()
+        share.release()
 
     async def fetch(self, number):
         loop, share, subscriber, tasks = asyncio.get_running_loop(), self.shares[number], self.subscribers[number], []
@@ -109,7 +109,7 @@ class Account:
             while share.is_full:
                 await self.slots.wait_for_change(1)
             await asyncio.sleep(max(0, arrival - loop.time()))
-            share.claim()
+            share.reserve()
             handling = subscriber.handling[index % len(subscriber.handling)]
             tasks.append(asyncio.create_task(self.own(number, arrival, handling)))
             if index in subscriber.cancelled:
@@ -141,8 +141,8 @@ class Account:
             watcher.cancel()
             await asyncio.wait({watcher})
             assert watcher.cancelled(), watcher.exception()
-        assert self.slots.claims == 0
-        assert all(share.claims == share.running == 0 for share in self.shares)
+        assert self.slots.reserved == 0
+        assert all(share.reserved == share.running == 0 for share in self.shares)
         if self.slots.semaphore is not None:
             for _ in range(self.limit):
                 assert not self.slots.semaphore.locked()

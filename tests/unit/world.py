@@ -7,7 +7,7 @@ from collections import defaultdict
 from aiokafka import ConsumerRecord, TopicPartition
 
 from faststream_concurrent_kafka import KafkaCommitTask, KafkaConcurrentHandler
-from faststream_concurrent_kafka._record.ordering import lanes_of
+from faststream_concurrent_kafka._record.ordering import order_keys_of
 from faststream_concurrent_kafka._record.record import Record
 from faststream_concurrent_kafka._record.slots import Share
 from faststream_concurrent_kafka.testing import run_virtual
@@ -120,8 +120,8 @@ class World:
         self.offsets[partition] += 1
         commit = KafkaCommitTask(self.consumer, (TOPIC, partition), raw.offset)
         self.handler.committer.send_task(commit)
-        lanes = lanes_of(self.source.settings.ordering, id(self.source), raw)
-        record = Record(raw, process, source=self.source, commits=[commit], lanes=lanes)
+        order_keys = order_keys_of(self.source.settings.ordering, id(self.source), raw)
+        record = Record(raw, process, source=self.source, commits=[commit], order_keys=order_keys)
         self.handler.handle_task(record)
         return record
 

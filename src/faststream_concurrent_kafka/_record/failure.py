@@ -25,7 +25,7 @@ _MOST_TEXT = 200
 
 
 class Failures:
-    """Carries out the failure policies. What it awaits holds no slot, and keeps the record's place in its lanes."""
+    """Carries out the failure policies. What it awaits holds no slot, and keeps the record's place in its order."""
 
     def __init__(self, settings: Settings, jitter: Callable[[], float] = random.random) -> None:
         self._settings = settings
@@ -38,8 +38,7 @@ class Failures:
         delay_sec = self._delay_sec(policy, record, outcome, error)
         if delay_sec is not None:
             now = asyncio.get_running_loop().time()
-            begin_by = record.begin_by if outcome is Outcome.FAILED else None
-            if record.is_last_pass and (begin_by is None or now + delay_sec >= begin_by):
+            if record.is_ending and (outcome is Outcome.NACKED or now + delay_sec >= record.retry_until):
                 return Outcome.NOT_DONE
             if outcome is Outcome.FAILED:
                 most = policy.max_attempts or "any number"
@@ -49,9 +48,9 @@ class Failures:
                 )
             await self._wait(record, delay_sec)
             return Outcome.AGAIN
-        if record.is_last_pass and record.is_of_the_past and policy.then != "commit":
-            # Whoever has the partition now gets it as well, and decides. Given up it commits nothing, and is not run
-            # again if it comes back.
+        if record.is_ending and record.is_fenced and policy.then != "commit":
+            # The new owner of its partition gets it as well, and decides. With "commit" it commits nothing, and is not
+            # run again if it comes back.
             return Outcome.NOT_DONE
         return await self._give_up(record, policy.then, error)
 
@@ -93,21 +92,19 @@ class Failures:
         return Outcome.DONE
 
     async def _wait(self, record: Record, delay_sec: float) -> None:
-        record.wakes_at = asyncio.get_running_loop().time() + delay_sec
-        try:
-            with _without_slot(record):
-                await asyncio.sleep(delay_sec)
-        finally:
-            record.wakes_at = None
+        record.back_off(asyncio.get_running_loop().time() + delay_sec)
+        with _without_slot(record):
+            await asyncio.sleep(delay_sec)
+        record.get_ready()
 
 
 @contextlib.contextmanager
 def _without_slot(record: Record) -> Generator[None]:
-    record.share.give_up_claim()
+    record.share.release()
     try:
         yield
     finally:
-        record.share.claim()
+        record.share.reserve()
 
 
 def _is_unreadable(record: Record, error: BaseException | None) -> bool:

@@ -7,8 +7,9 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator
 
 from faststream_concurrent_kafka._commit.task import KafkaCommitTask
-from faststream_concurrent_kafka._record.ordering import Lanes
+from faststream_concurrent_kafka._record.ordering import OrderQueues
 from faststream_concurrent_kafka._record.record import Outcome, Record
+from faststream_concurrent_kafka._record.state import BACKOFF, ENDED, QUEUED
 
 
 logger = logging.getLogger("faststream_concurrent_kafka")
@@ -29,7 +30,7 @@ class InFlight:
         self._complete = complete
         # In the order of their delivery, which is that of their cancellation, too.
         self._records: dict[Record, None] = {}
-        self._lanes: Lanes[Record] = Lanes()
+        self._queues: OrderQueues[Record] = OrderQueues()
         self._drains: list[asyncio.Event] = []
         self._left: deque[Record] = deque()
         self._is_handing_on = False
@@ -49,43 +50,43 @@ class InFlight:
     @property
     def waiting(self) -> int:
         """How many are not being handled: they wait for others, a slot, a thread, a turn, or for another attempt."""
-        return sum(not record.is_running or record.waits > 0 for record in self._records)
+        return sum(record.is_idle or record.waits > 0 for record in self._records)
 
     @property
     def retrying(self) -> int:
         """How many wait for another attempt."""
-        return sum(record.wakes_at is not None for record in self._records)
+        return sum(record.state is BACKOFF for record in self._records)
 
     def matching(self, belongs: Callable[[Record], bool]) -> list[Record]:
         """Return those that `belongs` accepts."""
         return [record for record in self._records if belongs(record)]
 
     def enter(self, record: Record) -> None:
-        """Take a record on; it is started at once, or when those before it in its lanes have ended."""
+        """Take a record on; it is started at once, or when those before it in its order have ended."""
         self._records[record] = None
         if record.source is not None:
             record.source.in_flight += 1
-        if not record.lanes or self._lanes.enter(record, record.lanes):
+        if not record.order_keys or self._queues.enter(record, record.order_keys):
             self._start(record)
 
     def leave(self, record: Record, outcome: Outcome) -> None:
         """Note that the task of a record has ended, and start those that waited for it."""
         self._settle(record, outcome)
-        if record.lanes:
+        if record.order_keys:
             self._left.append(record)
             self._hand_on()
 
     def _hand_on(self) -> None:
         if self._is_handing_on:
-            # A successor has started eagerly, and ended: one in each other would be as deep as the lane is long.
+            # A successor has started eagerly, and ended: one in each other would be as deep as the queue is long.
             return
         self._is_handing_on = True
         try:
             while self._left:
                 left = self._left.popleft()
-                lanes, left.lanes = left.lanes, ()
-                for successor in self._lanes.leave(lanes):
-                    if successor in self._records and not successor.is_passed_over:
+                keys, left.order_keys = left.order_keys, ()
+                for successor in self._queues.leave(keys):
+                    if successor.state is QUEUED and not successor.is_passed_over:
                         self._start(successor)
                     else:
                         self._settle(successor, Outcome.NOT_DONE)
@@ -94,15 +95,18 @@ class InFlight:
             self._is_handing_on = False
 
     def _settle(self, record: Record, outcome: Outcome) -> None:
-        """Note that a record needs no more work, or gets none. Its lanes stay taken while its task goes on."""
-        if record not in self._records:
+        """Note that a record needs no more work, or gets none. Those behind it in its order wait for its task."""
+        state = record.state
+        if state is ENDED:
             return
+        is_cancelled_by_others = outcome is not Outcome.DONE and record.is_cancelled_by_others
+        record.state = ENDED
         del self._records[record]
         source = record.source
         if source is not None:
             source.in_flight -= 1
-        if record.task is not None:
-            record.share.give_up_claim()
+        if state is not QUEUED:
+            record.share.release()
         if self._drains and not (source is not None and source.in_flight):
             for changed in self._drains:
                 changed.set()
@@ -113,7 +117,7 @@ class InFlight:
         for commit in record.commits:
             # Whatever comes after it will be delivered again with it.
             commit.ledger.stop_at(commit.offset)
-        if source is not None and record.is_cancelled_by_others:
+        if source is not None and is_cancelled_by_others:
             source.halt(record, "its task was cancelled by somebody else")
 
     async def drain(
@@ -137,9 +141,9 @@ class InFlight:
         try:
             while records := self.matching(belongs):
                 for record in records:
-                    # What outlasted a rebalance is up to whoever has its partition now.
-                    record.is_last_pass, record.begin_by = True, None if record.is_of_the_past else deadline
-                    if record.wakes_at is not None and record.wakes_at >= deadline and record.task is not None:
+                    # Fenced records are not retried here: the new owner of their partition does that.
+                    record.end_by(deadline)
+                    if record.state is BACKOFF and record.wakes_at >= deadline and record.task is not None:
                         record.task.cancel()
                 exempt = spared()
                 if all(record in exempt for record in records):
@@ -161,11 +165,11 @@ class InFlight:
         cancelled = self.matching(belongs)
         running: list[asyncio.Task[None]] = []
         for record in cancelled:
-            record.is_cancelled = True
             if record.task is None:
                 # First, or it would be started when the record before it has ended.
                 self._settle(record, Outcome.NOT_DONE)
             else:
+                record.cancel()
                 running.append(record.task)
         deadline = loop.time() + CANCELLATION_GRACE_SEC
         while running and loop.time() < deadline:
@@ -174,7 +178,7 @@ class InFlight:
             await asyncio.wait(running, timeout=CANCELLATION_GRACE_SEC / 5)
             running = [task for task in running if not task.done()]
         for record in cancelled:
-            if record.task is None:
+            if record.task is None or record.state is ENDED:
                 continue
             if record.task.done():
                 # A task that was cancelled before its first step never ran its own `finally`.

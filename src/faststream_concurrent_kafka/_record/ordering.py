@@ -1,8 +1,8 @@
 """Order: which record may start next. Pure: no asyncio, no clock, no Kafka types.
 
-Records that must not overlap share a lane, and go through it one at a time, in the order in which they entered. A
-record may need several lanes at once (a batch with several keys): it enters all of them in one step, and goes on when
-it is first in each. That can't deadlock, since any two records are in the same order in every lane they share.
+Records that must not overlap share an order key, and go through its queue one at a time, in the order in which they
+entered. A record may have several keys (a batch): it enters all of their queues in one step, and may start when it is
+first in each. That can't deadlock, since any two records are in the same order in every queue that they share.
 """
 
 from collections import deque
@@ -13,44 +13,44 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T", bound=Hashable)
 
 
-class Lanes(Generic[T]):
-    """Who is in which lane; every operation is O(1) per lane, and no lane outlives the last record in it."""
+class OrderQueues(Generic[T]):
+    """One queue per order key; every operation is O(1) per key, and no queue outlives the last entry in it."""
 
     __slots__ = ("_blocked", "_waiting")
 
     def __init__(self) -> None:
-        # Per lane, those behind the one that has it. Most lanes never have more than one record: None costs nothing.
+        # Per key, the entries behind the first. Most queues never have more than one: None costs nothing.
         self._waiting: dict[Hashable, deque[T] | None] = {}
-        # In how many lanes somebody is still behind others.
+        # In how many queues an entry is behind others.
         self._blocked: dict[T, int] = {}
 
     def __len__(self) -> int:
-        """Return how many lanes are in use."""
+        """Return how many keys are in use."""
         return len(self._waiting)
 
-    def enter(self, entry: T, lanes: Iterable[Hashable]) -> bool:
-        """Put `entry` at the end of the given lanes (each once); return whether it may go on at once."""
+    def enter(self, entry: T, keys: Iterable[Hashable]) -> bool:
+        """Put `entry` at the end of the queues of these keys (each once); return whether it may start at once."""
         blocked = 0
-        for lane in lanes:
-            if lane not in self._waiting:
-                self._waiting[lane] = None
+        for key in keys:
+            if key not in self._waiting:
+                self._waiting[key] = None
                 continue
-            queue = self._waiting[lane]
+            queue = self._waiting[key]
             if queue is None:
-                queue = self._waiting[lane] = deque()
+                queue = self._waiting[key] = deque()
             queue.append(entry)
             blocked += 1
         if blocked:
             self._blocked[entry] = blocked
         return not blocked
 
-    def leave(self, lanes: Iterable[Hashable]) -> list[T]:
-        """Take who has the given lanes out of them; return who may go on now."""
+    def leave(self, keys: Iterable[Hashable]) -> list[T]:
+        """Take the first entry out of the queues of these keys; return the entries that may start now."""
         ready = []
-        for lane in lanes:
-            queue = self._waiting[lane]
+        for key in keys:
+            queue = self._waiting[key]
             if queue is None or len(queue) == 0:
-                del self._waiting[lane]
+                del self._waiting[key]
                 continue
             entry = queue.popleft()
             blocked = self._blocked.pop(entry) - 1
@@ -61,15 +61,15 @@ class Lanes(Generic[T]):
         return ready
 
 
-def lanes_of(ordering: str, owner: Hashable, raw: Any) -> Sequence[Hashable]:
-    """Return the lanes of a raw record, or of a batch (a tuple of them), of one owner."""
+def order_keys_of(ordering: str, owner: Hashable, raw: Any) -> Sequence[Hashable]:
+    """Return the order keys of a raw record, or of a batch (a tuple of them), of one owner."""
     if ordering == "unordered":
         return ()
     records = raw if isinstance(raw, tuple) else (raw,)
-    lanes: list[Hashable]
+    keys: list[Hashable]
     if ordering == "partition":
-        lanes = [(owner, record.topic, record.partition) for record in records]
+        keys = [(owner, record.topic, record.partition) for record in records]
     else:
-        # Nothing has to be in order with a record that has no key.
-        lanes = [(owner, record.topic, record.partition, record.key) for record in records if record.key is not None]
-    return lanes if len(lanes) == 1 else list(dict.fromkeys(lanes))
+        # A record without a key has no order.
+        keys = [(owner, record.topic, record.partition, record.key) for record in records if record.key is not None]
+    return keys if len(keys) == 1 else list(dict.fromkeys(keys))

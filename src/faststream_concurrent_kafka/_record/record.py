@@ -13,12 +13,13 @@ from typing_extensions import override
 
 from faststream_concurrent_kafka._commit.task import KafkaCommitTask
 from faststream_concurrent_kafka._record.slots import Share
+from faststream_concurrent_kafka._record.state import BACKOFF, CANCELLED, ENDED, FAILED, QUEUED, READY, RUNNING
 from faststream_concurrent_kafka._runtime.stack import suspended_at
 from faststream_concurrent_kafka.settings import Settings
 
 
 class Stop(Protocol):
-    """A stop of a source that its callers share, as far as this floor has to know it."""
+    """A stop of a source that its callers share, as far as this layer has to know it."""
 
     @property
     def callers(self) -> Iterable[asyncio.Task[Any]]:
@@ -31,7 +32,7 @@ class Stop(Protocol):
 
 
 class RecordSource(Protocol):
-    """Where records come from: an attached subscriber, as far as this floor has to know it."""
+    """Where records come from: an attached subscriber, as far as this layer has to know it."""
 
     settings: Settings
     """The handler's, with what this subscriber has of its own."""
@@ -101,7 +102,7 @@ class RecordSource(Protocol):
 
 
 class TimeLimit(Protocol):
-    """The time limit of a handler that runs, as far as this floor has to know it."""
+    """The time limit of a handler that runs, as far as this layer has to know it."""
 
     task: asyncio.Task[Any]
     """The one that is cancelled at the limit."""
@@ -128,6 +129,9 @@ class Outcome(enum.Enum):
 
 UP_TO_POLICY = frozenset({Outcome.FAILED, Outcome.NACKED})
 
+# For `Record.retry_until`.
+NEVER, FOREVER = float("-inf"), float("inf")
+
 
 class Record:
     """A record (or a batch) in flight: what its task works on."""
@@ -135,20 +139,18 @@ class Record:
     __slots__ = (
         "__weakref__",
         "attempt",
-        "begin_by",
         "commits",
         "delivered",
         "driver",
-        "is_cancelled",
-        "is_last_pass",
-        "is_running",
-        "lanes",
         "limit",
         "message",
+        "order_keys",
         "process",
         "raw",
+        "retry_until",
         "share",
         "source",
+        "state",
         "task",
         "waits",
         "wakes_at",
@@ -161,7 +163,7 @@ class Record:
         *,
         source: RecordSource | None = None,
         commits: Sequence[KafkaCommitTask] = (),
-        lanes: Sequence[Hashable] = (),
+        order_keys: Sequence[Hashable] = (),
         delivered: Any = None,
     ) -> None:
         self.raw = raw
@@ -170,31 +172,57 @@ class Record:
         self.process = process
         self.source = source
         self.commits = commits
-        self.lanes = lanes
+        self.order_keys = order_keys
         self.message: StreamMessage[Any] | None = None
         self.attempt = 0
-        self.is_running = False
-        # When the next attempt begins, while it waits for that.
-        self.wakes_at: float | None = None
-        # No further pass, but after a failure one that begins before `begin_by`.
-        self.is_last_pass = False
-        self.begin_by: float | None = None
-        self.is_cancelled = False
+        self.state = QUEUED
+        # When the next attempt begins, in state BACKOFF.
+        self.wakes_at: float
+        # After a failure another attempt may begin before that. FOREVER: the failure policy alone decides.
+        self.retry_until = FOREVER
         # While its handler runs under a time limit.
         self.limit: TimeLimit | None = None
         # How many things keep its pass waiting that are none of its own: a free thread, a turn of the event loop.
         self.waits = 0
-        # None while another record has its lane; with it comes its part in the slots.
+        # None in state QUEUED; with it comes its part in the slots.
         self.task: asyncio.Task[None] | None = None
         self.share: Share
         # The task that its pass runs in, where that is not its own.
         self.driver: asyncio.Task[Any] | None = None
 
     def begin(self) -> None:
-        """Note that a pass begins."""
+        """Note that an attempt begins."""
         self.attempt += 1
-        self.is_running = True
+        self.state = RUNNING
         self.message = None
+
+    def fail(self) -> None:
+        """Note that an attempt has failed: its failure policy decides."""
+        self.state = FAILED
+
+    def back_off(self, wakes_at: float) -> None:
+        """Note when its next attempt begins."""
+        self.wakes_at = wakes_at
+        self.state = BACKOFF
+
+    def get_ready(self) -> None:
+        """Note that it waits for a slot."""
+        self.state = READY
+
+    def cancel(self) -> None:
+        """Give it up: it ends undone."""
+        if self.state is not ENDED:
+            self.state = CANCELLED
+
+    def end_by(self, deadline: float) -> None:
+        """Let no further attempt begin at the deadline or later; none at all where it could not be committed."""
+        self.retry_until = NEVER if self.is_fenced else deadline
+
+    def readmit(self, earlier: KafkaCommitTask, commit: KafkaCommitTask) -> None:
+        """Let its end count for its new delivery, in place of an earlier one that was revoked while it ran."""
+        commit.admitted_at = earlier.admitted_at
+        self.commits = [commit if each is earlier else each for each in self.commits]
+        self.retry_until = FOREVER
 
     def begin_to_wait(self) -> None:
         """Note that its pass is kept from going on: its time limit stands still."""
@@ -223,23 +251,35 @@ class Record:
 
     @property
     def is_cancelled_by_others(self) -> bool:
-        """Whether somebody who is not us has cancelled its task."""
-        return not (self.is_cancelled or self.is_last_pass) and self.task is not None and self.task.cancelling() > 0
+        """Whether other code than this library has cancelled its task."""
+        if self.state is CANCELLED or self.is_ending:
+            return False
+        return self.task is not None and self.task.cancelling() > 0
 
     @property
-    def is_of_the_past(self) -> bool:
+    def is_ending(self) -> bool:
+        """Whether a stop, a rebalance or a direct caller waits for its end."""
+        return self.retry_until < FOREVER
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no pass over it is going on."""
+        return self.state not in (RUNNING, CANCELLED)
+
+    @property
+    def is_fenced(self) -> bool:
         """Whether nothing that it does can be committed any more."""
         return bool(self.commits) and all(commit.ledger.closed for commit in self.commits)
 
     def whereabouts(self) -> str:
         """Say how far it has come, for people."""
-        if self.task is None:
-            return "waiting for those before it in its order"
-        if self.wakes_at is not None:
+        if self.state is BACKOFF:
             return f"waiting for attempt {self.attempt + 1}"
-        if not self.is_running:
-            return "waiting for a slot" if self.attempt == 0 else f"being dealt with after attempt {self.attempt}"
-        return f"in attempt {self.attempt}, at {suspended_at(self.task) or 'no await'}"
+        if self.state is FAILED:
+            return f"being dealt with after attempt {self.attempt}"
+        if not self.is_idle:
+            return f"in attempt {self.attempt}, at {(self.task and suspended_at(self.task)) or 'no await'}"
+        return self.state.value
 
     @override
     def __repr__(self) -> str:
@@ -267,8 +307,8 @@ def is_interrupt(error: BaseException) -> bool:
 
 def outcome_of(record: Record, error: BaseException | None) -> Outcome:
     """Decide what a finished pass means for its record, whatever has ended it: any exception is a failure."""
-    if record.is_cancelled:
-        # The stop has given it up. Whatever it made of its cancellation, nobody can tell that its work was done.
+    if record.state is not RUNNING:
+        # It was given up. Whatever it made of its cancellation, nobody can tell that its work was done.
         return Outcome.NOT_DONE
     if isinstance(error, asyncio.CancelledError) and record.task is not None and record.task.cancelling():
         # A handler may raise it by itself, or leak it from a task that it awaited: a failure like any other.

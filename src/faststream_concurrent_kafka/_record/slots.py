@@ -17,12 +17,12 @@ class Pool:
     each active one that holds none a slot is left, in up to half of the pool.
     """
 
-    __slots__ = ("active", "claims", "limit", "most_claims", "running")
+    __slots__ = ("active", "limit", "most_reserved", "reserved", "running")
 
-    def __init__(self, limit: float, most_claims: float) -> None:
+    def __init__(self, limit: float, most_reserved: float) -> None:
         self.limit = limit
-        self.most_claims = most_claims
-        self.claims = 0
+        self.most_reserved = most_reserved
+        self.reserved = 0
         self.running = 0
         # Those that have records, or had some lately.
         self.active: dict[Share, None] = {}
@@ -32,11 +32,11 @@ class Pool:
 
         Up to its part it always may, so that its records are in line for whatever becomes free.
         """
-        most = self.most_claims
-        if share.claims * len(self.active) < most:
+        most = self.most_reserved
+        if share.reserved * len(self.active) < most:
             return False
-        free = most - self.claims
-        return free <= 0 or free <= self._left_for_others(most, [each for each in self.active if not each.claims])
+        free = most - self.reserved
+        return free <= 0 or free <= self._left_for_others(most, [each for each in self.active if not each.reserved])
 
     def has_room_for(self, share: "Share") -> bool:
         """Whether a record of a subscriber may begin."""
@@ -61,27 +61,27 @@ class Slots:
     record that waits, and among equals to the one whose last turn is the longest ago.
     """
 
-    def __init__(self, limit: int, most_claims: float) -> None:
+    def __init__(self, limit: int, most_reserved: float) -> None:
         self.semaphore = asyncio.Semaphore(limit) if limit else None
-        self.everybody = Pool(limit or float("inf"), limit or most_claims)
+        self.everybody = Pool(limit or float("inf"), limit or most_reserved)
         self.waiting: dict[Share, None] = {}
         self.ticks = 0
         self._turns = 0
         self.fetchers: list[asyncio.Future[Any]] = []
         self._pools: dict[Hashable, Pool] = {}
         self.unshared = self.share()
-        self.given_up = 0
+        self.released = 0
         """How often a slot was let go; while that stays the same, nothing comes to an end."""
 
     @property
-    def claims(self) -> int:
+    def reserved(self) -> int:
         """How many hold a slot or are about to take one; what pools of their own keep waiting is not counted."""
-        return self.everybody.claims
+        return self.everybody.reserved
 
     @property
-    def are_spoken_for(self) -> bool:
+    def is_full(self) -> bool:
         """Whether every slot is taken or claimed."""
-        return self.claims >= self.everybody.most_claims
+        return self.reserved >= self.everybody.most_reserved
 
     def share(self, pool: Pool | None = None) -> "Share":
         """Return the share of one more subscriber."""
@@ -95,7 +95,7 @@ class Slots:
         """Forget who has had no records lately: called about once a second."""
         self.ticks += 1
         for pool in (self.everybody, *self._pools.values()):
-            for share in [each for each in pool.active if not each.claims and each.seen < self.ticks - _ACTIVE_TICKS]:
+            for share in [each for each in pool.active if not each.reserved and each.seen < self.ticks - _ACTIVE_TICKS]:
                 del pool.active[share]
         while self.hand_over():
             pass
@@ -137,13 +137,13 @@ class Slots:
 class Share:
     """One subscriber's part in the slots."""
 
-    __slots__ = ("_everybody", "_pool", "_slots", "claims", "queue", "running", "seen", "turn")
+    __slots__ = ("_everybody", "_pool", "_slots", "queue", "reserved", "running", "seen", "turn")
 
     def __init__(self, slots: Slots, pool: Pool | None) -> None:
         self._slots = slots
         self._everybody = slots.everybody
         self._pool = pool
-        self.claims = 0
+        self.reserved = 0
         self.running = 0
         # At which tick it had a record last, and at which turn it was handed a slot.
         self.seen = -1
@@ -157,9 +157,9 @@ class Share:
         """Whether nothing should be fetched."""
         return self._everybody.is_full_for(self) or (self._pool is not None and self._pool.is_full_for(self))
 
-    def claim(self) -> None:
+    def reserve(self) -> None:
         """Count a record that holds a slot or is about to take one."""
-        self.claims += 1
+        self.reserved += 1
         pool = self._pool
         if self.seen != self._slots.ticks:
             self.seen = self._slots.ticks
@@ -167,21 +167,21 @@ class Share:
             if pool is not None:
                 pool.active[self] = None
         if pool is not None:
-            pool.claims += 1
-            if pool.claims > pool.limit:
+            pool.reserved += 1
+            if pool.reserved > pool.limit:
                 return
-        self._everybody.claims += 1
+        self._everybody.reserved += 1
 
-    def give_up_claim(self) -> None:
+    def release(self) -> None:
         """Count one less, and let those who wait to fetch look again."""
-        self.claims -= 1
+        self.reserved -= 1
         pool = self._pool
         if pool is not None:
-            pool.claims -= 1
-        if pool is None or pool.claims < pool.limit:
-            self._everybody.claims -= 1
+            pool.reserved -= 1
+        if pool is None or pool.reserved < pool.limit:
+            self._everybody.reserved -= 1
         slots = self._slots
-        slots.given_up += 1
+        slots.released += 1
         if slots.fetchers:
             slots.wake_waiters()
 

@@ -23,7 +23,7 @@ from faststream_concurrent_kafka._commit.task import KafkaCommitTask
 from faststream_concurrent_kafka._partition.ledger import PartitionLedger
 from faststream_concurrent_kafka._partition.redelivery import Adoptable
 from faststream_concurrent_kafka._record.dead_letter import DeadLetterPublisher, describe
-from faststream_concurrent_kafka._record.ordering import lanes_of
+from faststream_concurrent_kafka._record.ordering import order_keys_of
 from faststream_concurrent_kafka._record.record import Record, current_record, records_in
 from faststream_concurrent_kafka._record.slots import Share
 from faststream_concurrent_kafka._subscriber.first_record import InlineCall
@@ -295,14 +295,14 @@ class SubscriberAttachment:
         return tuple(wanted), commits, tuple(delivered)
 
     def _handle(self, raw: Any, commits: Sequence[KafkaCommitTask], delivered: Any) -> None:
-        lanes = self.lanes_of(raw)
+        order_keys = self.order_keys_of(raw)
         self.handler.handle_task(
-            Record(raw, self.process, source=self, commits=commits, lanes=lanes, delivered=delivered)
+            Record(raw, self.process, source=self, commits=commits, order_keys=order_keys, delivered=delivered)
         )
 
-    def lanes_of(self, raw: Any) -> Sequence[Hashable]:
-        """Return the lanes of a record or batch of this subscriber."""
-        return lanes_of(self.settings.ordering, id(self), raw)
+    def order_keys_of(self, raw: Any) -> Sequence[Hashable]:
+        """Return the order keys of a record or batch of this subscriber."""
+        return order_keys_of(self.settings.ordering, id(self), raw)
 
     def _admit(self, raw: ConsumerRecord[Any, Any]) -> KafkaCommitTask | None:
         """Admit a record; None if it is taken care of: it has finished, or still runs, since before a rebalance."""
@@ -324,9 +324,7 @@ class SubscriberAttachment:
         record = self._straddling.pop(earlier, None)
         if record is None or record not in self.handler.records:
             return False
-        task.admitted_at = earlier.admitted_at
-        record.commits = [task if commit is earlier else commit for commit in record.commits]
-        record.is_last_pass = False
+        record.readmit(earlier, task)
         return True
 
     def complete(self, commits: Iterable[KafkaCommitTask]) -> None:
@@ -381,11 +379,10 @@ class SubscriberAttachment:
             self.guard(message)
         self.in_hand = call = InlineCall(raw, loop, message)
         kept = (wanted, delivered) if isinstance(raw, tuple) else (wanted[0], delivered[0])
+        keys = self.order_keys_of(kept[0])
         call.submit(
             self.handler,
-            Record(
-                kept[0], call.process, source=self, commits=commits, lanes=self.lanes_of(kept[0]), delivered=kept[1]
-            ),
+            Record(kept[0], call.process, source=self, commits=commits, order_keys=keys, delivered=kept[1]),
         )
         # Its way back to `get_msg`, or the end of its task, says that the pass is over.
         loop.add_done_callback(self._is_superseded)

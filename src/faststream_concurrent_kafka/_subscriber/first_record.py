@@ -39,7 +39,7 @@ class InlineCall:
             self.record.process = self.record.source.process
         if self._error is not None and is_interrupt(self._error):
             # It has ended the event loop's run there, and need not do so twice: the record is left undone.
-            self.record.is_cancelled = True
+            self.record.cancel()
         elif self._error is not None:
             raise self._error
 
@@ -47,7 +47,7 @@ class InlineCall:
         """Have the record's task begin."""
         self.record = record
         record.driver = self.driver
-        # It has its task at once: its lanes are free, or it has none.
+        # It has its task at once: nothing is before it in its order.
         task: Any = handler.handle_task(record)
         task.add_done_callback(self._abandon)
 

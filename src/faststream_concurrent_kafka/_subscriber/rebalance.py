@@ -9,7 +9,7 @@ from aiokafka import ConsumerRebalanceListener, TopicPartition
 from typing_extensions import override
 
 from faststream_concurrent_kafka._commit.task import KafkaCommitTask
-from faststream_concurrent_kafka._record.record import Record
+from faststream_concurrent_kafka._record.record import NEVER, Record
 from faststream_concurrent_kafka._upstream import consumers
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
 
@@ -77,10 +77,10 @@ class ConcurrentRebalanceListener(ConsumerRebalanceListener):
         finally:
             committer.end_epoch(consumer)
             for record in handler.records.matching(self._belongs):
-                # Whoever gets the partition tries it again; also what was delivered during the commit.
-                record.is_last_pass, record.begin_by = True, None
-        # They have not begun, so whoever gets the partition begins them.
-        await handler.records.cancel(lambda record: self._belongs(record) and not record.is_running)
+                # The next owner of the partition tries it again; also what was delivered during the commit.
+                record.end_by(NEVER)
+        # Not started: drop; the next owner of the partition gets them.
+        await handler.records.cancel(lambda record: self._belongs(record) and record.is_idle)
         # What goes on is not started again if it comes back to this consumer.
         self._straddling.update(
             (commit, record) for record in handler.records.matching(self._belongs) for commit in record.commits
@@ -104,7 +104,7 @@ class ConcurrentRebalanceListener(ConsumerRebalanceListener):
     async def _cancel_lost(self, assigned: Collection[TopicPartition]) -> None:
         def is_lost(record: Record) -> bool:
             places = {TopicPartition(*commit.topic_partition) for commit in record.commits}
-            return self._belongs(record) and record.is_of_the_past and places.isdisjoint(assigned)
+            return self._belongs(record) and record.is_fenced and places.isdisjoint(assigned)
 
         for record in await self._handler.records.cancel(is_lost):
             logger.warning("Cancelled, because its partition went to another member: %r", record)
