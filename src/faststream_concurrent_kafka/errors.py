@@ -1,4 +1,4 @@
-"""The errors of the library: one root, and each says whose fault it is. And how the errors of others are shown."""
+"""The errors of the library, each of which names the side at fault; and safe texts of any exception."""
 
 from collections.abc import Callable
 
@@ -64,5 +64,5 @@ def _read(read: Callable[[], str]) -> str:
 class HandlerTimeoutError(ConcurrentKafkaError):
     """A handler was cancelled because it took longer than `handler_timeout_sec`: a failure of its record.
 
-    No `TimeoutError`, so that it is not taken for one that the handler itself has raised.
+    It is not a `TimeoutError`, so that it is not taken for one that the handler itself has raised.
     """

@@ -34,9 +34,9 @@ def turns():
 @pytest.fixture
 def lag(turns):
     lag = LoopLag(turns)
-    lag.heed_session(45.0)
-    lag.heed_session(SESSION_SEC)
-    lag.heed_session(10.0)
+    lag.note_session(45.0)
+    lag.note_session(SESSION_SEC)
+    lag.note_session(10.0)
     yield lag
     lag.stop()
 

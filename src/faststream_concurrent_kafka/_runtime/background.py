@@ -1,4 +1,4 @@
-"""Tasks and timers that have nothing of whatever code has asked for them: each is in a context of its own."""
+"""Tasks and timers in contexts of their own, not in that of the code which creates them."""
 
 import asyncio
 import contextvars
@@ -29,9 +29,9 @@ class Background:
         return self._loop.create_task(work, name=name)
 
     def call_later(self, delay_sec: float, callback: Callable[..., object], *arguments: Any) -> asyncio.TimerHandle:
-        """Have something called later, in the context."""
+        """Call something later, in the context."""
         return self._loop.call_later(delay_sec, callback, *arguments, context=self.context)
 
     def call_soon(self, callback: Callable[..., object], *arguments: Any) -> asyncio.Handle:
-        """Have something called at the next turn of the loop, in the context."""
+        """Call something at the next turn of the loop, in the context."""
         return self._loop.call_soon(callback, *arguments, context=self.context)

@@ -9,7 +9,7 @@ V = TypeVar("V")
 
 
 class Lasting(Generic[K, V]):
-    """Since when things have been as they are; looked at from time to time. A limit of 0 finds nothing."""
+    """Since when states have been the same, by samples. A limit of 0 finds nothing."""
 
     __slots__ = ("_limit_sec", "_seen")
 
@@ -18,14 +18,14 @@ class Lasting(Generic[K, V]):
         self._seen: dict[K, tuple[V, float]] = {}
 
     def look(self, states: Mapping[K, V], now: float) -> None:
-        """Take in how things are now; what is not named is over."""
+        """Take in the states of now; one that is not named is over."""
         self._seen = {
             key: seen if (seen := self._seen.get(key)) is not None and seen[0] == state else (state, now)
             for key, state in states.items()
         }
 
     def for_long(self, now: float) -> list[tuple[K, V, float]]:
-        """Return what has been the same for the limit, and for how many seconds."""
+        """Return the states that have been the same for the limit, and for how many seconds."""
         if not self._limit_sec:
             return []
         return [

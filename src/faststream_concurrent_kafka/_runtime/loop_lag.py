@@ -32,7 +32,7 @@ _ADVICE = (
 
 
 class LoopLag:
-    """Measures how late the timers of the loop are, and has a thread look where the loop is while none comes.
+    """Measures how late the timers of the loop are; a thread names the line at which the loop is while none comes.
 
     It counts as late from a fifth of the shortest session timeout on. In virtual time there is nothing to measure.
     """
@@ -41,7 +41,7 @@ class LoopLag:
         self.is_late = False
         self._turns = turns
         self._session_timeout_sec: float | None = None
-        # How late it was and when, of the last minute; what was followed by worse is left out.
+        # How late it was and when, of the last minute; a lag that a larger one followed is left out.
         self._worst: deque[tuple[float, float]] = deque()
         self._warned_at = float("-inf")
         self._place = ""
@@ -64,12 +64,12 @@ class LoopLag:
             threading.Thread(target=self._watch, name="kafka-loop-watch", daemon=True).start()
 
     def stop(self) -> None:
-        """End the measuring, and the thread; nobody waits for it."""
+        """End the measuring, and the thread, without waiting for it."""
         self._is_over.set()
         if self._timer is not None:
             self._timer.cancel()
 
-    def heed_session(self, timeout_sec: float) -> None:
+    def note_session(self, timeout_sec: float) -> None:
         """Take note of a consumer's session timeout."""
         self._session_timeout_sec = min(self._session_timeout_sec or timeout_sec, timeout_sec)
 
@@ -80,7 +80,7 @@ class LoopLag:
 
     @property
     def limit_sec(self) -> float:
-        """From which lag on the loop is late."""
+        """The lag from which on the loop counts as late."""
         return self.session_timeout_sec / 5
 
     @property
@@ -91,7 +91,7 @@ class LoopLag:
         return self._worst[0][0] if self._worst else 0.0
 
     def problems(self) -> list[str]:
-        """Say that members are about to be evicted, or have been."""
+        """Return that members are about to be evicted, or have been."""
         worst_sec = self.worst_sec
         if worst_sec < self.session_timeout_sec / 2:
             return []
@@ -136,16 +136,16 @@ class LoopLag:
     # -- in the thread -------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        seen, missed, is_told = -1, 0, False
-        # Counted by its own waits: of a process that was stopped as a whole, nothing is to be said.
+        seen, missed, is_logged = -1, 0, False
+        # Counted by its own waits: a process that was stopped as a whole is not reported.
         while not self._is_over.wait(TICK_SEC) and not self._loop.is_closed():
             if self._ticks != seen or not self._loop.is_running():
-                seen, missed, is_told = self._ticks, 0, False
+                seen, missed, is_logged = self._ticks, 0, False
                 continue
             missed += 1
             frame = sys._current_frames().get(self._loop_thread)  # noqa: SLF001 - documented, in spite of its name
-            if missed * TICK_SEC >= self.limit_sec and not is_told and frame is not None:
-                is_told = True
+            if missed * TICK_SEC >= self.limit_sec and not is_logged and frame is not None:
+                is_logged = True
                 self._place = blocked_at(frame)
                 advice = _ADVICE.format(session=self.session_timeout_sec)
                 logger.error(
@@ -153,7 +153,7 @@ class LoopLag:
                 )
 
 
-# By whom a handler is called: what comes after them in a stack is the application's.
+# The callers of a handler: the frames behind them in a stack are the application's.
 _CALLERS = tuple(
     str(Path(path).parent)
     for path in (asyncio.__file__, faststream.__file__, fast_depends.__file__, Path(__file__).parent)

@@ -1,4 +1,4 @@
-"""Signals that nobody else handles: drain and commit first, then let them take their course."""
+"""Signals that have their default action: drain and commit first, then raise them again."""
 
 import asyncio
 import contextvars
@@ -18,15 +18,15 @@ _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGQUI
 
 
 class SignalGuard:
-    """Puts `stop` before the default course of SIGINT, SIGTERM and SIGQUIT.
+    """Runs `stop` before the default action of SIGINT, SIGTERM and SIGQUIT.
 
-    A signal that somebody else handles (FastStream's `run`, uvicorn, the application) is left to them: they stop the
-    broker, and that drains and commits. Ours covers plain scripts, and SIGQUIT under any of them.
+    A signal that FastStream's `run`, uvicorn or the application handles is left to them: they stop the broker, and that
+    drains and commits. This guard covers plain scripts, and SIGQUIT under any host.
     """
 
     def __init__(self, stop: Callable[[], Awaitable[None]]) -> None:
         self._stop = stop
-        self._courses: dict[int, Any] = {}
+        self._previous: dict[int, Any] = {}
         self._is_installed = False
         self._stopping: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop
@@ -38,54 +38,54 @@ class SignalGuard:
         self._loop = loop
         self._is_installed = True
         for number in _SIGNALS:
-            course = signal.getsignal(number)
-            if _is_default(course):
+            previous = signal.getsignal(number)
+            if _is_default(previous):
                 # Not `loop.add_signal_handler`: that replaces the handlers that FastStream installs in the loop.
-                self._courses[number] = course
+                self._previous[number] = previous
                 signal.signal(number, self._on_signal)
 
     def uninstall(self) -> None:
-        """Put back what was there, unless our handler has been replaced since."""
+        """Restore the previous handlers, unless this one has been replaced since."""
         self._is_installed = False
         if threading.current_thread() is threading.main_thread():
-            for number, course in self._courses.items():
+            for number, previous in self._previous.items():
                 if signal.getsignal(number) == self._on_signal:
-                    signal.signal(number, course)
+                    signal.signal(number, previous)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if not self._is_installed or not self._loop.is_running():
-            # Our loop has ended without a stop, or a handler that replaced ours still calls it.
-            course = self._courses[number]
-            if callable(course):
-                course(number, frame)
+            # The loop has ended without a stop, or a handler that was installed later still calls this one.
+            previous = self._previous[number]
+            if callable(previous):
+                previous(number, frame)
             else:
-                self._take_its_course(number)
+                self._reraise(number)
         elif self._stopping is not None:
-            # The second signal: whoever sends it does not want to wait any longer.
-            self._take_its_course(number)
+            # The second signal: its sender does not want to wait any longer.
+            self._reraise(number)
         else:
-            # In a context of its own: a signal handler runs in that of whatever it interrupts, a record's for example.
+            # In a context of its own: a signal handler runs in that of the code that it interrupts, perhaps a record's.
             self._loop.call_soon_threadsafe(self._begin, number, context=contextvars.Context())
 
     def _begin(self, number: int) -> None:
         if self._stopping is None:
-            logger.warning("%s: draining and committing before it takes its course", signal.Signals(number).name)
+            logger.warning("%s: draining and committing before it is raised again", signal.Signals(number).name)
             self._stopping = self._loop.create_task(self._stop_then_raise(number), name="kafka-signal-stop")
 
     async def _stop_then_raise(self, number: int) -> None:
         try:
             await self._stop()
         finally:
-            self._take_its_course(number)
+            self._reraise(number)
 
-    def _take_its_course(self, number: int) -> None:
-        # Whoever is in place by now: somebody who calls us would otherwise be called again, and so on for ever.
-        signal.signal(number, self._courses[number])
+    def _reraise(self, number: int) -> None:
+        # Restore the previous handler first, whatever is installed now: a handler that calls this one would recurse.
+        signal.signal(number, self._previous[number])
         os.kill(os.getpid(), number)
 
 
 def _is_default(handler: Any) -> bool:
-    """Whether nobody has asked for this signal. asyncio.run's own handler for SIGINT counts as nobody."""
+    """Whether a signal has its default action; asyncio.run's own handler for SIGINT counts as that."""
     if handler is signal.SIG_DFL or handler is signal.default_int_handler:
         return True
     if isinstance(handler, functools.partial):

@@ -28,7 +28,7 @@ def places(frames: Sequence[FrameType]) -> str:
 
 
 def frames_of(task: asyncio.Task[Any]) -> list[FrameType]:
-    """Return the frames of a task that is suspended, or is the one that asks, outermost first."""
+    """Return the frames of a task that is suspended, or of the running one, outermost first."""
     frames: list[FrameType] = []
     awaited: Any = task.get_coro()
     if getattr(awaited, "cr_running", False):

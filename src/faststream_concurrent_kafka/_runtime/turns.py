@@ -16,9 +16,9 @@ _TURNS_BETWEEN = 4
 
 
 def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
-    """Return what tells how long something took within one turn; uvloop's own clock stands still there.
+    """Return the clock by which steps within one turn are measured; uvloop's own stands still there.
 
-    A loop that has made the clock of asyncio's loops its own, such as one in virtual time, is asked itself.
+    A loop that overrides the clock of asyncio's loops, such as one in virtual time, is asked itself.
     """
     if (
         isinstance(loop, asyncio.BaseEventLoop)

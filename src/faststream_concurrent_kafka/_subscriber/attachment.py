@@ -143,7 +143,7 @@ class SubscriberAttachment:
         self.stopping = None
         self._has_begun = False
         self._poll_pause_sec = poll_pause_sec(consumer)
-        self.handler.loop_lag.heed_session(consumers.session_timeout_sec(consumer))
+        self.handler.loop_lag.note_session(consumers.session_timeout_sec(consumer))
         if self not in self.handler.sources:
             self.handler.sources.append(self)
         if not self.commits:

@@ -87,7 +87,7 @@ class FakeKafka:
 
     @contextmanager
     def hold_commits(self) -> Generator[asyncio.Event]:
-        """Answer no commit before the block has ended; the event is set as soon as one is held.
+        """Answer no commit before the block has ended; the event is set as soon as one waits.
 
         A held commit carries the generation that it was sent under, so a rebalance meanwhile fences it.
         """
@@ -118,7 +118,7 @@ class FakeKafka:
         self.commits.append((group_id, offsets))
 
     def wake(self) -> None:
-        """Let every consumer that waits look again."""
+        """Wake every consumer that waits for a change."""
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             if not waiter.done():

@@ -21,7 +21,7 @@ _logger = logging.getLogger(__name__)
 
 
 class _Coordinator:
-    """What the library asks of an aiokafka consumer's coordinator, which is where its commits and offsets pass."""
+    """The part of an aiokafka consumer's coordinator that the library uses: commits and committed offsets pass it."""
 
     def __init__(self, group: Group, member: Member, send_commit: Callable[[Any, Offsets], Awaitable[None]]) -> None:
         self._group = group
@@ -48,7 +48,7 @@ class _Coordinator:
 
     @property
     def generation(self) -> int:
-        """Return that of the consumer; -1 while it is no member."""
+        """Return the generation of the consumer; -1 while it is not a member."""
         return self._member.generation
 
     async def fetch_committed_offsets(self, partitions: Iterable[TopicPartition]) -> Offsets:
@@ -58,7 +58,7 @@ class _Coordinator:
 
 
 class _PartitionState:
-    """What aiokafka keeps of an assigned partition. The library watches how its position is found."""
+    """aiokafka's state of an assigned partition. The library watches how its position is found."""
 
     lso = None
 
@@ -71,7 +71,7 @@ class _PartitionState:
 
     @property
     def has_valid_position(self) -> bool:
-        """Whether it is known where to go on."""
+        """Whether the position is known."""
         return self.position is not None
 
     @property
@@ -91,18 +91,18 @@ class _PartitionState:
         return position is not None and not self._kafka.starts[self._partition] <= position <= self.highwater
 
     def update_committed(self, committed: OffsetAndMetadata) -> None:
-        """Take note of what is committed; -1 where nothing is."""
+        """Note the committed offset; -1 where none is committed."""
 
     def await_reset(self, strategy: Literal["earliest", "latest"]) -> None:
         """Forget the position, until the broker has said where the log begins or ends."""
         self.position, self.reset = None, strategy
 
     def reset_to(self, position: int) -> None:
-        """Go on where the broker has said."""
+        """Go on at the position that the broker has returned."""
         self.position, self.reset = position, None
 
     def seek(self, position: int) -> None:
-        """Go on where the user wants."""
+        """Go on at the user's position."""
         self.position, self.reset = position, None
 
     def find(self) -> None:
@@ -127,23 +127,23 @@ class _Assignment:
 
 
 class _Subscription:
-    """What a consumer has asked for, and what it has got."""
+    """The topics or partitions that a consumer has asked for, and its assignment."""
 
     def __init__(self) -> None:
         self.is_manual: bool | None = None
         self.assignment: _Assignment | None = None
         self._listener: ConsumerRebalanceListener | None = None
-        # What counts as a fetch; nothing is evicted here for want of one.
+        # The bookkeeping of fetches; this fake evicts no member without them.
         self.fetch_context: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @property
     def subscription(self) -> "_Subscription | None":
-        """Return where the assignment is found."""
+        """Return the object that has the assignment: this one."""
         return None if self.is_manual is None else self
 
     @property
     def listener(self) -> ConsumerRebalanceListener | None:
-        """Return who is told of rebalances."""
+        """Return the rebalance listener."""
         return self._listener
 
     def partitions_auto_assigned(self) -> bool:
@@ -151,7 +151,7 @@ class _Subscription:
         return self.is_manual is False
 
     def take(self, *, is_manual: bool | None, listener: ConsumerRebalanceListener | None = None) -> None:
-        """Ask for something else, which drops what was assigned at once."""
+        """Ask for something else; the assignment is dropped at once."""
         if self.is_manual is not None and is_manual is not None and self.is_manual != is_manual:
             raise errors.IllegalStateError("Subscription to topics, partitions and pattern are mutually exclusive")
         self.is_manual, self.assignment, self._listener = is_manual, None, listener
@@ -208,7 +208,7 @@ class FakeKafkaConsumer:
         self._leave()
 
     def assign(self, partitions: Iterable[TopicPartition]) -> None:
-        """Read these partitions, whoever else does."""
+        """Read these partitions, whether or not other consumers do."""
         self._subscription.take(is_manual=True)
         self._set_assignment(partitions)
 
@@ -237,7 +237,7 @@ class FakeKafkaConsumer:
             self._kafka.wake()
 
     def lose_membership(self) -> None:
-        """Have the broker drop this member, as after a session timeout; a commit or a heartbeat will tell it."""
+        """Have the broker drop this member, as after a session timeout; it learns that by a commit or a heartbeat."""
         self._group.drop(self._member.id)
         if self._loop is not None:
             self._loop.call_later(self._heartbeat_sec, self._heartbeat)
@@ -440,13 +440,13 @@ class FakeKafkaConsumer:
             self._reassigning = True
             revoked, self._revoked = self._revoked, frozenset()
             if self._subscription.listener is not None:
-                await _tell(self._subscription.listener.on_partitions_revoked, revoked)
+                await _call(self._subscription.listener.on_partitions_revoked, revoked)
             while (share := await self._group.join(self._member)) is None:
                 pass
             self._member.generation = self._group.generation
             self._set_assignment(share)
             if self._subscription.listener is not None:
-                await _tell(self._subscription.listener.on_partitions_assigned, set(share))
+                await _call(self._subscription.listener.on_partitions_assigned, set(share))
 
     def _leave(self) -> None:
         self._group.drop(self._member.id)
@@ -474,12 +474,12 @@ class FakeKafkaConsumer:
 
 
 def _retrieve(request: asyncio.Future[None]) -> None:
-    """Have nobody told of an error that nobody waits for any more."""
+    """Retrieve the error of a request that is not awaited any more, so that asyncio does not report it."""
     if not request.cancelled():
         request.exception()
 
 
-async def _tell(callback: Callable[[Any], Any], partitions: Any) -> None:
+async def _call(callback: Callable[[Any], Any], partitions: Any) -> None:
     try:
         result = callback(partitions)
         if asyncio.iscoroutine(result):

@@ -23,7 +23,7 @@ class DeadlockError(RuntimeError):
 
 
 class LeftoverTasksError(RuntimeError):
-    """Tasks were still there when the coroutine given to `run_virtual` had returned."""
+    """Tasks were left when the coroutine given to `run_virtual` had returned."""
 
 
 class _Clock(selectors.DefaultSelector):
