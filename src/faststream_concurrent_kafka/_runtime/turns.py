@@ -11,8 +11,14 @@ from typing import Any, Protocol
 # What passes may use of one turn, in steps that are worth counting: a hundred of them may wake in the same turn.
 BUDGET_SEC = 0.05
 _WORTH_COUNTING_SEC = 0.0002
+# Where turns take long by themselves (a slow machine, a tracer), the budget is larger, up to this many times, so that
+# the turns between take no more than this share of the time.
+_MOST_BUDGETS = 4
+_SHARE_BETWEEN = 0.005
 # A heartbeat that has become due is sent by its second turn; with these, other waiting tasks run as well.
 _TURNS_BETWEEN = 4
+# Passes that begin in one turn. Fewer where they compute, or most would only be put off.
+_MOST_PER_TURN = 32
 
 
 def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
@@ -48,9 +54,15 @@ class Turns:
         self.is_closed = False
         """Whether a pass has to wait: the turn is used up, or others wait already."""
         self.is_used_up = False
+        self.passes_per_turn = _MOST_PER_TURN
+        """How many passes fit into one turn, as far as is known."""
         self.computed_sec = 0.0
         """Seconds of all steps that were worth counting."""
+        self._budget_sec = BUDGET_SEC
         self._used_sec = 0.0
+        self._steps = 0
+        self._used_up_at = 0.0
+        self._between_sec = float("inf")
         self._still_closed = 0
         self._is_renewing = False
         self._put_off: deque[asyncio.Future[None]] = deque()
@@ -69,18 +81,30 @@ class Turns:
         """Note that a step has taken this many seconds."""
         self.computed_sec += sec
         self._used_sec += sec
+        self._steps += 1
         if not self._is_renewing:
             self._is_renewing = True
             self._loop.call_soon(self._renew, context=self._context)
-        if self._used_sec >= BUDGET_SEC and not self.is_used_up:
+        if self._used_sec >= self._budget_sec and not self.is_used_up:
+            self._used_up_at = self.clock()
             self.is_used_up = self.is_closed = True
+            self.passes_per_turn = min(self._steps, _MOST_PER_TURN)
             self._still_closed = _TURNS_BETWEEN
 
-    def put_off(self, *, again: bool) -> Iterator[Any]:
-        """Return what a task waits by until the turn of this pass has come."""
+    def put_off(self, *, again: bool = False) -> asyncio.Future[Any]:
+        """Return a future that is resolved when the turn of a pass has come."""
         future = self._loop.create_future()
         (self._put_off_again if again else self._put_off).append(future)
-        return iter(future)
+        return future
+
+    async def give_way(self) -> None:
+        """Let what is ready run, and all that was put off before: for those who begin passes."""
+        await asyncio.sleep(0)
+        if self.is_closed:
+            try:
+                await self.put_off()
+            finally:
+                self.resume_next()
 
     def resume_next(self) -> None:
         """Have the next pass that was put off run in the next turn, unless this one is used up."""
@@ -99,10 +123,15 @@ class Turns:
             self._still_closed -= 1
             self._loop.call_soon(self._renew, context=self._context)
             return
+        if self.is_used_up:
+            self._between_sec = min(self._between_sec, self.clock() - self._used_up_at)
+            self._budget_sec = min(max(BUDGET_SEC, self._between_sec / _SHARE_BETWEEN), _MOST_BUDGETS * BUDGET_SEC)
+        else:
+            self.passes_per_turn = min(2 * self.passes_per_turn, _MOST_PER_TURN)
         self._is_renewing = self.is_used_up = False
-        self._used_sec = 0.0
-        # If its step is short, two follow, then four: a first guess of many would only be put off again.
-        self.resume_next()
+        self._used_sec, self._steps = 0.0, 0
+        for _ in range(self.passes_per_turn):
+            self.resume_next()
 
 
 class Paced:
@@ -134,12 +163,12 @@ class Paced:
         turns = self._turns
         if self._put_off is not None:
             if turns.is_used_up:
-                self._put_off = turns.put_off(again=True)
+                self._put_off = iter(turns.put_off(again=True))
                 return next(self._put_off)
             self._go_on()
         elif turns.is_closed:
             self._waiting.begin_to_wait()
-            self._put_off = turns.put_off(again=False)
+            self._put_off = iter(turns.put_off())
             return next(self._put_off)
         clock = turns.clock
         began = clock()
@@ -150,7 +179,6 @@ class Paced:
             if took >= _WORTH_COUNTING_SEC:
                 turns.spend(took)
             if turns.is_closed:
-                turns.resume_next()
                 turns.resume_next()
 
     def throw(self, error: Any, value: Any = None, traceback: Any = None) -> Any:

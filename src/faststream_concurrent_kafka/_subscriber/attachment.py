@@ -47,8 +47,6 @@ logger = logging.getLogger("faststream_concurrent_kafka")
 
 # `getmany` of a partition that does not exist counts as polling, fetches nothing and discards nothing: 3 us.
 _NO_PARTITION = TopicPartition("\0none", 0)
-# While records are buffered neither FastStream's loop nor `getone` ever suspends.
-_RECORDS_PER_TURN = 32
 _LEAST_STOP_SEC = 1.0
 
 
@@ -88,7 +86,8 @@ class SubscriberAttachment:
         self._closing: asyncio.Task[None] | None = None
         # What the last consumer has not committed: the next one may get it again.
         self._left: Mapping[tuple[str, int], Adoptable[KafkaCommitTask]] = {}
-        self._turns = 0
+        self._turns = handler.turns
+        self._fetched = 0
         self._poll_pause_sec: float
         # Not `consume`, which swallows the outcome, and does nothing once the subscriber is not running.
         self.process = subscriber.process_message
@@ -217,9 +216,11 @@ class SubscriberAttachment:
             self._has_begun, self._unstarted_since = True, None
             # That of FastStream's loop, in which records would be handled without us; unless a handler has started it.
             self.context = contextvars.copy_context() if current_record.get() is None else None
-        self._turns += 1
-        if self._turns % _RECORDS_PER_TURN == 0:
-            await asyncio.sleep(0)
+        self._fetched += 1
+        if self._fetched >= self._turns.passes_per_turn:
+            # While records are buffered, neither FastStream's loop nor `getone` suspends.
+            self._fetched = 0
+            await self._turns.give_way()
         while self.stopping is None and self._must_wait():
             await self._slots.wait_for_change(self._poll_pause_sec)
             if self._must_wait():
