@@ -22,7 +22,7 @@ class _Late:
 
 
 class Site:
-    """One broker; `direct` leads to it, and what is told `proxied` meets the proxy, at each of its addresses."""
+    """One broker; `direct` leads to it; clients that are given `proxied` reach the proxy, at each of its addresses."""
 
     def __init__(self) -> None:
         self._inner, controller, self._outer = free_ports(3)

@@ -189,7 +189,7 @@ class Member:
                 try:
                     await self._consumer.commit()
                 except KafkaError:
-                    # A rebalance came first: somebody gets them again.
+                    # A rebalance came first: their owner gets them again.
                     continue
 
     @classmethod

@@ -144,7 +144,7 @@ async def test_a_partition_moves_to_another_broker(three):
 
 
 async def test_a_position_is_looked_for_at_a_broker_that_leads_no_more(three):
-    """aiokafka asks it for ever, and nobody else: the library has it learn who leads now, long before five minutes."""
+    """aiokafka asks that broker for ever: the library makes it look for the new leader, long before five minutes."""
     servers = three.bootstrap_servers
     topic = named("moved-unnoticed")
     place = TopicPartition(topic, 0)

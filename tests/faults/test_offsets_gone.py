@@ -21,7 +21,7 @@ async def _delete_below(server, topic, offset):
 
 
 async def _begun(cluster, label, count):
-    """Return a topic of which so many records were handled and committed, by somebody who has stopped."""
+    """Return a topic of which so many records were handled and committed, by a process that has stopped."""
     topic = await topic_at(cluster.bootstrap_servers, label)
     broker = broker_at(cluster.bootstrap_servers)
     seen = Busy().subscribe(broker, topic)
@@ -32,7 +32,7 @@ async def _begun(cluster, label, count):
     return topic
 
 
-async def test_records_are_deleted_while_nobody_consumes(strict):
+async def test_records_are_deleted_while_no_member_runs(strict):
     """With auto_offset_reset="earliest" handling goes on at the first record that is still there."""
     cluster = Cluster(strict.bootstrap_servers)
     topic = await _begun(cluster, "deleted-while-stopped", 50)

@@ -45,7 +45,7 @@ def publishing(broker, topic: str) -> Decorator:
 
 
 class Rebalances(ConsumerRebalanceListener):
-    """A user's own listener: what it was told."""
+    """A user's own listener: the calls that it got."""
 
     def __init__(self):
         self.revoked = []

@@ -13,7 +13,7 @@ from tests.integration.helpers import PATIENCE_SEC, Seen
 
 
 def unhandled(caplog):
-    """Return what asyncio and aiokafka have complained of: exceptions that nobody retrieved, clients left open."""
+    """Return the complaints of asyncio and aiokafka: unretrieved exceptions, clients left open."""
     gc.collect()
     records = [*caplog.get_records("call"), *caplog.get_records("teardown")]
     return [each.getMessage() for each in records if each.name == "asyncio" and each.levelno >= logging.ERROR]

@@ -77,7 +77,7 @@ class Held:
 
 
 class Told(Protocol):
-    """A listener that keeps what it was told."""
+    """A listener that keeps its calls."""
 
     assigned: list[list[TopicPartition]]
 

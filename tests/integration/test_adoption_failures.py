@@ -97,7 +97,7 @@ async def test_a_running_record_goes_on_with_its_attempts(cluster, new_broker, n
 
 
 async def test_a_record_that_fails_while_its_partition_is_away_is_up_to_the_owner(cluster, new_broker, new_topic):
-    """Nobody else has handled it when it comes back: it starts anew, and there is one dead letter."""
+    """No other member has handled it when it comes back: it starts anew, and there is one dead letter."""
     topic, letters, seen = await new_topic(), await new_topic(), Fails(5, held=[5])
     seen.subscribe_attempts(broker := new_broker(), topic)
     await cluster.send(topic, range(10))
@@ -184,7 +184,7 @@ def found():
 
 @pytest.fixture
 def kept(caplog):
-    """`kept()` counts what is kept of the records of this test, while the log keeps nothing of what it is told."""
+    """`kept()` counts what is kept of the records of this test, while the log keeps no reference to its arguments."""
     caplog.set_level(logging.CRITICAL, "faststream_concurrent_kafka")
     of_others = {id(each): each for each in found()}
     return lambda: Counter(type(each) for each in found() if id(each) not in of_others)

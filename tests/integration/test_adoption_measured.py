@@ -43,7 +43,7 @@ class Story:
         return {place for place, count in Counter(place for runs in self.runs for place in runs).items() if count > 1}
 
     def needlessly_across(self, *, with_metadata):
-        """Those of `across` of which the others could have been told when the partitions were given away.
+        """Those of `across` that commits could have named when the partitions were given away.
 
         A process commits what lies below its first unfinished record of the partition at the drain's deadline, and
         with `commit_metadata` tells what has finished above.

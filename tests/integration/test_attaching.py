@@ -35,7 +35,7 @@ async def test_the_middleware_works_in_any_position(cluster, new_broker, new_top
 
 
 async def test_a_routers_middleware_leaves_other_subscribers_untouched(cluster, new_broker, new_topic, caplog):
-    """Only the router's subscribers are concurrent; the broker's own go on one at a time, and nobody warns."""
+    """Only the router's subscribers are concurrent; the broker's own go on one at a time, without a warning."""
     inside, outside = await new_topic(), await new_topic()
     broker, router, seen = new_broker(Theirs), KafkaRouter(middlewares=[Ours]), Seen()
     gated = Gated().subscribe(router, inside)
@@ -177,7 +177,7 @@ async def test_a_flush_that_outlasts_the_groups_patience_is_named(new_broker, ne
 
 
 async def test_a_flush_of_any_length_is_fine_where_no_group_waits_so_long(new_broker, new_topic, caplog):
-    """A longer patience of the group, or partitions that nobody takes away."""
+    """A group that waits longer, or partitions that no rebalance takes away."""
     patient, alone, broker = await new_topic(), await new_topic(), new_broker()
     broker.subscriber(patient, **manual(patient), rebalance_timeout_ms=60_000)(Gated().handle)
     broker.subscriber(partitions=[TopicPartition(alone, 0)], **manual(alone))(Gated().handle)

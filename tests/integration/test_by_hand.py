@@ -1,4 +1,4 @@
-"""Passes that somebody else drives, and what goes wrong beside them."""
+"""Passes that the application drives by hand, and failures beside them."""
 
 import asyncio
 

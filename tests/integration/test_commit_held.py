@@ -73,7 +73,7 @@ class Proxy:
 
     @asynccontextmanager
     async def serving(self):
-        """Listen, and let nobody in any more in the end."""
+        """Listen, and accept no connection any more in the end."""
         server = await asyncio.start_server(self._serve, self._host, 0)
         self._own_port = server.sockets[0].getsockname()[1]
         try:
@@ -335,7 +335,7 @@ async def test_who_was_cut_off_does_not_move_the_offset_back(cluster, proxy, com
 
 
 async def test_a_commit_that_is_given_up_is_not_complained_about(cluster, proxy, caplog):
-    """What aiokafka has left of it fails later, when nobody waits for it any more: that is no error of the user's."""
+    """aiokafka's part of it fails later, when it is not awaited any more: that error is not reported."""
     topic, held, complaints = await topic_of(cluster, 1), Held(), []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["message"]))
     caplog.set_level(logging.CRITICAL, "aiokafka")  # or what pytest keeps of the log would keep the error

@@ -53,7 +53,7 @@ async def stored(cluster, topic, partition=0):
 
 
 async def until_told(cluster, topic, offset, *finished):
-    """Wait until an offset is committed and these are told to have finished above it."""
+    """Wait until an offset is committed and its metadata names these as finished above it."""
 
     async def told():
         committed, metadata = await stored(cluster, topic)
@@ -156,7 +156,7 @@ async def leave_batch_stuck(cluster, new_broker, topic):
 
 
 async def test_a_partition_that_moves_to_another_member_takes_its_map_along(cluster, new_broker, new_topic):
-    """Who gets it while handlers are running here is told what has finished here, and here what has finished there."""
+    """The other member learns what has finished here, while handlers run, and this one what has finished there."""
     topic = await new_topic()
     broker = new_broker()
     held = Held(5).subscribe(broker, topic)
@@ -281,7 +281,7 @@ async def test_a_broker_that_takes_less_metadata_gets_less(own_kafka, new_topic,
 
 @pytest.mark.parametrize("to", [0, 5, 8])
 async def test_a_seek_back_after_a_restart_gets_everything(cluster, new_broker, new_topic, to):
-    """Whoever moves the position wants the records, also those that have finished, and if it stays where it is."""
+    """A user who moves the position wants the records, finished ones too, and also when it stays where it is."""
     topic = await new_topic()
     await leave_stuck(cluster, new_broker, topic)
 
@@ -325,7 +325,7 @@ async def test_manually_assigned_partitions_have_a_map_too(cluster, new_broker, 
     assert second.started == [5]
 
 
-async def test_what_is_told_outlives_a_run_that_has_not_got_so_far(cluster, new_broker, new_topic):
+async def test_a_map_outlives_a_run_that_has_not_got_so_far(cluster, new_broker, new_topic):
     """The stuck record is stuck again, and a small window keeps most of the others from being delivered."""
     topic = await new_topic()
     await leave_stuck(cluster, new_broker, topic, count=200)

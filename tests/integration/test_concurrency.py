@@ -92,7 +92,7 @@ async def test_the_next_record_starts_as_soon_as_a_slot_is_free(cluster, new_bro
 
 
 async def test_slow_handlers_are_not_evicted_while_all_slots_are_taken(cluster, new_broker, new_topic):
-    """Handlers of three times `max_poll_interval_ms` fill the limit: no rebalance, for them and for those who wait.
+    """Handlers of three times `max_poll_interval_ms` fill the limit: no rebalance, for them and for those that wait.
 
     FastStream alone is evicted here, which shows that the test can fail.
     """

@@ -13,7 +13,7 @@ from tests.integration.letters import failing, read, reasons, to, unhandled
 
 @pytest.fixture(autouse=True)
 def nothing_unhandled(caplog):
-    """No exception that nobody has retrieved, and nothing of aiokafka's left open."""
+    """No exception was left unretrieved, and nothing of aiokafka's open."""
     yield
     assert unhandled(caplog) == []
 

@@ -21,7 +21,7 @@ from tests.integration.test_rebalance import QUICK, another_member
 
 @pytest.fixture(autouse=True)
 def nothing_unhandled(caplog):
-    """No exception that nobody has retrieved, and nothing of aiokafka's left open."""
+    """No exception was left unretrieved, and nothing of aiokafka's open."""
     yield
     assert unhandled(caplog) == []
 
@@ -79,8 +79,8 @@ async def test_a_stop_does_not_wait_for_a_dead_letter_for_ever(cluster, new_brok
     assert seen.counts[3] == 4
 
 
-async def test_a_held_record_keeps_its_lane_and_leaves_with_its_partition(cluster, new_broker, new_topic):
-    """Its key waits for its dead letter; over a rebalance it is given up, and whoever has the partition has it too."""
+async def test_a_held_record_keeps_its_key_and_leaves_with_its_partition(cluster, new_broker, new_topic):
+    """Its key waits for its dead letter; over a rebalance it is given up, and the partition's owner gets it."""
     topic, broker, elsewhere, started = await new_topic(2), new_broker(), [], []
 
     def nowhere(_record):

@@ -183,8 +183,8 @@ ATTEMPTS = {
     "of one of the types": (quick(retry_on=(ValueError, LookupError)), 3),
     "never": (quick(never_retry=LookupError), 1),
     "never, though it is of the types": (quick(retry_on=LookupError, never_retry=(KeyError,)), 1),
-    "as somebody says": (quick(retry_on=lambda error, attempt: isinstance(error, KeyError) and attempt < 2), 2),
-    "as somebody says who is broken": (quick(retry_on=refuse), 3),
+    "as a callable says": (quick(retry_on=lambda error, attempt: isinstance(error, KeyError) and attempt < 2), 2),
+    "as a callable says that raises": (quick(retry_on=refuse), 3),
 }
 
 

@@ -110,7 +110,7 @@ async def test_it_halts_again_after_a_restart_that_has_mended_nothing(cluster, n
 
 @pytest.mark.parametrize("ordering", ["key", "partition"])
 async def test_what_is_ordered_after_a_halted_record_waits_for_the_restart(cluster, new_broker, new_topic, ordering):
-    """None of its lane is started; what had been started of other keys finishes. The restart keeps the order."""
+    """None of its key is started; records of other keys that had been started finish. The restart keeps the order."""
     topic = await new_topic(2)
     # Partition 0 has the keys 0 and 2, partition 1 the keys 1 and 3.
     seen = Ordered(lambda number: number % (4 if ordering == "key" else 2))
@@ -142,7 +142,7 @@ async def test_what_is_ordered_after_a_halted_record_waits_for_the_restart(clust
 
 
 async def test_a_rebalance_tries_it_again(cluster, new_broker, new_topic):
-    """Whoever gets the partition begins at the failed record; when it comes back to us, health is green again."""
+    """The next owner begins at the failed record; when the partition comes back, health is green again."""
     topic, broker, elsewhere = await new_topic(2), new_broker(), []
     seen = Poisoned({3, 103})
     seen.subscribe(broker, topic, **QUICK)

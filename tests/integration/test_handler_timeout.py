@@ -95,7 +95,7 @@ async def wait_for_something():
 
 
 async def raise_cancelled_error():
-    """Be cancelled by nobody."""
+    """Can not be cancelled."""
     raise asyncio.CancelledError
 
 

@@ -106,7 +106,7 @@ async def test_waiting_counts_what_waits_for_another_turn(cluster, new_broker, n
 
 
 async def test_a_dead_consume_loop_is_noticed(cluster, new_broker, new_topic):
-    """Somebody has cancelled FastStream's loop: the report says whose, and the other subscriber is not blamed."""
+    """FastStream's loop was cancelled: the report names its subscriber, and not the other one."""
     topic, other, broker = await new_topic(), await new_topic(), new_broker()
     subscriber = broker.subscriber(topic, **manual(topic))
     subscriber(Gated().handle)
@@ -149,7 +149,7 @@ async def test_initialised_before_the_broker_starts_is_healthy(new_broker, new_t
 
 
 class Assignor(RoundRobinPartitionAssignor):
-    """Fails when it is told to, where aiokafka does not expect it."""
+    """Fails on demand, where aiokafka does not expect it."""
 
     fails = False
 
@@ -197,8 +197,8 @@ async def test_a_stop_is_alive_until_it_is_over(cluster, new_broker, new_topic):
 
 async def test_a_start_that_has_failed_is_not_alive_once_that_is_over():
     """A probe must not kill a process that is waiting for its broker, but one that has given up."""
-    (nobody,) = free_ports(1)
-    broker = KafkaBroker([f"127.0.0.1:{nobody}"], middlewares=[KafkaConcurrentProcessingMiddleware], logger=None)
+    (unused,) = free_ports(1)
+    broker = KafkaBroker([f"127.0.0.1:{unused}"], middlewares=[KafkaConcurrentProcessingMiddleware], logger=None)
     Gated().subscribe(broker, "anything")
     app = FastStream(broker, logger=None)
     await initialize_concurrent_processing(app.context)
@@ -210,7 +210,7 @@ async def test_a_start_that_has_failed_is_not_alive_once_that_is_over():
 
 
 async def test_a_blocked_event_loop_is_dead_to_other_threads(new_broker, new_topic, monkeypatch):
-    """After a minute, here two seconds; who asks in the loop itself is the proof that it runs."""
+    """After a minute, here two seconds; a call on the loop itself proves that it runs."""
     monkeypatch.setattr(processing, "STUCK_AFTER_SEC", 2.0)
     broker = new_broker()
     Gated().subscribe(broker, await new_topic())

@@ -32,7 +32,7 @@ SOON: dict[str, Any] = {"commit_batch_timeout_sec": 0.05}
 
 @pytest.fixture(autouse=True)
 def nothing_unhandled(caplog):
-    """No exception that nobody has retrieved, but for those of the test before, whose tasks are thrown away now."""
+    """No exception was left unretrieved, but for those of the test before, whose tasks are thrown away now."""
     gc.collect()
     yield
     assert unhandled(caplog) == []

@@ -25,7 +25,7 @@ PATIENT = FailurePolicy(max_attempts=0, first_backoff_sec=0.02, max_backoff_sec=
 
 
 class Ordered(Seen):
-    """What was handled, when it started, and which records of one lane were handled at once."""
+    """What was handled, when it started, and which records of one key were handled at once."""
 
     def __init__(self, lane_of):
         super().__init__()
@@ -47,7 +47,7 @@ class Ordered(Seen):
             await asyncio.sleep(random.uniform(0, 0.01))  # handler  # noqa: S311
 
     def assert_in_order(self):
-        """No two of a lane at once, and none before an earlier one of its lane."""
+        """No two of a key at once, and none before an earlier one of its key."""
         assert not self.overlaps
         lanes = defaultdict(list)
         for number in self.started:
@@ -171,7 +171,7 @@ async def test_what_waits_holds_no_slot_and_pins_its_partition(cluster, new_brok
 
 
 @pytest.mark.parametrize("ordering", ["key", "partition"])
-async def test_batches_that_share_a_lane_take_turns(cluster, new_broker, new_topic, ordering):
+async def test_batches_that_share_a_key_do_not_overlap(cluster, new_broker, new_topic, ordering):
     """A batch waits for all batches before it that have one of its keys; batches that share none overlap."""
     topic, broker, seen, clashes = await new_topic(), new_broker(), Seen(), []
 
@@ -221,7 +221,7 @@ async def test_a_key_waits_for_its_failing_record_while_others_go_on(cluster, ne
 
 
 @pytest.mark.parametrize("ordering", ["key", "partition"])
-async def test_a_clean_stop_handles_what_waits_in_its_lane(cluster, new_broker, new_topic, ordering):
+async def test_a_clean_stop_handles_what_waits_behind_its_key(cluster, new_broker, new_topic, ordering):
     """Stopped while records wait for each other: each is handled once in all, in order over both runs."""
     topic = await new_topic(2)
     seen = Ordered(lambda number: number % 2)

@@ -126,7 +126,7 @@ async def test_not_acknowledged_at_a_stop_is_left_for_the_next(cluster, new_brok
 
 
 async def leak_from_a_cancelled_task():
-    """Await a task that somebody has cancelled."""
+    """Await a task that was cancelled."""
     task = asyncio.ensure_future(asyncio.Event().wait())
     task.cancel()
     await task

@@ -27,7 +27,7 @@ def chosen_by(kind, topic):
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("kind", ["topic", "pattern", "partitions"])
 async def test_what_comes_between_two_runs_is_handled(cluster, new_broker, new_topic, kind, late):
-    """Of partitions that have had no records as well, whoever shares them out."""
+    """Of partitions that have had no records as well, by group or by hand."""
     topic, seen = await new_topic(PARTITIONS), Seen()
     topics, chosen = chosen_by(kind, topic)
 

@@ -1,4 +1,4 @@
-"""What a handler returns is published, whoever asks for it, and a publish that fails is its record's failure."""
+"""The result of a handler is published by publishers and replies, and a publish that fails is its record's failure."""
 
 import asyncio
 import logging

@@ -17,7 +17,7 @@ QUICK: dict[str, Any] = {"heartbeat_interval_ms": 200, "session_timeout_ms": 600
 
 @asynccontextmanager
 async def another_member(cluster, topic, values):
-    """Join the group as somebody else, take what comes, commit it at once, and leave."""
+    """Join the group as another member, take what comes, commit it at once, and leave."""
     consumer = AIOKafkaConsumer(
         topic,
         bootstrap_servers=cluster.bootstrap_servers,
@@ -155,7 +155,7 @@ async def test_finished_before_the_deadline_is_not_delivered_again(cluster, new_
 
 
 async def test_an_old_epoch_never_moves_the_offset_back(cluster, new_broker, new_topic):
-    """What was running when a partition went finishes while somebody else owns it: that is no news when it returns."""
+    """What ran when a partition went finishes while another member owns it, and commits nothing when it returns."""
     topic, broker, elsewhere, seen, told = await new_topic(2), new_broker(), [], Seen(), Rebalances()
     gate = asyncio.Event()
 

@@ -92,7 +92,7 @@ async def test_a_broker_that_falls_silent_is_noticed_although_nothing_is_to_be_c
     assert seen.counts == dict.fromkeys(range(20), 1)
 
 
-async def test_a_consumer_that_nobody_asks_for_records_is_noticed(cluster, new_broker, new_topic):
+async def test_a_consumer_that_is_not_asked_for_records_is_noticed(cluster, new_broker, new_topic):
     """Its loop is alive, and stuck somewhere: there is lag, and nothing is delivered."""
     topic = await new_topic()
     broker = new_broker()
@@ -134,7 +134,7 @@ async def test_without_an_offset_to_begin_at_it_says_that_it_cannot(cluster, new
 @pytest.mark.apache
 @pytest.mark.parametrize("isolation", ["read_committed", "read_uncommitted"])
 async def test_an_idle_topic_that_ends_in_an_aborted_transaction_is_green(cluster, new_broker, new_topic, isolation):
-    """What lies behind the last record is not for anybody."""
+    """Behind the last record there is nothing to deliver."""
     topic = await new_topic()
     broker = new_broker()
     seen = counting(broker, topic, isolation_level=isolation)
@@ -154,7 +154,7 @@ async def test_an_idle_topic_that_ends_in_an_aborted_transaction_is_green(cluste
 
 
 async def test_a_subscriber_that_is_never_started_is_noticed(cluster, new_broker, new_topic):
-    """An application may go on without its broker after a start that has failed; whoever starts late turns it green."""
+    """An application may go on without its broker after a start that has failed; a late start turns it green."""
     topic, broker = await new_topic(), new_broker()
     seen = counting(broker, topic)
     handler = await initialize_concurrent_processing(broker.context, broker=broker, stall_timeout_sec=1.0)

@@ -52,7 +52,7 @@ async def test_the_results_of_all_others_are_published(cluster, new_broker, new_
 
 
 async def test_a_synchronous_handler_may_stop_its_broker_from_its_thread(cluster, new_broker, new_topic):
-    """It waits for the others as one on the event loop would, and nobody waits for the deadline."""
+    """It waits for the others as one on the event loop would; the stop does not take until its deadline."""
     topic, broker, ended = await new_topic(), new_broker(), []
 
     @consuming(broker, topic)

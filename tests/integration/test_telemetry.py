@@ -124,7 +124,7 @@ async def test_spans_are_the_same_as_without_the_library(cluster, new_broker, ne
 
 @pytest.mark.parametrize("order", ORDERS)
 async def test_spans_are_the_same_when_attached_at_the_first_record(cluster, new_broker, new_topic, caplog, order):
-    """A plain broker that nobody named: its first record, handled while we attach, has its spans like all others."""
+    """A broker that was not named: its first record, in hand at the attachment, has its spans like all others."""
     topic, out = await new_topic(), await new_topic()
     await send_numbers(cluster, topic)
     middleware, alone = tracing()

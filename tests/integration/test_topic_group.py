@@ -225,7 +225,7 @@ async def test_it_is_the_same_in_memory(new_broker, batch):
     assert published == ["handled", "handled"]
 
 
-async def test_whoever_asks_for_a_record_gets_each(cluster, new_broker, new_topic):
+async def test_get_one_and_async_for_return_every_record(cluster, new_broker, new_topic):
     """`get_one` and `async for` have no handler to keep records from: the header is theirs to read."""
     topic, broker = await new_topic(), new_broker()
     one, many = (broker.subscriber(topic, auto_offset_reset="earliest") for _ in range(2))
