@@ -15,12 +15,8 @@ from faststream_concurrent_kafka.healthcheck import (
     is_kafka_handler_alive,
     is_kafka_handler_healthy,
 )
-from faststream_concurrent_kafka.middleware import (
-    Attempt,
-    KafkaConcurrentProcessingMiddleware,
-    initialize_concurrent_processing,
-    stop_concurrent_processing,
-)
+from faststream_concurrent_kafka.lifespan import initialize_concurrent_processing, stop_concurrent_processing
+from faststream_concurrent_kafka.middleware import Attempt, KafkaConcurrentProcessingMiddleware
 from faststream_concurrent_kafka.policies import DeadLetter, FailurePolicy, is_retriable
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
 

@@ -12,7 +12,7 @@ from faststream_concurrent_kafka._partition.ledger import PartitionLedger
 from faststream_concurrent_kafka._record.record import Record
 from faststream_concurrent_kafka._record.state import BACKOFF
 from faststream_concurrent_kafka._runtime.stack import suspended_at
-from faststream_concurrent_kafka.middleware import CONTEXT_KEY, STOPPED, check_context
+from faststream_concurrent_kafka.lifespan import CONTEXT_KEY, STOPPED, check_context
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
 
 

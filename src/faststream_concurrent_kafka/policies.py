@@ -10,13 +10,13 @@ import inspect
 import re
 from collections.abc import Callable
 from json import JSONDecodeError
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 from fast_depends.exceptions import ValidationError
 from faststream.exceptions import SubscriberNotFound
 
-from faststream_concurrent_kafka._checks import check_flag, check_integer, check_seconds
+from faststream_concurrent_kafka._checks import Flag, SecondsOrZero, check_fields, integer
 from faststream_concurrent_kafka.errors import SettingsError
 
 
@@ -55,12 +55,12 @@ class DeadLetter:
     topic: str | Callable[[Any], str]
     """Its name, or a callable that gets the `aiokafka.ConsumerRecord` and returns it; not what the subscriber reads."""
 
-    keep_timestamp: bool = False
+    keep_timestamp: Flag = False
     """Whether the record keeps its time stamp, where the broker takes it. Else it has that of its publishing: Kafka
     deletes what is older than the topic's retention by that. The original one is in a header."""
 
     def __post_init__(self) -> None:
-        check_flag("keep_timestamp", self.keep_timestamp)
+        check_fields(self)
         if is_async(self.topic):
             raise SettingsError(f"topic must be a name or an ordinary function, not an async one: {self.topic!r}")
         if not callable(self.topic):
@@ -76,14 +76,14 @@ class FailurePolicy:
 
     """
 
-    max_attempts: int = 1
+    max_attempts: Annotated[int, integer(at_least=0, meaning="0 = until it succeeds")] = 1
     """How often a record is handled at most, the first time included; 0 = until it succeeds."""
 
-    first_backoff_sec: float = 0.5
+    first_backoff_sec: SecondsOrZero = 0.5
     """Longest wait before the second attempt, in seconds; doubles with each further one. The wait is drawn anew each
     time between 0 and that (full jitter), so that records that failed together do not come back together."""
 
-    max_backoff_sec: float = 30.0
+    max_backoff_sec: SecondsOrZero = 30.0
     """Longest wait before any attempt, in seconds."""
 
     retry_on: type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException, int], bool] = (
@@ -101,9 +101,7 @@ class FailurePolicy:
     there; "halt" stops its partition at it, until a restart tries it again."""
 
     def __post_init__(self) -> None:
-        check_integer("max_attempts", self.max_attempts, at_least=0, meaning="0 = until it succeeds")
-        check_seconds("first_backoff_sec", self.first_backoff_sec, zero_allowed=True)
-        check_seconds("max_backoff_sec", self.max_backoff_sec, zero_allowed=True)
+        check_fields(self)
         if self.first_backoff_sec > self.max_backoff_sec:
             raise SettingsError(
                 f"first_backoff_sec={self.first_backoff_sec!r} must not be more than "

@@ -11,6 +11,7 @@ from collections.abc import Collection, Coroutine
 from typing import Any, ClassVar, Protocol, Self
 
 from faststream.exceptions import StopConsume
+from typing_extensions import Unpack
 
 from faststream_concurrent_kafka._record.failure import Failures
 from faststream_concurrent_kafka._record.in_flight import InFlight
@@ -35,7 +36,7 @@ from faststream_concurrent_kafka._runtime.signals import SignalGuard
 from faststream_concurrent_kafka._runtime.turns import Paced, Turns
 from faststream_concurrent_kafka.batch_committer import KafkaBatchCommitter
 from faststream_concurrent_kafka.errors import SettingsError, SetupError, brief
-from faststream_concurrent_kafka.settings import Settings
+from faststream_concurrent_kafka.settings import Options, Settings
 
 
 logger = logging.getLogger("faststream_concurrent_kafka")
@@ -82,17 +83,17 @@ class KafkaConcurrentHandler:
     _lock: ClassVar[threading.Lock] = threading.Lock()
     _initialized: bool = False
 
-    def __new__(cls, **options: Any) -> Self:  # noqa: ARG004 - __init__ takes them
+    def __new__(cls, **options: Unpack[Options]) -> Self:  # noqa: ARG004 - __init__ takes them
         """Return the one instance."""
         with cls._lock:
             if not isinstance(cls._instance, cls):
                 cls._instance = super().__new__(cls)
             return cls._instance
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options: Unpack[Options]) -> None:
         with self._lock:
             try:
-                settings = Settings(**options)
+                settings = Settings.of(**options)
             except Exception:
                 if not self._initialized:
                     KafkaConcurrentHandler._instance = None

@@ -1,16 +1,29 @@
-"""Every option of the library in one place: frozen, validated, units in the names."""
+"""Every setting of the library, declared once in `Settings`: name, type with its check, default and meaning."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Literal, get_args
+import difflib
+from collections.abc import Collection, Iterable, Mapping
+from typing import Annotated, Any, Literal, cast, get_args
 
-from faststream_concurrent_kafka._checks import check_flag, check_integer, check_seconds
+from typing_extensions import TypedDict, Unpack
+
+from faststream_concurrent_kafka._checks import Flag, Seconds, SecondsOrZero, check_fields, integer
 from faststream_concurrent_kafka.errors import SettingsError
 from faststream_concurrent_kafka.policies import FailurePolicy
 
 
 Ordering = Literal["unordered", "key", "partition"]
 """Which records of one partition never overlap, and start in the order of their offsets."""
+
+
+def _check_ordering(name: str, value: Any) -> None:
+    if value not in get_args(Ordering):
+        raise SettingsError(f"{name} must be one of {', '.join(get_args(Ordering))}, got {value!r}")
+
+
+def _check_policy(name: str, value: Any) -> None:
+    if not isinstance(value, FailurePolicy):
+        raise SettingsError(f"{name} must be a FailurePolicy(...), got {value!r}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,75 +35,75 @@ class Settings:
 
     """
 
-    concurrency_limit: int = 100
+    concurrency_limit: Annotated[int, integer(at_least=0, meaning="0 = no limit")] = 100
     """Records handled at once, over all subscribers; 0 = no limit but `max_uncommitted_tasks`."""
 
-    enable_batch_commit: bool = True
-    """Whether the library commits (`AckPolicy.MANUAL` subscribers); False = the subscriber's own policy does."""
+    enable_batch_commit: Flag = True
+    """Whether the library commits, for `AckPolicy.MANUAL` subscribers; False = it never commits."""
 
-    commit_batch_size: int = 1000
-    """Commit as soon as so many records have finished since the last commit ..."""
+    commit_batch_size: Annotated[int, integer(at_least=1)] = 1000
+    """Commit when this many records have finished since the last commit, or after `commit_batch_timeout_sec`."""
 
-    commit_batch_timeout_sec: float = 1.0
-    """... or so many seconds after the first of them finished, whichever comes first."""
+    commit_batch_timeout_sec: Seconds = 1.0
+    """Commit this many seconds after the first record finished since the last commit, if not before."""
 
-    commit_metadata: bool = True
-    """Whether a commit tells, in its metadata, which records behind an unfinished one have finished: they are not
+    commit_metadata: Flag = True
+    """Whether a commit says in its metadata which records behind an unfinished one have finished: they are not
     handled again after a crash, nor by the next owner of the partition."""
 
-    shutdown_timeout_sec: float = 15.0
+    shutdown_timeout_sec: Seconds = 15.0
     """Seconds that a stop waits for running handlers before it cancels them."""
 
-    max_uncommitted_tasks: int = 10_000
-    """Records of one partition that may be fetched and not yet acknowledged as committed by the broker."""
+    max_uncommitted_tasks: Annotated[int, integer(at_least=1)] = 10_000
+    """Records of one partition that may be fetched and not yet confirmed as committed by the broker."""
 
-    rebalance_flush_timeout_sec: float = 3.0
+    rebalance_flush_timeout_sec: SecondsOrZero = 3.0
     """Seconds that a rebalance waits for running handlers before the partitions are given away; 0 = not at all."""
 
-    cancel_lost_handlers: bool = False
+    cancel_lost_handlers: Flag = False
     """Whether handlers are cancelled whose partition went to another member; else they finish, and commit nothing."""
 
-    commit_renewal_sec: float = 3600.0
+    commit_renewal_sec: SecondsOrZero = 3600.0
     """Seconds after which the offsets of idle partitions are committed again, before they expire; 0 = never."""
 
-    commit_failure_timeout_sec: float = 15.0
-    """Seconds for which commits may keep failing before the health check turns red."""
+    commit_failure_timeout_sec: Seconds = 15.0
+    """Seconds for which commits may fail before the health check turns red."""
 
-    stall_timeout_sec: float = 60.0
+    stall_timeout_sec: SecondsOrZero = 60.0
     """Seconds without a record, where there is one, after which the health check turns red; 0 = never."""
 
-    ordering: Ordering = "unordered"
-    """"key": records of a partition with the same key, one at a time; "partition": all of a partition."""
+    ordering: Annotated[Ordering, _check_ordering] = "unordered"
+    """Which records of a partition are handled one at a time, in the order of their offsets: none ("unordered"), those
+    with the same key ("key"), or all ("partition")."""
 
-    on_failure: FailurePolicy = FailurePolicy()  # noqa: RUF009 - frozen
-    """What becomes of a record whose handling fails."""
+    on_failure: Annotated[FailurePolicy, _check_policy] = FailurePolicy()  # noqa: RUF009 - frozen
+    """What becomes of a record whose handling fails: retries, then commit, dead letter or halt."""
 
-    handler_timeout_sec: float = 0.0
+    handler_timeout_sec: SecondsOrZero = 0.0
     """Seconds after which a handler is cancelled, which counts as a failure; 0 = no limit."""
 
     def __post_init__(self) -> None:
-        check_integer("concurrency_limit", self.concurrency_limit, at_least=0, meaning="0 = no limit")
-        check_integer("commit_batch_size", self.commit_batch_size, at_least=1)
-        check_integer("max_uncommitted_tasks", self.max_uncommitted_tasks, at_least=1)
-        check_seconds("commit_batch_timeout_sec", self.commit_batch_timeout_sec)
-        check_seconds("shutdown_timeout_sec", self.shutdown_timeout_sec)
-        check_seconds("commit_failure_timeout_sec", self.commit_failure_timeout_sec)
-        check_seconds("commit_renewal_sec", self.commit_renewal_sec, zero_allowed=True)
-        check_seconds("rebalance_flush_timeout_sec", self.rebalance_flush_timeout_sec, zero_allowed=True)
-        check_seconds("stall_timeout_sec", self.stall_timeout_sec, zero_allowed=True)
-        check_flag("enable_batch_commit", self.enable_batch_commit)
-        check_flag("commit_metadata", self.commit_metadata)
-        check_flag("cancel_lost_handlers", self.cancel_lost_handlers)
-        if self.ordering not in get_args(Ordering):
-            raise SettingsError(f"ordering must be one of {', '.join(get_args(Ordering))}, got {self.ordering!r}")
-        if not isinstance(self.on_failure, FailurePolicy):
-            raise SettingsError(f"on_failure must be a FailurePolicy(...), got {self.on_failure!r}")
+        check_fields(self)
         if self.on_failure.then == "halt" and not self.enable_batch_commit:
             raise SettingsError(
                 'on_failure=FailurePolicy(then="halt") needs enable_batch_commit=True: '
                 "without it the subscriber's own policy commits past the failed record",
             )
-        check_seconds("handler_timeout_sec", self.handler_timeout_sec, zero_allowed=True)
+
+    @classmethod
+    def of(cls, **options: Unpack["Options"]) -> "Settings":
+        """Return the settings that these keyword arguments make.
+
+        Raises:
+            SettingsError: there is no such setting, or a value is not allowed.
+
+        """
+        check_names(options, cls.__slots__)
+        return cls(**options)
+
+    def as_options(self) -> "Options":
+        """Return these settings as keyword arguments, defaults included."""
+        return cast("Options", {name: getattr(self, name) for name in self.__slots__})
 
     def doubts(self) -> list[str]:
         """Say what is allowed and can hardly be meant, and what follows from it."""
@@ -100,7 +113,7 @@ class Settings:
                 f"max_uncommitted_tasks={self.max_uncommitted_tasks} is less than "
                 f"concurrency_limit={self.concurrency_limit}: of one "
                 f"{'partition' if self.enable_batch_commit else 'subscriber'} no more than "
-                f"{self.max_uncommitted_tasks} records are handled at once, whatever is free"
+                f"{self.max_uncommitted_tasks} records are handled at once, even while slots are free"
             )
         return doubts
 
@@ -117,3 +130,44 @@ class Settings:
         """Say which settings of `other` differ from these, for an error message."""
         pairs = ((name, getattr(self, name), getattr(other, name)) for name in self.__slots__)
         return ", ".join(f"{name}={mine!r} (now {theirs!r})" for name, mine, theirs in pairs if mine != theirs)
+
+
+class _RouterOptions(TypedDict, total=False):
+    concurrency_limit: int
+    ordering: Ordering
+    on_failure: FailurePolicy
+    handler_timeout_sec: float
+
+
+# Closed: not every type checker refuses other names else. A closed one has no subclasses with more names.
+class RouterOptions(_RouterOptions, total=False, closed=True):
+    """The settings that a router or broker may have of its own, as keyword arguments."""
+
+
+class Options(_RouterOptions, total=False, closed=True):
+    """The fields of `Settings` as keyword arguments: no type checker derives that. A test compares the two."""
+
+    enable_batch_commit: bool
+    commit_batch_size: int
+    commit_batch_timeout_sec: float
+    commit_metadata: bool
+    shutdown_timeout_sec: float
+    max_uncommitted_tasks: int
+    rebalance_flush_timeout_sec: float
+    cancel_lost_handlers: bool
+    commit_renewal_sec: float
+    commit_failure_timeout_sec: float
+    stall_timeout_sec: float
+
+
+def check_names(given: Iterable[str], known: Collection[str]) -> None:
+    """Refuse a name that is not known, and name the nearest one that is.
+
+    Raises:
+        SettingsError: a name is not known.
+
+    """
+    for name in {*given}.difference(known):
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"the settings are {', '.join(known)}"
+        raise SettingsError(f"there is no setting {name} here: {hint}")

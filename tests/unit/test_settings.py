@@ -1,10 +1,15 @@
 """Settings are checked at start-up, and an error names the setting, the value and what is allowed."""
 
+import ast
 import asyncio
+import dataclasses
+import inspect
+import itertools
 import math
+import re
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from faststream import AckPolicy
@@ -23,8 +28,9 @@ from faststream_concurrent_kafka import (
     stop_concurrent_processing,
 )
 from faststream_concurrent_kafka._subscriber import discovery
-from faststream_concurrent_kafka.settings import Settings
+from faststream_concurrent_kafka.settings import Options, RouterOptions, Settings
 from faststream_concurrent_kafka.testing import run_virtual
+from tests.examples.programs import ROOT
 
 
 def build(**options: Any) -> Settings:
@@ -121,7 +127,7 @@ def test_a_halt_needs_a_consumer_group():
     handler = KafkaConcurrentHandler(on_failure=FailurePolicy(then="halt"))
     try:
         with pytest.raises(ConcurrentKafkaError, match=r"halt.*group_id"):
-            discovery.why_not(subscriber, handler, KafkaConcurrentProcessingMiddleware)
+            discovery.why_not(subscriber, handler)
     finally:
         handler.discard()
 
@@ -153,6 +159,79 @@ def test_the_middleware_checks_its_overrides_when_it_is_configured():
     assert dict(first.overrides) == {"ordering": "key"}
     assert dict(KafkaConcurrentProcessingMiddleware.overrides) == {}
     assert dict(second.configured(handler_timeout_sec=0).overrides) == {"ordering": "key", "handler_timeout_sec": 0}
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("concurency_limit", "did you mean concurrency_limit?"),
+        ("max_uncommited", "did you mean max_uncommitted_tasks?"),
+        ("q", "the settings are concurrency_limit, enable_batch_commit, "),
+    ],
+)
+async def test_an_unknown_setting_is_refused_and_the_nearest_one_named(name, hint):
+    """Wherever it is given, and nothing is started."""
+    broker = KafkaBroker(logger=None)
+    wrong: dict[str, Any] = {name: 3}
+    for refused in (
+        lambda: Settings.of(**wrong),
+        lambda: KafkaConcurrentHandler(**wrong),
+        lambda: asyncio.run(initialize_concurrent_processing(broker.context, broker=broker, **wrong)),
+    ):
+        with pytest.raises(SettingsError) as raised:
+            await asyncio.to_thread(refused)
+        assert f"there is no setting {name}" in str(raised.value)
+        assert hint in str(raised.value)
+    assert KafkaConcurrentHandler._instance is None
+
+
+def test_a_router_has_four_settings_of_its_own():
+    """Another name is refused, also one that is known elsewhere."""
+    wrong: dict[str, Any] = {"handler_timeout": 3}
+    with pytest.raises(SettingsError, match="no setting handler_timeout here: did you mean handler_timeout_sec"):
+        KafkaConcurrentProcessingMiddleware.configured(**wrong)
+    wrong = {"commit_batch_size": 3}
+    with pytest.raises(SettingsError, match="no setting commit_batch_size here"):
+        KafkaConcurrentProcessingMiddleware.configured(**wrong)
+
+
+def arguments(function):
+    """Read the section on arguments of a docstring: name and text."""
+    section = str(inspect.getdoc(function)).partition("Args:\n")[2].partition("\n\n")[0]
+    parts = re.split(r"^    (\w+): ", section, flags=re.MULTILINE)[1:]
+    return {name: " ".join(text.split()) for name, text in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def declared_texts():
+    """Read the text under each field of `Settings`."""
+    (definition,) = ast.parse(inspect.getsource(Settings)).body
+    assert isinstance(definition, ast.ClassDef)
+    return {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in itertools.pairwise(definition.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
+    }
+
+
+def test_a_setting_says_the_same_wherever_it_is_described():
+    """`Settings` declares it; the keyword arguments, the docstring that editors show and the README follow."""
+    fields = {field.name: field for field in dataclasses.fields(Settings)}
+    assert get_type_hints(Options) == get_type_hints(Settings)
+    assert get_type_hints(RouterOptions).items() <= get_type_hints(Settings).items()
+    texts = declared_texts()
+    assert texts.keys() == fields.keys()
+
+    told = arguments(initialize_concurrent_processing)
+    assert {name: text for name, text in told.items() if name not in {"context", "broker"}} == texts
+    assert arguments(KafkaConcurrentProcessingMiddleware.configured).keys() == get_type_hints(RouterOptions).keys()
+
+    table = (ROOT / "README.md").read_text().partition("\n## Settings\n")[2].partition("\n## ")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| `?(.*?)`? \|", table, flags=re.MULTILINE))
+    assert rows.pop("broker") == "None"
+    assert {name: eval(value, {"FailurePolicy": FailurePolicy}) for name, value in rows.items()} == {  # noqa: S307
+        name: field.default for name, field in fields.items()
+    }
 
 
 def test_a_first_backoff_above_the_longest_is_refused():

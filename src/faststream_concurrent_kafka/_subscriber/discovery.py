@@ -1,8 +1,10 @@
 """Which subscribers are to be concurrent, with which settings, and why one can't be."""
 
 import logging
-from collections.abc import Iterable
-from typing import Any
+import weakref
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 from faststream.kafka.subscriber.usecase import LogicSubscriber
 from faststream.middlewares import AckPolicy
@@ -18,6 +20,74 @@ from faststream_concurrent_kafka.settings import Settings
 
 logger = logging.getLogger("faststream_concurrent_kafka")
 
+# What each subscriber was warned of.
+_warned: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
+
+
+class Configured:
+    """Base class of our middleware, by which it is recognised among those of a subscriber."""
+
+    overrides: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    """Settings that its subscribers have of their own."""
+
+
+def attach_all(brokers: Iterable[Any], handler: KafkaConcurrentHandler) -> list[str]:
+    """Attach the subscribers of the brokers that are not attached; say what is wrong with all of them.
+
+    Raises:
+        SetupError, SettingsError: see `why_not`.
+
+    """
+    subscribers = subscribers_of(brokers)
+    for subscriber in subscribers:
+        if not _ours(subscriber):
+            if subscriber.ack_policy is AckPolicy.MANUAL:
+                warn_once(
+                    subscriber,
+                    "KafkaConcurrentProcessingMiddleware is not among its middlewares. With AckPolicy.MANUAL nothing "
+                    "is committed for it, unless its handlers do that: add the middleware to its broker or router",
+                )
+        elif attachment_of(subscriber, handler) is None:
+            reason = why_not(subscriber, handler)
+            if reason is None:
+                attach(subscriber, handler)
+            else:
+                warn_once(subscriber, reason)
+    forgotten = [each.topic_names for each in subscribers if each.ack_policy is AckPolicy.MANUAL]
+    if forgotten and not any(map(_ours, subscribers)):
+        return [f"no subscriber is concurrent: KafkaConcurrentProcessingMiddleware is in none of those of {forgotten}"]
+    return []
+
+
+def attach_late(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler) -> SubscriberAttachment | None:
+    """Attach a subscriber that was not found before its first record; None, and one warning, where it can't be."""
+    try:
+        reason = why_not(subscriber, handler)
+    except (SetupError, SettingsError) as error:
+        reason = str(error)
+    if reason is not None:
+        warn_once(subscriber, reason)
+        return None
+    # It may have been declared a moment ago.
+    handler.discover()
+    if (attachment := attachment_of(subscriber, handler)) is not None:
+        return attachment
+    if handler.knows_all_brokers:
+        logger.warning(
+            "The subscriber of %s was found only by its first record, before which none of its offsets was held. "
+            "Give initialize_concurrent_processing() the context of the application that runs, or broker=",
+            subscriber.topic_names,
+        )
+    return attach(subscriber, handler)
+
+
+def warn_once(subscriber: LogicSubscriber[Any], reason: str) -> None:
+    """Log why a subscriber is not concurrent, each reason once."""
+    warned = _warned.setdefault(subscriber, set())
+    if reason not in warned:
+        warned.add(reason)
+        logger.warning("The subscriber of %s is not concurrent: %s", subscriber.topic_names, reason)
+
 
 def attachment_of(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler) -> SubscriberAttachment | None:
     """Return the attachment of a subscriber to this handler, if there is one."""
@@ -27,9 +97,9 @@ def attachment_of(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHand
     return None
 
 
-def attach(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler, middleware: type) -> SubscriberAttachment:
+def attach(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler) -> SubscriberAttachment:
     """Attach a subscriber that is not attached yet, and that nothing speaks against."""
-    settings = _settings_of(subscriber, handler, middleware)
+    settings = _settings_of(subscriber, handler)
     if settings.enable_batch_commit and subscriber.group_id is None:
         logger.warning(
             "The subscriber of %s has no group_id: it is concurrent, but nothing can be committed for it: each start "
@@ -39,12 +109,12 @@ def attach(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler, mi
     for doubt in settings.doubts():
         if doubt not in handler.settings.doubts():
             logger.warning("The subscriber of %s: %s", subscriber.topic_names, doubt)
-    attachment = SubscriberAttachment(subscriber, handler, settings, _share_of(subscriber, handler, middleware))
+    attachment = SubscriberAttachment(subscriber, handler, settings, _share_of(subscriber, handler))
     attachment.attach()
     return attachment
 
 
-def why_not(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler, middleware: type) -> str | None:
+def why_not(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler) -> str | None:
     """Say why the records of a subscriber can't be handled concurrently.
 
     Raises:
@@ -59,7 +129,7 @@ def why_not(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler, m
             "KafkaConcurrentProcessingMiddleware: remove max_workers, and set concurrency_limit in "
             "initialize_concurrent_processing()",
         )
-    settings = _settings_of(subscriber, handler, middleware)
+    settings = _settings_of(subscriber, handler)
     most = handler.settings.concurrency_limit
     if 0 < most < settings.concurrency_limit:
         raise SettingsError(
@@ -95,25 +165,20 @@ def subscribers_of(brokers: Iterable[Any]) -> list[LogicSubscriber[Any]]:
     ]
 
 
-def has(subscriber: LogicSubscriber[Any], middleware: type) -> bool:
-    """Whether the subscriber has this middleware, from its broker or a router."""
-    return bool(_ours(subscriber, middleware))
+def _ours(subscriber: LogicSubscriber[Any]) -> list[type[Configured]]:
+    """Return our middlewares of a subscriber: from its broker, and from routers; the nearest last."""
+    return [each for each in middlewares_of(subscriber) if isinstance(each, type) and issubclass(each, Configured)]
 
 
-def _ours(subscriber: LogicSubscriber[Any], middleware: type) -> list[Any]:
-    return [each for each in middlewares_of(subscriber) if isinstance(each, type) and issubclass(each, middleware)]
-
-
-def _settings_of(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler, middleware: type) -> Settings:
+def _settings_of(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler) -> Settings:
     settings = handler.settings
-    for each in _ours(subscriber, middleware):
-        # The broker's first: what is nearer to the subscriber has the last word.
+    for each in _ours(subscriber):
         settings = settings.overridden(each.overrides)
     return settings
 
 
-def _share_of(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler, middleware: type) -> Share:
-    limited = [each for each in _ours(subscriber, middleware) if "concurrency_limit" in each.overrides]
+def _share_of(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler) -> Share:
+    limited = [each for each in _ours(subscriber) if "concurrency_limit" in each.overrides]
     slots = handler.slots
-    # Whoever has the same `configured()` shares its limit.
+    # Subscribers that have the same class made by `configured()` share its limit.
     return slots.share(slots.pool(limited[-1], limited[-1].overrides["concurrency_limit"]) if limited else None)
