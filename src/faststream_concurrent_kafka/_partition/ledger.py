@@ -10,6 +10,8 @@ unfinished work. `acked` is what the broker has confirmed; between the two lies 
 One ledger serves one epoch: an assignment of the partition up to its revocation, a seek back or a reset. The next
 epoch gets a new ledger; the old one may still be completed by its running records, and commits nothing any more. Where
 the position has moved within one assignment, they go on to pin the frontier, from behind.
+
+Invariants: I1, I2, I3, I4, I5, I6, I7, I32.
 """
 
 import bisect

@@ -13,6 +13,8 @@ after a crash, so it travels beside the offset as text, `magic:offset:timestamp:
 
 A log loses records from its end only (an unclean election), and goes on with others at their offsets. So the records of
 a map are compared as they are delivered: from the first difference on nothing of it is believed.
+
+Invariants: I15.
 """
 
 import base64

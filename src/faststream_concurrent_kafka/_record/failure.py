@@ -1,4 +1,7 @@
-"""What happens to a record after a pass that has failed: retry, dead letter, halt, or done all the same."""
+"""What happens to a record after a pass that has failed: retry, dead letter, halt, or done all the same.
+
+Invariants: I18, I25, I26.
+"""
 
 import asyncio
 import contextlib

@@ -3,6 +3,8 @@
 Records that must not overlap share an order key, and go through its queue one at a time, in the order in which they
 entered. A record may have several keys (a batch): it enters all of their queues in one step, and may start when it is
 first in each. That can't deadlock, since any two records are in the same order in every queue that they share.
+
+Invariants: I19.
 """
 
 from collections import deque

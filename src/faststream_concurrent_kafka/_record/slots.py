@@ -1,4 +1,4 @@
-"""The slots that limit how many records are handled at once, and whose turn it is when one becomes free."""
+"""The slots that limit how many passes run at once, and which subscriber gets one that becomes free (I20)."""
 
 import asyncio
 from collections import OrderedDict

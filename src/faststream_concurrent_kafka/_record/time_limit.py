@@ -1,4 +1,7 @@
-"""The time limit of a handler: cancels it, says where it was waiting, and remembers those that go on regardless."""
+"""The time limit of a handler: cancels it, says where it was waiting, and remembers handlers that go on regardless.
+
+Invariants: I27.
+"""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""Turns of the event loop: passes that compute run one after the other, and everything else runs in between."""
+"""Turns of the event loop: passes that compute run one after the other, and everything else runs in between (I21)."""
 
 import asyncio
 import contextvars

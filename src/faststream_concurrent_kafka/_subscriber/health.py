@@ -1,4 +1,4 @@
-"""Why the records of one subscriber may not be arriving, or not be finished."""
+"""Why the records of one subscriber may not be arriving, or not be finished (I30)."""
 
 import dataclasses
 import logging

@@ -1,4 +1,7 @@
-"""One stop that all its callers share; those that a record itself waits for are let go before that record must end."""
+"""One stop that all its callers share; those that a record itself waits for are let go before that record must end.
+
+Invariants: I28, I29.
+"""
 
 import asyncio
 import weakref

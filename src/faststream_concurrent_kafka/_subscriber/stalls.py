@@ -1,8 +1,10 @@
-"""Notices what makes no noise: a consumer that gets nothing although there is something. Pure: no clock of its own.
+"""Notices a standstill: a consumer that gets no records although there are some. Pure: `now` is a parameter.
 
 A partition is well while its position moves, or has reached the end and the broker keeps saying so. Otherwise it is
 stalled once that has lasted for the limit: its position is unknown, records lie there that nobody takes, or fetches are
 not answered.
+
+Invariants: I30.
 """
 
 from collections.abc import Mapping

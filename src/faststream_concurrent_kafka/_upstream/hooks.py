@@ -1,4 +1,7 @@
-"""Methods of aiokafka's consumers that are replaced, to see assignments, positions and seeks, and to guard commits."""
+"""Methods of aiokafka's consumers that are replaced, to see assignments, positions and seeks, and to guard commits.
+
+Invariants: I11, I13, I31.
+"""
 
 import asyncio
 import functools

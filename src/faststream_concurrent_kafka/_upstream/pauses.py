@@ -1,4 +1,4 @@
-"""Why partitions are paused: each gets records again when no reason is left, whoever had which."""
+"""Why partitions are paused: each is fetched again when no reason is left (I23)."""
 
 import enum
 import functools

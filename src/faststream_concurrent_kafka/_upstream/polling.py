@@ -1,4 +1,4 @@
-"""A consumer that nothing is fetched from for a while, and that must not leave its group for that."""
+"""A consumer that is not asked for records for a while, and must not be evicted from its group for that (I22)."""
 
 import asyncio
 from typing import Any, Self
