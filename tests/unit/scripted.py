@@ -7,7 +7,7 @@ from aiokafka import TopicPartition
 
 
 class ScriptedConsumer:
-    """Answers commits at once, or as it is told: with an error, or not before it is released."""
+    """Answers commits at once, or as scripted: with an error, or not before it is released."""
 
     def __init__(self, *partitions: TopicPartition) -> None:
         self.assigned = set(partitions)

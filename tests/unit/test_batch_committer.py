@@ -249,7 +249,7 @@ async def test_what_finished_while_commits_were_held_is_made_up_for(committer, c
 
 @in_virtual_time
 async def test_what_still_runs_when_an_epoch_ends_commits_nothing(committer, consumer):
-    """The partition belongs to somebody else then, or its records are delivered again."""
+    """The partition belongs to another member then, or its records are delivered again."""
     tasks = send(committer, consumer, *range(10))
     complete(committer, tasks[:5])
     await committer.hold(consumer)

@@ -43,7 +43,7 @@ def test_it_runs_from_the_beginning_of_the_first_attempt():
 
 
 def test_old_failures_count_again_with_the_next_one():
-    """Between two of them there may be ten minutes of handlers: nobody knows whether a commit would succeed."""
+    """Between two of them there may be ten minutes of handlers: whether a commit would succeed is not known."""
     clock = failed(a=5)
     assert clock.age_sec(10, is_held=False) == 10
     assert clock.age_sec(600, is_held=False) == 0

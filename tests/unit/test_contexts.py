@@ -53,12 +53,12 @@ def test_a_record_inherits_what_its_source_has():
         users.set("changed")
 
     async def scenario(world):
-        users.set("of whoever delivers")
+        users.set("of the delivering code")
         for _ in range(2):
             await asyncio.wait({world.deliver(process).task})
         users.set("of the loop")
         world.source.context = contextvars.copy_context()
-        users.set("of whoever delivers")
+        users.set("of the delivering code")
         for _ in range(2):
             await asyncio.wait({world.deliver(process).task})
 

@@ -49,7 +49,7 @@ def test_the_factory_of_these_tests_is_eager():
 @factories
 @orders
 def test_records_that_never_suspend_leave_nothing_behind(ordering, factory):
-    """Slots, lanes and offsets are as with any other factory, however many wait in one lane."""
+    """Slots, order and offsets are as with any other factory, however many wait behind one key."""
     many = sys.getrecursionlimit() + 100
     handled: list[int] = []
 

@@ -56,10 +56,10 @@ def test_who_waits_for_another_attempt_or_a_dead_letter_holds_no_slot_but_its_la
     play(scenario, on_failure=policy, concurrency_limit=1, ordering="key")
 
 
-@pytest.mark.parametrize("who", ["the handler", "somebody else"])
+@pytest.mark.parametrize("who", ["the handler", "other code"])
 @pytest.mark.parametrize("where", ["its slot", "its handler", "its next attempt", "its slot again", "its dead letter"])
-def test_a_record_that_is_cancelled_is_left_undone_and_nobody_overtakes_it(where, who):
-    """Wherever it waits: settled once, no slot and no lane lost; who else has cancelled it halts the partition."""
+def test_a_record_that_is_cancelled_is_left_undone_and_no_record_overtakes_it(where, who):
+    """Wherever it waits: settled once, keeps neither slot nor key; a cancellation by other code halts its partition."""
     begun: list[int] = []
     script = {
         "its slot": [],
@@ -100,13 +100,13 @@ def test_a_record_that_is_cancelled_is_left_undone_and_nobody_overtakes_it(where
             record.task.cancel()
         await asyncio.wait({record.task})
         assert record.task.exception() is None
-        assert len(world.source.halts) == (who == "somebody else")
+        assert len(world.source.halts) == (who == "other code")
         await world.until(lambda: len(world.handler.records) == 0)
         assert world.source.in_flight == world.handler.slots.reserved == 0
         assert len(begun) <= 1
         assert not world.source.dead_letters
         assert await world.committed() == 0
-        # What comes later in its lane waits for the restart as well; other partitions go on.
+        # What comes later under its key waits for the restart as well; other partitions go on.
         world.deliver(note, key=b"a")
         world.deliver(quick, partition=2, key=b"a")
         await asyncio.sleep(0.01)
@@ -119,7 +119,7 @@ def test_a_record_that_is_cancelled_is_left_undone_and_nobody_overtakes_it(where
 
 
 def test_a_record_that_waits_in_its_lane_can_be_cancelled():
-    """It never gets a task; the one that has the lane ends as it would, and the next one does not overtake it."""
+    """It never gets a task; the one before it ends as it would, and the next one does not overtake it."""
     begun: list[int] = []
 
     async def process(raw):
@@ -141,7 +141,7 @@ def test_a_record_that_waits_in_its_lane_can_be_cancelled():
 
 
 @pytest.mark.parametrize("step", range(12))
-@pytest.mark.parametrize("who", ["the handler", "somebody else"])
+@pytest.mark.parametrize("who", ["the handler", "other code"])
 def test_a_failing_record_can_be_cancelled_at_every_step(who, step):
     """From before its first step, through an attempt, the wait, another attempt and its dead letter."""
 
@@ -163,7 +163,7 @@ def test_a_failing_record_can_be_cancelled_at_every_step(who, step):
         await world.until(lambda: len(world.handler.records) == 0, within_sec=5)
         assert world.source.in_flight == world.handler.slots.reserved == 0
         assert len(world.source.dead_letters) == ended
-        assert len(world.source.halts) == (who == "somebody else" and not ended)
+        assert len(world.source.halts) == (who == "other code" and not ended)
         assert await world.committed() == (2 if ended else 0)
 
     policy = FailurePolicy(max_attempts=2, first_backoff_sec=0, then=DEAD)
@@ -246,7 +246,7 @@ def test_a_drain_of_one_subscriber_leaves_the_retries_of_others_alone():
 @pytest.mark.parametrize("error", [ConnectionError("retriable"), PermissionError("never")], ids=repr)
 @pytest.mark.parametrize("then", ["commit", "halt", DEAD], ids=str)
 def test_what_fails_after_its_partition_has_gone_is_left_to_the_next_owner(error, then):
-    """Neither tried again nor a dead letter nor a halt: whoever has the partition now gets the record, and decides."""
+    """Neither tried again nor a dead letter nor a halt: the partition's new owner gets the record, and decides."""
     passes: list[int] = []
 
     async def outlast(raw):
@@ -262,7 +262,7 @@ def test_what_fails_after_its_partition_has_gone_is_left_to_the_next_owner(error
         await listener.on_partitions_revoked(world.consumer.assigned)
         assert world.handler.now() == pytest.approx(4)
         await listener.on_partitions_assigned(world.consumer.assigned)
-        # The same partition has come back: the record of before has its lane until it ends.
+        # The same partition has come back: the record of before keeps its key until it ends.
         world.offsets[0] = 0
         again = world.deliver(quick, key=b"a")
         await asyncio.sleep(1)

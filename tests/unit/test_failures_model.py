@@ -160,7 +160,7 @@ class Model:
         self.delivered[place] = (script, record)
 
     def is_blocked(self, record, records):
-        """Whether one that came before it and has not ended shares a lane with it."""
+        """Whether one that came before it and has not ended shares a key with it."""
         place = (record.raw.partition, record.raw.offset)
         return any(
             (other.raw.partition, other.raw.offset) < place and self.share_a_lane(other, record) for other in records
@@ -186,7 +186,7 @@ class Model:
         assert self.source.in_flight == len(records)
         blocked = {record for record in records if self.is_blocked(record, records)}
         ready = records - blocked - running - sleeping - publishing
-        assert not ready or len(running) == self.limit, "a slot is free, and somebody who might have it has it not"
+        assert not ready or len(running) == self.limit, "a slot is free, and a record that might have it waits"
         assert self.world.handler.slots.reserved == len(running) + len(ready)
 
     async def play(self):
@@ -207,7 +207,7 @@ class Model:
 
     async def watch(self):
         while True:
-            # At moments at which nobody else does anything.
+            # At moments at which nothing else happens.
             await asyncio.sleep(0.0917)
             self.look()
 
@@ -237,7 +237,7 @@ class Model:
                 assert not [entry for entry in later if entry[1] == partition and entry[2] > offset]
 
     def check_lanes(self):
-        """Who shares a lane is through with all attempts, and the dead letter, before the next one begins."""
+        """A record is through with all attempts, and its dead letter, before the next one of its key begins."""
         spans = {}
         for number, (_, *place) in enumerate(self.journal):
             first, _ = spans.get(tuple(place[:2]), (number, number))

@@ -75,7 +75,7 @@ def test_a_blocked_loop_is_named_by_the_line_that_blocks_it(run, lag, turns, cap
     assert len([each for each in caplog.records if each.levelno == logging.ERROR]) == 2
 
 
-def test_a_loop_that_stands_still_because_nobody_runs_it_is_not_blocked(lag, caplog):
+def test_a_loop_that_is_not_run_is_not_blocked(lag, caplog):
     """Nor is one that was closed without a stop: the thread ends with it."""
     loop = asyncio.new_event_loop()
 

@@ -1,4 +1,4 @@
-"""A position that is not found: the consumer is told to ask who leads the partition, which aiokafka does not."""
+"""A position that is not found: the library makes the consumer look for the leader, which aiokafka does not."""
 
 from typing import Any
 

@@ -69,7 +69,7 @@ def test_what_has_finished_beyond_what_was_admitted_is_added(base, above, beyond
 )
 @example(count=60_000, unfinished_every=2, noise=None, most=MAX_BYTES)
 def test_what_is_too_long_is_cut_off_at_its_far_end(count, unfinished_every, noise, most):
-    """It fits, and what it tells is a prefix of the truth."""
+    """It fits, and holds a prefix of what has finished."""
     unfinished = {0}
     if noise is not None:
         unfinished.update(each for each in range(1, count, unfinished_every) if noise.random() < 0.5)
@@ -139,7 +139,7 @@ def test_the_usual_sizes(count, unfinished_every, most_bytes):
 
 
 def test_gaps_of_any_size_cost_neither_time_nor_memory():
-    """Compaction and transactions leave them; behind too large a one it tells nothing."""
+    """Compaction and transactions leave them; behind too large a one it holds nothing."""
     made = OffsetMap.of(10, STAMP, admitted=10**15, unfinished=[10, 10**15 - 1], beyond=[10**16])
     text = made.dump()
     assert len(text) <= MAX_BYTES
@@ -169,7 +169,7 @@ def damaged():
 
     content = zlib.decompress(base64.b64decode(packed))
     return {
-        "foreign": "consumed by somebody",
+        "foreign": "consumed by another tool",
         "json": '{"offset": 10}',
         "binary": "\x00\x01\ud800",
         "other version": good.replace(magic, "fsck9"),

@@ -62,7 +62,7 @@ class Group:
         self.wrong: list[str] = []
 
     def before_in_lane(self, offset):
-        """Return the offsets that share a lane with this one and come before it."""
+        """Return the offsets that share a key with this one and come before it."""
         key = self.scripts[offset].key
         if self.ordering == "unordered" or (self.ordering == "key" and key is None):
             return set()
@@ -155,7 +155,7 @@ def test_order_holds_over_rebalances_that_give_the_partition_back(options, scrip
 @settings(max_examples=150, deadline=None)
 @given(options=OPTIONS, scripts=SCRIPTS, moment=MOMENTS, timeout_sec=st.sampled_from([0, 0.5, 2, 6]))
 def test_a_stop_commits_what_is_done_and_leaves_the_rest_in_order(options, scripts, moment, timeout_sec):
-    """No pass begins after the drain; what is undone is overtaken by nobody who shares its lane."""
+    """No pass begins after the drain; no record of its key overtakes one that is left undone."""
 
     async def scenario(group):
         await group.deliver()

@@ -155,7 +155,7 @@ def test_an_interrupt_goes_on_and_its_record_is_left_undone(is_grouped):
         play(scenario)
 
 
-def test_a_partition_that_has_stopped_is_named_whoever_has_stopped_it():
+def test_a_partition_that_has_stopped_is_named_whatever_has_stopped_it():
     """Health looks at the ledgers themselves: also a record of no source, cancelled before its first step."""
 
     async def scenario(world):

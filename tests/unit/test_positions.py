@@ -240,7 +240,7 @@ def test_where_the_user_begins_is_committed():
 
 
 def test_the_offsets_of_idle_partitions_are_committed_again():
-    """With the metadata that they had: it is still true, and nothing else tells it."""
+    """With the metadata that they had: it is still true, and is stored nowhere else."""
     told = OffsetMap.of(4, 0, admitted=8, unfinished=[4]).dump()
 
     async def scenario(kafka, member):

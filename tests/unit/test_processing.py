@@ -101,7 +101,7 @@ def test_a_record_that_was_not_acknowledged_is_handled_again_and_holds_no_slot_m
 
 
 def test_a_drain_lets_a_record_try_once_more_if_that_begins_in_time():
-    """What still fails then stays undone for whoever comes next, and what is due later is not waited for."""
+    """A record that fails again is left undone for the next owner; the drain waits for no attempt that is due later."""
     passes = Counter()
 
     async def always_nack(raw):
@@ -154,7 +154,7 @@ def test_a_record_can_be_cancelled_at_every_await(step):
 
 @pytest.mark.parametrize("reaction", ["returns", "raises another error"])
 def test_a_handler_that_reacts_to_its_cancellation_is_not_done(reaction):
-    """Nobody can tell that its work was finished: it is delivered again."""
+    """Its work may not have been finished: it is delivered again."""
 
     async def process(_raw):
         try:
@@ -219,7 +219,7 @@ def test_a_drain_is_bounded():
     play(scenario)
 
 
-def test_a_task_that_somebody_else_cancels_halts_its_partition():
+def test_a_task_that_other_code_cancels_halts_its_partition():
     """It is pinned from there on, so that must not go unseen, and nothing may overtake the record."""
 
     async def process(_raw):
@@ -366,7 +366,7 @@ def test_a_stop_is_shared_and_goes_on_when_its_caller_is_cancelled():
     play(scenario)
 
 
-def test_slots_that_nobody_lets_go_are_worth_one_warning_that_says_where(caplog):
+def test_slots_that_are_not_released_are_worth_one_warning_that_says_where(caplog):
     """After `stall_timeout_sec` in which no record came to an end; health stays green, as long jobs are no fault."""
 
     async def scenario(world):

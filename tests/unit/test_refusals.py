@@ -31,7 +31,7 @@ class Broker:
         self.hangs = hangs
         self.answers = answers
         self.longest_metadata = 4096
-        # It neither takes commits nor answers them, but tells what is committed.
+        # It neither takes commits nor answers them, but says what is committed.
         self.takes_nothing = False
         self.failures = 0
         self.assigned = {GOOD, BAD}
@@ -306,8 +306,8 @@ def test_a_refused_partition_that_others_have_now_is_no_problem_of_ours():
     play(scenario, broker)
 
 
-def test_a_commit_that_nobody_answers_is_not_a_refusal(caplog):
-    """Although another partition's offset is where it was told to be: only its metadata is new, and not stored."""
+def test_a_commit_without_an_answer_is_not_a_refusal(caplog):
+    """Although another partition's offset is the one that was sent: only its metadata is new, and not stored."""
     broker = Broker()
     broker.refused.clear()
 

@@ -77,7 +77,7 @@ def test_integers_start_at_their_least_value_and_take_no_fraction(name, least):
 
 @pytest.mark.parametrize("name", SECONDS)
 def test_zero_seconds_are_refused_except_for_the_rebalance_and_the_time_limit(name):
-    """A rebalance that waits for nobody and no limit are choices; a commit or stop that never waits is a mistake."""
+    """A rebalance that does not wait and no limit are choices; a commit or stop that never waits is a mistake."""
     if name in ZERO_ALLOWED:
         assert getattr(build(**{name: 0}), name) == 0
     else:

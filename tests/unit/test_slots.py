@@ -194,7 +194,7 @@ def test_a_fast_subscriber_gets_through_its_backlog_beside_a_slow_one():
 
 
 def test_where_both_have_work_both_have_half_of_the_slots():
-    """To one slot, and whoever was there first."""
+    """To one slot, for the one that was there first."""
     first = Subscriber(arrivals=[0] * 400, handling=[1], pool=None, cancelled=set())
     second = Subscriber(arrivals=[5] * 400, handling=[1], pool=None, cancelled=set())
     account = Account(10, (), [first, second])

@@ -47,7 +47,7 @@ def test_fetches_that_are_not_answered_are_a_stall():
 
 
 def test_a_position_that_is_never_known_is_a_stall():
-    """No offset to begin at, and nobody says which."""
+    """No offset to begin at, and no policy that finds one."""
     assert look(*(FetchState(None, None, None) for _ in range(7)))[-1] == ["its position is not known"]
 
 

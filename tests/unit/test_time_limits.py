@@ -137,7 +137,7 @@ async def test_what_ends_the_process_passes_through_even_then():
 
 @virtual
 async def test_a_handler_that_swallows_its_cancellation_and_returns_has_timed_out_all_the_same():
-    """Nobody can tell whether its work was done."""
+    """Whether its work was done is not known."""
 
     async def swallows():
         with contextlib.suppress(asyncio.CancelledError):

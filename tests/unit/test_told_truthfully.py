@@ -126,7 +126,7 @@ def test_records_that_took_the_place_of_finished_ones_are_handled(timestamps, mo
     owner = Owner(committed)
     owner.deliver(log.records)
     wrong = [offset for offset, generation in owner.skipped if generation]
-    # Two records with the same time stamp, to the millisecond, can't be told apart.
+    # Two records with the same time stamp, to the millisecond, can't be distinguished.
     assert len(wrong) <= (1 if timestamps in {"newer", "older"} else 5)
     if timestamps == "newer":
         assert not wrong
@@ -136,7 +136,7 @@ def test_records_that_took_the_place_of_finished_ones_are_handled(timestamps, mo
 @pytest.mark.parametrize("first", [0.001, 0.5, 0.99])
 @pytest.mark.parametrize("are", ["older", "newer"])
 def test_records_in_the_place_of_many_are_noticed_soon(count, first, are):
-    """Newer ones at once. Of older ones one in 256 is lost at most: so many time stamps are told."""
+    """Newer ones at once. Of older ones one in 256 is lost at most: a map has that many time stamps."""
     log = Log(1, count, most_gap=1)
     before = Owner()
     before.deliver(log.records)
@@ -153,7 +153,7 @@ def test_records_in_the_place_of_many_are_noticed_soon(count, first, are):
 
 
 def test_what_is_not_believed_is_not_told_again():
-    """The commits of who has noticed that the log is another one tell only of what it has seen."""
+    """A member that has noticed that the log is another one commits only what it has seen."""
     log = Log(1, 100, most_gap=1)
     before = Owner()
     before.deliver(log.records)
@@ -170,7 +170,7 @@ def test_what_is_not_believed_is_not_told_again():
 
 
 def test_a_commit_that_may_have_arrived_is_not_taken_back():
-    """Its answer was lost; what an earlier epoch had running has finished since, and would be told of with one less."""
+    """Its answer was lost; a record of an earlier epoch has finished since, and the offset would be one less."""
 
     async def main():
         committer = KafkaBatchCommitter(commit_metadata=True)

@@ -19,7 +19,7 @@ def headed(*groups):
 
 
 @pytest.mark.parametrize("groups", [(), (OURS,), (OURS, THEIRS), (OURS, OURS)])
-def test_a_record_for_us_or_for_anybody_is_left_as_it_is(groups):
+def test_a_record_for_this_group_or_for_every_group_is_left_as_it_is(groups):
     """Of several headers the first decides."""
     raw = headed(*groups)
     assert for_group(raw, "billing") is raw

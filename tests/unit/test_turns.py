@@ -27,7 +27,7 @@ HEAVY_SEC = BUDGET_SEC * 3
 
 
 class Computing:
-    """Turns whose clock goes on only while somebody computes."""
+    """Turns whose clock goes on only while a pass computes."""
 
     def __init__(self, turns=None):
         self.turns = Turns() if turns is None else turns

@@ -202,7 +202,7 @@ def test_middlewares_of_router_and_broker_are_seen_from_the_subscriber():
 
 
 def test_max_workers_is_an_attribute_of_concurrent_subscribers():
-    """What `max_workers` makes of a subscriber can be told from outside."""
+    """A subscriber with `max_workers` can be recognised from outside."""
     broker = KafkaBroker(logger=None)
     assert broker.subscriber("a", max_workers=3).max_workers == 3
     manual = broker.subscriber("b", group_id="g", max_workers=3, ack_policy=AckPolicy.MANUAL)

@@ -23,7 +23,7 @@ def raw_record(*, partition=0, offset=0, key=None, value=b"", topic=TOPIC):
 
 
 class Stopping:
-    """A stop that nobody waits for."""
+    """A stop that no record awaits."""
 
     callers: tuple[asyncio.Task[None], ...] = ()
 

@@ -2,7 +2,7 @@
 
 Three marks, all "next to read" offsets in delivery order:
 
-    acked <= frontier <= admitted
+    acked <= frontier <= admitted    (I1)
 
 `frontier` is the first unfinished offset (or one past the last admitted one), so committing it never passes
 unfinished work. `acked` is what the broker has confirmed; between the two lies what a crash would run again.
@@ -107,7 +107,7 @@ class PartitionLedger(Generic[T]):
         self._unfinished[offset] = entry
 
     def complete(self, offset: int) -> None:
-        """Note that the record at `offset` needs no more work. Once only.
+        """Note that the record at `offset` needs no more work. Once only (I4).
 
         Raises:
             KeyError: the offset is not unfinished here.
@@ -117,7 +117,7 @@ class PartitionLedger(Generic[T]):
         self.finished += 1
 
     def ack(self, offset: int, finished: int = 0) -> None:
-        """Note that the broker has confirmed `offset` as committed; what lies below is forgotten.
+        """Note that the broker has confirmed `offset` as committed; what lies below is forgotten (I32).
 
         `finished` is how many records had finished when that was sent.
         """
@@ -133,7 +133,7 @@ class PartitionLedger(Generic[T]):
             self._timestamps.popleft()
 
     def stop_at(self, offset: int, reason: str = "it was left undone") -> None:
-        """Note that the record at `offset` will not be finished: the frontier of this epoch stays at or below it."""
+        """Note that the record at `offset` will not be finished: the frontier stays at or below it (I5)."""
         if self.stopped_at is None or offset < self.stopped_at:
             self.stopped_at = offset
             self.stopped_because = reason
@@ -146,13 +146,13 @@ class PartitionLedger(Generic[T]):
 
     @property
     def frontier(self) -> int:
-        """The offset that may be committed: everything below it is finished."""
+        """The offset that may be committed: everything below it is finished (I2)."""
         pin = self.pin
         return self.admitted if pin is None else min(pin, self.admitted)
 
     @property
     def pin(self) -> int | None:
-        """The first unfinished offset, also of the epochs before this one while their records run."""
+        """The first unfinished offset, also of the epochs before this one while their records run (I7)."""
         own = next(iter(self._unfinished), None)
         earlier = None if self._behind is None else self._behind.pin
         if earlier is None:
