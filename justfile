@@ -49,10 +49,15 @@ _newlines *flags:
 build:
     docker compose build
 
+# The tests that need no broker, with fewer random examples than `test`: half a minute
+test-unit *args:
+    {{ uv }} run pytest tests/unit --numprocesses=logical --dist=worksteal "$@"
+
 # All tests, or those that pytest's arguments choose: in Docker Compose where it answers, else on this machine
 test *args:
     #!/usr/bin/env bash
     set -euo pipefail
+    set -- --hypothesis-profile={{ if env("CI", "") == "" { "thorough" } else { "ci" } }} "$@"
     # `docker --version` answers without an engine, `docker info` without the compose plugin, that one without an engine
     answers() { docker info && docker compose version; }
     if [ -z "${KAFKA_BOOTSTRAP_SERVERS-}${TEST_KAFKA-}" ] && answers >/dev/null 2>&1; then

@@ -48,8 +48,8 @@ def run_just_test(folder, *, docker=None, **environ):
     return call
 
 
-HERE = "uv run pytest -k one or other"
-IN_COMPOSE = "docker compose run --build --rm -e CI app uv run pytest -k one or other"
+HERE = "uv run pytest --hypothesis-profile=thorough -k one or other"
+IN_COMPOSE = f"docker compose run --build --rm -e CI app {HERE}"
 
 
 @pytest.mark.parametrize(

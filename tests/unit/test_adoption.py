@@ -117,7 +117,7 @@ class OnePartition(RuleBasedStateMachine):
 
 
 TestOnePartition = OnePartition.TestCase
-TestOnePartition.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)
+TestOnePartition.settings = settings(max_examples=3 * settings().max_examples, stateful_step_count=60)
 
 
 def revoked(*offsets, finished=(), acked=None):

@@ -136,7 +136,7 @@ async def seek(committer, model, partition, back):
     await take(committer, model, "admit", PARTITIONS.index(partition), 0)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=3 * settings().max_examples)
 @given(steps=STEPS)
 def test_every_commit_is_right_and_in_the_end_everything_is_committed(steps):
     """Never past unfinished work, never for a partition of another epoch, one request at a time, nothing forgotten."""

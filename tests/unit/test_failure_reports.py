@@ -165,7 +165,9 @@ def test_the_report_says_who_retries_and_where_a_partition_stands_still():
     play(scenario, on_failure=FailurePolicy(max_attempts=0, never_retry=PermissionError, then="halt"))
 
 
-@pytest.mark.parametrize("error", [ConnectionError, lambda: NackMessage(delay=1), HandlerTimeoutError], ids=str)
+@pytest.mark.parametrize(
+    "error", [ConnectionError, lambda: NackMessage(delay=1), HandlerTimeoutError], ids=["failed", "nacked", "timed out"]
+)
 @pytest.mark.parametrize("then", ["commit", "halt", DEAD], ids=str)
 def test_a_failed_record_is_freed_without_the_garbage_collector(error, then, caplog):
     """Retried, given up, dead or halted: no reference cycle keeps it, nor what its handler held."""

@@ -267,7 +267,7 @@ OPTIONS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=3 * settings().max_examples)
 @given(options=OPTIONS, policy=POLICIES, scripts=SCRIPTS)
 def test_every_record_comes_to_the_end_that_its_script_and_policy_say(options, policy, scripts):
     """In order, within the limit, no slot unused, everything committed up to a halt, and nothing left behind."""

@@ -89,7 +89,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 TestLedger = LedgerMachine.TestCase
-TestLedger.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)
+TestLedger.settings = settings(max_examples=3 * settings().max_examples, stateful_step_count=60)
 
 
 def test_an_offset_that_was_passed_is_refused():
@@ -162,7 +162,7 @@ class SeekingMachine(RuleBasedStateMachine):
 
 
 TestSeeking = SeekingMachine.TestCase
-TestSeeking.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+TestSeeking.settings = settings(max_examples=3 * settings().max_examples, stateful_step_count=40)
 
 
 def test_what_is_left_undone_after_the_position_has_moved_stops_the_new_epoch():

@@ -131,7 +131,7 @@ def play(options, scripts, scenario):
     run_virtual(main())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=settings().max_examples * 3 // 2)
 @given(options=OPTIONS, scripts=SCRIPTS, moments=st.lists(MOMENTS, max_size=4))
 def test_order_holds_over_rebalances_that_give_the_partition_back(options, scripts, moments):
     """Nothing begins before what comes before it is done, nothing overlaps, and in the end everything is committed."""
@@ -152,7 +152,7 @@ def test_order_holds_over_rebalances_that_give_the_partition_back(options, scrip
     play(options, scripts, scenario)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=settings().max_examples * 3 // 2)
 @given(options=OPTIONS, scripts=SCRIPTS, moment=MOMENTS, timeout_sec=st.sampled_from([0, 0.5, 2, 6]))
 def test_a_stop_commits_what_is_done_and_leaves_the_rest_in_order(options, scripts, moment, timeout_sec):
     """No pass begins after the drain; no record of its key overtakes one that is left undone."""

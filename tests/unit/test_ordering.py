@@ -71,11 +71,11 @@ class QueuesAgainstOracle(RuleBasedStateMachine):
         assert len(self.queues) == 0
 
 
-QueuesAgainstOracle.TestCase.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+QueuesAgainstOracle.TestCase.settings = settings(max_examples=settings().max_examples, stateful_step_count=50)
 test_queues_against_an_oracle = QueuesAgainstOracle.TestCase
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=2 * settings().max_examples)
 @given(entries=st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=3, unique=True), max_size=40))
 def test_for_every_key_the_order_of_starting_is_that_of_entering(entries):
     """Also for entries with several keys, whichever leaves first."""

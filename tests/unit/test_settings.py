@@ -259,7 +259,7 @@ def test_a_first_backoff_above_the_longest_is_refused():
             "FailurePolicy has max_backoff_sec and never_retry, but",
         ),
     ],
-    ids=str,
+    ids=lambda value: ", ".join(value) if isinstance(value, dict) else str(value),
 )
 def test_what_can_hardly_be_meant_is_told_with_what_follows(options, words):
     """It is allowed: there may be many partitions, and a policy may be written down before it is used."""

@@ -9,7 +9,7 @@ import statistics
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from faststream_concurrent_kafka._record.slots import Slots
@@ -150,7 +150,6 @@ class Account:
             assert self.slots.semaphore.locked()
 
 
-@settings(deadline=None)
 @given(limit=st.integers(0, 4), pool_limits=st.tuples(st.integers(1, 3), st.integers(1, 3)), subscribers=SUBSCRIBERS)
 def test_who_holds_nothing_waits_for_one_turn_of_each_other_at_most(limit, pool_limits, subscribers):
     """No slot is free meanwhile, no limit is exceeded, a cancelled wait loses no slot, and all are handled."""

@@ -110,7 +110,7 @@ TIMESTAMPS = {
 }
 
 
-@settings(max_examples=60)
+@settings(max_examples=settings().max_examples * 3 // 5)
 @given(seed=st.integers(0, 10**6), place=st.integers(0, 199), runs=st.lists(CHOSEN, min_size=1, max_size=3))
 @pytest.mark.parametrize("timestamps", TIMESTAMPS)
 @pytest.mark.parametrize("most_gap", [1, 3])
@@ -289,7 +289,8 @@ def test_what_finished_last_is_told_although_nothing_else_finishes():
         assert 1 < commits < len(consumer.commits) < commits + 5
         for key in partitions:
             _, told = consumer.told(key)
-            assert set(range(2, 40, 2)) <= set(OffsetMap.parse(told, 0).finished_from(0))
+            read = OffsetMap.parse(told, 0)
+            assert all(offset in read for offset in range(2, 40, 2))
         await committer.close()
 
     run_virtual(main())

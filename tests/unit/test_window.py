@@ -206,7 +206,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=2 * settings().max_examples)
 @given(steps=STEPS, size=st.one_of(st.integers(1, 25), st.just(64)), stuck=st.sets(st.integers(0, 60)))
 @example(steps=[("fetch", 30, 0), ("finish", 0, 30)], size=20, stuck={6})
 def test_it_is_paused_only_while_it_is_full(steps, size, stuck):
