@@ -6,6 +6,7 @@ import contextvars
 import functools
 import gc
 import itertools
+import re
 import warnings
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -121,7 +122,8 @@ class Interpreter:
         try:
             return await self.run(steps)
         except asyncio.CancelledError as error:
-            self.trace.append(("swallowed", *error.args))
+            # anyio names the scope by its address.
+            self.trace.append(("swallowed", *(re.sub("scope [0-9a-f]+", "scope", str(each)) for each in error.args)))
 
     async def do_timeout(self, steps):
         async with asyncio.timeout(1.5):
