@@ -236,7 +236,7 @@ def _zipf(records: int) -> Scenario:
         note=(
             f"No target: {hot / few:.0%} of the records have the hottest key, and order means that these are handled "
             f"one after the other. With {ten.sleep_ms} ms for each, {few:,} records take at least {hot:,} times that, "
-            f"whoever handles them and however many at once: no more than {most:,.0f} records/s."
+            f"in any system and however many at once: no more than {most:,.0f} records/s."
         ),
         columns=("handler", "order"),
         rows=_side_by_side("key", noop, noop_ordered, ten, ten_ordered),

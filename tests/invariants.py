@@ -1,4 +1,4 @@
-"""docs/invariants.md: `python -m tests.invariants` collects who cites an invariant, and writes it below each."""
+"""docs/invariants.md: `python -m tests.invariants` collects the citations of each invariant, and writes them there."""
 
 import re
 import sys

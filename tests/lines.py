@@ -17,7 +17,7 @@ class Appender:
 
 
 class Follower:
-    """Reads a file to which somebody else appends."""
+    """Reads a file to which another process appends."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -37,7 +37,7 @@ class Follower:
 
 
 def die_with_the_starter() -> None:
-    """End this process when whoever has started it, with a pipe as its stdin, has ended."""
+    """End this process when its parent, which holds a pipe to its stdin, has ended."""
     threading.Thread(target=_wait_for_the_end_of_stdin, daemon=True).start()
 
 

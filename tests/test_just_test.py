@@ -1,4 +1,4 @@
-"""`just test`: where it runs the tests, and that Redpanda understands what docker-compose.yml tells it."""
+"""`just test`: where it runs the tests, and that Redpanda understands the options of docker-compose.yml."""
 
 import os
 import shutil

@@ -161,7 +161,7 @@ class TestVirtualTime:
         assert tasks[0].cancelled()
 
     def test_loop_can_be_used_by_itself(self):
-        """It is an ordinary event loop, for whoever brings a runner."""
+        """It is an ordinary event loop, for programs with a runner of their own."""
         with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
             assert runner.run(asyncio.sleep(86_400 * 3, "slept")) == "slept"
             assert runner.get_loop().time() == pytest.approx(86_400 * 3)
@@ -455,7 +455,7 @@ class TestGroups:
         assert kafka.commits == []
 
     def test_refused_commit_makes_a_member_join_again_at_once(self, kafka):
-        """It doesn't wait for a heartbeat to be told."""
+        """It doesn't wait for a heartbeat to learn that."""
         listener = Noting()
 
         async def main():

@@ -28,7 +28,7 @@ _MOST_SEC = 120.0
 _NOT_CARRIED_OUT = 2
 _LEGEND = f"""\
 sec: from the first delivery to the last charge.
-dead: in {DEAD_LETTERS} after {ATTEMPTS} attempts, as nobody can charge them; FastStream alone has no such place.
+dead: in {DEAD_LETTERS} after {ATTEMPTS} attempts, as they can't be charged; FastStream alone has no such place.
 lost: committed, and neither charged and confirmed nor dead.
 twice: delivered, charged, confirmed or buried again, or done and not committed."""
 
@@ -104,7 +104,7 @@ async def run_demo(options: argparse.Namespace, picture: Picture, directory: Pat
             f"{len(orders):,} orders in {PARTITIONS} partitions of an embedded broker; "
             f"each is one payment call of {PAYMENT_SEC * 1000:g} ms and one confirmation",
         )
-        picture.say(f"and {len(poison)} with a negative sum, which nobody can charge: {REASON}")
+        picture.say(f"and {len(poison)} with a negative sum, which can't be charged: {REASON}")
         shop = Shop(
             servers=servers,
             topic=_TOPIC,

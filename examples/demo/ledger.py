@@ -136,7 +136,7 @@ class Verdict:
     invented: int
     """Charged or confirmed, and never ordered, or not to be charged."""
     buried_wrongly: int
-    """Dead letters of orders that can be charged, or that do not tell where they come from and why."""
+    """Dead letters of orders that can be charged, or that do not say where they come from and why."""
     buried_twice: int
 
     @property

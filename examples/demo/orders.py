@@ -35,7 +35,7 @@ class Item(BaseModel):
 
 
 class NotChargeableError(Exception):
-    """The sum of an order is negative: nobody can charge that, however often it is tried."""
+    """The sum of an order is negative: it can't be charged, however often it is tried."""
 
 
 class Order(BaseModel):

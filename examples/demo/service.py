@@ -75,7 +75,7 @@ def make_app(options: argparse.Namespace) -> FastStream:
         ack_policy=ack_policy,
         max_workers=max_workers,
         auto_offset_reset="earliest",
-        # The embedded broker keeps whoever joins waiting for about the session timeout: with the default the demo
+        # The embedded broker keeps a joining member waiting for about the session timeout: with the default the demo
         # would mostly wait.
         session_timeout_ms=3000,
         heartbeat_interval_ms=500,

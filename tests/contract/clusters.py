@@ -45,7 +45,7 @@ def values(records):
 
 
 class Recorder(ConsumerRebalanceListener):
-    """Notes what the listener is told, and does what a test wants meanwhile."""
+    """Notes the calls of the listener, and does what a test wants meanwhile."""
 
     def __init__(self, during_revoke=None, during_assign=None):
         self.calls = []

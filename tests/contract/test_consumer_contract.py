@@ -211,7 +211,7 @@ class TestCommit:
         tp = TopicPartition(topic, 0)
         listener = Recorder()
         await cluster.produce(topic, 0, *FIVE)
-        # Its heartbeats are too far apart to tell it before the commit does.
+        # Its heartbeats are too far apart to show that before the commit does.
         consumer = await cluster.consumer(topic, listener=listener, heartbeat_interval_ms=60_000)
         await listener.until_assigned()
         await take(consumer, 4)
@@ -227,7 +227,7 @@ class TestCommit:
         assert await consumer.committed(tp) == 5
 
     async def test_lost_membership_is_noticed_by_heartbeat(self, cluster):
-        """A dropped member that commits nothing is told so by a heartbeat, and joins again."""
+        """A dropped member that commits nothing learns that by a heartbeat, and joins again."""
         topic = await cluster.topic()
         listener = Recorder()
         consumer = await cluster.consumer(topic, listener=listener)
@@ -342,7 +342,7 @@ class TestRebalance:
         assert len(consumer.assignment()) == len(second.assignment()) == 2
 
     async def test_member_without_a_share(self, cluster):
-        """With fewer partitions than members one is assigned nothing, and is told so."""
+        """With fewer partitions than members one is assigned nothing, and its listener is called."""
         topic = await cluster.topic(1)
         listeners = [Recorder(), Recorder()]
         first = await cluster.consumer(topic, listener=listeners[0])
@@ -489,7 +489,7 @@ class TestRebalance:
 
 class TestStop:
     async def test_leaves_the_group_without_the_revoke_callback(self, cluster):
-        """The one that stays gets everything; the one that stops is told nothing."""
+        """The one that stays gets everything; the listener of the one that stops is not called."""
         topic = await cluster.topic(2)
         listener, other = Recorder(), Recorder()
         leaving = await cluster.consumer(topic, listener=listener)

@@ -17,7 +17,7 @@ from testkit.brokers import Record, create_topic, end_offsets, produce, wait_unt
 
 
 ROOT = Path(__file__).parents[2]
-# Tansu keeps whoever joins a group again waiting for twice the session timeout.
+# Tansu keeps a member that joins a group again waiting for twice the session timeout.
 PATIENCE_SEC = 60
 STOP_SEC = 30
 
@@ -157,7 +157,7 @@ async def reading(
             consumer.seek(partition, ends[partition.partition])
 
         async def known() -> bool:
-            # Tansu tells the true end only with the records: what it answers when asked for it is too low.
+            # Tansu returns the true end only with the records: its answer to ListOffsets is too low.
             await consumer.getmany(timeout_ms=50)
             return all(consumer.highwater(partition) is not None for partition in partitions)
 

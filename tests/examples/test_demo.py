@@ -77,7 +77,7 @@ def test_demo_prints_a_table_of_what_the_evidence_says(demo):
     assert concurrent.charged / concurrent.seconds > 3 * alone.charged / alone.seconds
 
 
-def test_demo_buries_the_orders_that_nobody_can_charge_and_charges_all_others(demo):
+def test_demo_buries_the_orders_that_can_not_be_charged_and_charges_all_others(demo):
     """Exactly those are in the dead letter topic, each after two attempts and with its place and the exception."""
     done, kept, _ = demo
     for run_name in ("concurrent", "concurrent-stopped"):
@@ -162,7 +162,7 @@ def test_an_order_that_is_not_committed_yet_is_not_lost():
 
 
 def poisoned(*deliveries, buried):
-    """Evidence of one order that nobody can charge, by the processes that it was delivered to."""
+    """Evidence of one order that can't be charged, by the processes that it was delivered to."""
     place = Place(0, 0)
     return Evidence(
         placed={"p": place},
@@ -184,7 +184,7 @@ def poisoned(*deliveries, buried):
     ],
     ids=["two attempts", "a stop after the first one", "three attempts", "FastStream alone"],
 )
-def test_an_order_that_nobody_can_charge_gets_two_attempts_in_one_process(evidence, broken):
+def test_an_order_that_can_not_be_charged_gets_two_attempts_in_one_process(evidence, broken):
     """A stop may cut the attempts short, and the next process makes all of them; without a topic none is promised."""
     assert check(evidence).broken == broken
 

@@ -169,14 +169,14 @@ async def test_readiness_turns_red_while_the_broker_is_silent_and_liveness_does_
 
 @pytest.mark.parametrize("name", ["service_lifespan", "service_router", "service_fastapi"])
 async def test_example_does_not_pretend_to_run_without_a_broker(name, tmp_path):
-    nobody, port = free_ports(2)
-    with example(name, tmp_path, [f"127.0.0.1:{nobody}"], PORT=str(port)) as program:
+    unused, port = free_ports(2)
+    with example(name, tmp_path, [f"127.0.0.1:{unused}"], PORT=str(port)) as program:
         assert await program.ended() > 0, program.story()
 
 
 async def test_asgi_service_is_not_alive_without_a_broker(tmp_path):
-    # FastStream's own way: HTTP goes on when the broker could not be started, so the probe has to tell.
-    nobody, port = free_ports(2)
-    with example("service_asgi", tmp_path, [f"127.0.0.1:{nobody}"], PORT=str(port)) as program:
+    # FastStream's own way: HTTP goes on when the broker could not be started, so the probe has to show it.
+    unused, port = free_ports(2)
+    with example("service_asgi", tmp_path, [f"127.0.0.1:{unused}"], PORT=str(port)) as program:
         await answered(f"http://127.0.0.1:{port}/livez", 500, program)
         await answered(f"http://127.0.0.1:{port}/readyz", 503, program)

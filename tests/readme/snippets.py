@@ -1,4 +1,4 @@
-"""Finds the Python blocks of a Markdown text and runs each of them; `test_readme.py` tells the convention."""
+"""Finds the Python blocks of a Markdown text and runs each of them; `test_readme.py` describes the convention."""
 
 import dataclasses
 import json
@@ -115,7 +115,7 @@ async def run_snippet(snippet: Snippet, earlier: Iterable[Snippet], folder: Path
         case "fragment":
             await _run_fragment([each for each in snippets if each.kind != "pytest"], folder, bootstrap)
         case "pytest":
-            # As a user has it who has installed pytest, and nothing else.
+            # As for a user who has installed pytest, and nothing else.
             options = ("-q", *(f"-pno:{plugin}" for plugin in ("cacheprovider", "asyncio", "anyio")))
             command = [sys.executable, "-m", "pytest", *options, snippet.file]
             await _run_to_its_end(command, folder, bootstrap)

@@ -12,7 +12,7 @@ from faststream_concurrent_kafka._record.in_flight import InFlight
 from faststream_concurrent_kafka._record.record import Outcome, Record
 from faststream_concurrent_kafka._record.slots import Share, Slots
 from faststream_concurrent_kafka._record.time_limit import TimeLimits
-from faststream_concurrent_kafka._subscriber import attachment
+from faststream_concurrent_kafka._runtime import turns
 from faststream_concurrent_kafka._subscriber.attachment import SubscriberAttachment
 from faststream_concurrent_kafka._subscriber.window import Window
 from faststream_concurrent_kafka._upstream.pauses import Pauses
@@ -24,13 +24,13 @@ from tests.simulation.mutant import mutant
 # -- order, slots, window ------------------------------------------------------------------------------------------
 
 
-@mutant("order", "no overlap in a lane")
+@mutant("order", "no overlap of a key")
 def order_never_blocks(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ordering.OrderQueues, "enter", lambda _self, _entry, _keys: True)
     patch.setattr(ordering.OrderQueues, "leave", lambda _self, _keys: [])
 
 
-@mutant("order", "no overlap in a lane")
+@mutant("order", "no overlap of a key")
 def a_retry_leaves_its_order(patch: pytest.MonkeyPatch) -> None:
     wait = Failures._wait
 
@@ -72,13 +72,13 @@ def a_paused_partition_is_never_resumed(patch: pytest.MonkeyPatch) -> None:
 
 
 @mutant("a pause of the user's holds", "halted", twist="pauses")
-def whoever_resumes_ends_all_pauses(patch: pytest.MonkeyPatch) -> None:
+def any_resume_ends_all_pauses(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Pauses, "remove", lambda self, _reason, *partitions: self._resume(*partitions))
 
 
 @mutant("the event loop gets its turn", twist="bursts")
 def the_event_loop_gets_no_turn(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(attachment, "_RECORDS_PER_TURN", 10**6)
+    patch.setattr(turns, "_MOST_PER_TURN", 10**6)
 
 
 # -- failures and stops --------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ _sent_at: contextvars.ContextVar[float] = contextvars.ContextVar("sent_at")
 
 
 class Witness(Protocol):
-    """Who is told what passes between one member and the broker."""
+    """Sees what passes between one member and the broker."""
 
     def asks(self) -> int:
         """A request is on its way; return its number."""
@@ -129,7 +129,7 @@ class SimulatedKafka(FakeKafka):
 
 
 class SimulatedConsumer(FakeKafkaConsumer):
-    """A member's consumer, which tells a witness what it does; FastStream takes it for aiokafka's."""
+    """A member's consumer, which reports what it does to a witness; FastStream takes it for aiokafka's."""
 
     def __init__(self, kafka: SimulatedKafka, witness: Witness, plan: Plan, **options: Any) -> None:
         super().__init__(kafka=kafka, group_id=options["group_id"], auto_offset_reset=plan.reset)

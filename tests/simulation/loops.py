@@ -33,7 +33,7 @@ class _OneTurn(selectors.DefaultSelector):
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         self.could_wait_sec = timeout
         if timeout is not None and 0 < timeout < _RESOLUTION_SEC:
-            # asyncio fires a timer that is so close, and whoever looks at the clock then would wait once more.
+            # asyncio fires a timer that is so close, and code that looks at the clock then would wait once more.
             self.clock.now = math.nextafter(self.clock.now + timeout, FOREVER)
         self.stop()
         return []
@@ -112,7 +112,7 @@ class Scheduler:
         return True
 
     def run_to(self, moment: float, *, until: Callable[[], bool] | None = None) -> bool:
-        """Go on to a moment, or until something holds while nobody has anything to do; return whether it did."""
+        """Go on to a moment, or until something holds while nothing is ready to run; return whether it did."""
         while True:
             while self.turn():
                 pass

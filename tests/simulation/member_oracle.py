@@ -159,11 +159,11 @@ class MemberOracle(Witness):
                 yield script.number
 
     def _has_finished(self, number: int) -> bool:
-        """Whether this process knows that a record needs no more work; with metadata, by what others have told."""
+        """Whether this process knows that a record needs no more work; with metadata, also by that of others."""
         return number in (self._oracle.finished if self._settings.commit_metadata else self.finished_at)
 
     def _finished_above(self, partition: int, committed: int, sent_at: float) -> set[int]:
-        """Return what the metadata of a commit that has just been accepted is to tell."""
+        """Return the records that the metadata of a commit which has just been accepted has to name."""
         if not self._settings.commit_metadata:
             return set()
         delivered = self._delivered.get(partition, {})
@@ -351,10 +351,10 @@ class MemberOracle(Witness):
             self.violated("slots", number, "beside", list(self.running))
         if script.partition not in self._positions:
             self.violated("nothing begins in a partition that is gone", number)
-        lane = self._oracle.lane(script)
-        for other in self._oracle.lanes.get(lane, ()):
+        key = self._oracle.order_key(script)
+        for other in self._oracle.by_key.get(key, ()):
             if other.number in self.running:
-                self.violated("no overlap in a lane", number, other.number)
+                self.violated("no overlap of a key", number, other.number)
             if self._positions.get(script.partition, NEVER) <= other.offset < script.offset and not self._has_finished(
                 other.number
             ):

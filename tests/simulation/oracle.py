@@ -26,7 +26,7 @@ class Oracle:
         self.trace: list[tuple[Any, ...]] = []
         self.violations: list[str] = []
         self.offsets: dict[int, dict[int, Script]] = defaultdict(dict)
-        self.lanes: dict[Any, list[Script]] = defaultdict(list)
+        self.by_key: dict[Any, list[Script]] = defaultdict(list)
         self.scripts = {script.number: script for script in plan.scripts + plan.epilogue}
         self.has_epilogue = False
         for script in self.scripts.values():
@@ -36,10 +36,10 @@ class Oracle:
         self.has_commit: set[int] = set()
         # Where it began; what lies below, it never had.
         self.began = dict.fromkeys(range(plan.partitions), 0)
-        # How far somebody has moved it back: for each time one commit may, too.
+        # How far the user has moved it back: one commit may follow each time.
         self._moved_back: dict[int, list[int]] = defaultdict(list)
         self.finished: set[int] = set()
-        # By partition, the committed offset and what its metadata tells to have finished above it.
+        # By partition, the committed offset and the records that its metadata names as finished above it.
         self.told: dict[int, tuple[int, set[int]]] = {}
         self.passes = 0
         self.begun: set[int] = set()
@@ -47,27 +47,27 @@ class Oracle:
 
     def _place(self, script: Script) -> None:
         self.offsets[script.partition][script.offset] = script
-        if (lane := self.lane(script)) is not None:
-            self.lanes[lane].append(script)
+        if (key := self.order_key(script)) is not None:
+            self.by_key[key].append(script)
 
     def replace(self, scripts: Iterable[Script]) -> None:
         """Note that other records are where some were, which are gone."""
         for script in scripts:
             gone = self.offsets[script.partition][script.offset]
             del self.scripts[gone.number]
-            if (lane := self.lane(gone)) is not None:
-                self.lanes[lane].remove(gone)
+            if (key := self.order_key(gone)) is not None:
+                self.by_key[key].remove(gone)
             self.scripts[script.number] = script
             self._place(script)
-            # What the metadata tells may or may not be believed now.
+            # The metadata may or may not be believed now.
             self.told.pop(script.partition, None)
 
     def moves_back(self, partition: int, to: int) -> None:
-        """Note that somebody moves a position back."""
+        """Note that the user moves a position back."""
         self._moved_back[partition].append(to)
 
     def may_go_back(self, partition: int, to: int) -> bool:
-        """Return whether somebody has moved the position back so far that a commit of this offset follows; once."""
+        """Return whether the user has moved the position back so far that a commit of this offset follows; once."""
         moves = [move for move in self._moved_back[partition] if move <= to]
         if moves:
             self._moved_back[partition].remove(max(moves))
@@ -95,8 +95,8 @@ class Oracle:
         self.note(who, f"VIOLATED {numbered(promise)}", *more)
         self.violations.append(f"{numbered(promise)}: {who} {' '.join(map(str, more))}")
 
-    def lane(self, script: Script) -> Any:
-        """Return what a record is in order with; None if it is nobody."""
+    def order_key(self, script: Script) -> Any:
+        """Return what records that must not overlap share; None if a record is in order with no other."""
         ordering = self.plan.settings.ordering
         if ordering == "unordered" or (ordering == "key" and script.key is None):
             return None
@@ -132,7 +132,7 @@ class Oracle:
         ]
 
     def check_all_handled(self) -> None:
-        """Check at the end that nobody was forgotten."""
+        """Check at the end that every record was handled."""
         expected = self.expected()
         for script in self.scripts.values():
             place = self.began[script.partition] <= script.offset < expected[script.partition]

@@ -126,7 +126,7 @@ class Plan:
         return self.settings.on_failure
 
     def fails_for_good(self, script: Script, attempt: int) -> bool:
-        """Whether this attempt, which is not cancelled by anybody, is the last one and has failed."""
+        """Whether this attempt, which is not cancelled, is the last one and has failed."""
         return not self.is_done(script, attempt) and not self.goes_on(script, attempt)
 
     def is_done(self, script: Script, attempt: int) -> bool:

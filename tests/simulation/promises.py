@@ -17,7 +17,7 @@ PROMISES = {
     "committed before partitions go": "I17",
     "nothing begins in a partition that is gone": "I18",
     "order": "I19",
-    "no overlap in a lane": "I19",
+    "no overlap of a key": "I19",
     "slots": "I20",
     "the event loop gets its turn": "I21",
     "a member goes on polling": "I22",

@@ -130,7 +130,7 @@ def _another_tail(plan: Plan, rng: random.Random) -> Plan:
     plan = dataclasses.replace(plan, events=events)
     mine = [place for place, script in enumerate(plan.scripts) if script.partition == cut.place % plan.partitions]
     if mine and rng.random() < 0.8:
-        # A record that is still being handled, so that commits tell what has finished behind it.
+        # A record that is still being handled, so that commits name what has finished behind it.
         stuck = mine[rng.randrange(len(mine)) // 2]
         scripts = list(plan.scripts)
         scripts[stuck] = dataclasses.replace(scripts[stuck], kind="good", steps=(Step(at, "return"),))
@@ -223,7 +223,7 @@ def _stops_itself(plan: Plan, rng: random.Random) -> Plan:
     step = Step(rng.random() * 0.3, "stop the broker")
     scripts[chosen] = dataclasses.replace(scripts[chosen], kind="good", steps=(step,))
     again = _event(rng, rng.uniform(0.5, 1) * plan.ends_at, "start")
-    # It waits for all others, and nobody knows for how long.
+    # It waits for all others, for an unknown time.
     settings = dataclasses.replace(plan.settings, handler_timeout_sec=0.0)
     return dataclasses.replace(plan, settings=settings, scripts=tuple(scripts), events=(*plan.events, again))
 
