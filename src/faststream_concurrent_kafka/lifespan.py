@@ -42,7 +42,7 @@ async def initialize_concurrent_processing(
             they are not handled again after a crash, nor by the next owner of the partition.
         shutdown_timeout_sec: Seconds that a stop waits for running handlers before it cancels them.
         max_uncommitted_tasks: Records of one partition that may be fetched and not yet confirmed as committed by the
-            broker.
+            broker; None = no bound, and none for the memory that they take.
         rebalance_flush_timeout_sec: Seconds that a rebalance waits for running handlers before the partitions are given
             away; 0 = not at all.
         cancel_lost_handlers: Whether handlers are cancelled whose partition went to another member; else they finish,
@@ -56,9 +56,12 @@ async def initialize_concurrent_processing(
             ("unordered"), those with the same key ("key"), or all ("partition").
         on_failure: What becomes of a record whose handling fails: retries, then commit, dead letter or halt.
         handler_timeout_sec: Seconds after which a handler is cancelled, which counts as a failure; 0 = no limit.
+        tune_gc: Whether Python's garbage collector looks less often, and never at what exists at the start, until the
+            stop.
 
-    The last three may differ from router to router, and a router may have a `concurrency_limit` inside that of all: see
-    `KafkaConcurrentProcessingMiddleware.configured`. `settings.Settings` has the types and defaults.
+    `ordering`, `on_failure` and `handler_timeout_sec` may differ from router to router, and a router may have a
+    `concurrency_limit` inside that of all: see `KafkaConcurrentProcessingMiddleware.configured`. `settings.Settings`
+    has the types and defaults.
 
     Returns:
         The handler; the same one when it is called again with the same settings.

@@ -30,6 +30,7 @@ from faststream_concurrent_kafka._record.state import READY
 from faststream_concurrent_kafka._record.threads import Threads
 from faststream_concurrent_kafka._record.time_limit import TimeLimits
 from faststream_concurrent_kafka._runtime.background import Background
+from faststream_concurrent_kafka._runtime.collector import Collector, hint_at_tuning
 from faststream_concurrent_kafka._runtime.lasting import Lasting
 from faststream_concurrent_kafka._runtime.loop_lag import LoopLag
 from faststream_concurrent_kafka._runtime.signals import SignalGuard
@@ -109,7 +110,7 @@ class KafkaConcurrentHandler:
         self.settings = settings
         self.committer = KafkaBatchCommitter(
             # Never wait for more than half a window, or a partition would be paused while its commit is not due.
-            commit_batch_size=min(settings.commit_batch_size, max(1, settings.max_uncommitted_tasks // 2)),
+            commit_batch_size=min(settings.commit_batch_size, max(1, settings.window // 2)),
             commit_batch_timeout_sec=settings.commit_batch_timeout_sec,
             commit_failure_timeout_sec=settings.commit_failure_timeout_sec,
             commit_renewal_sec=settings.commit_renewal_sec,
@@ -125,12 +126,13 @@ class KafkaConcurrentHandler:
         """Whether those who have initialised it have named their brokers."""
         self._helpers: set[asyncio.Task[Any]] = set()
         # Without a limit of its own or a window of uncommitted records, something else has to bound memory.
-        unlimited = float("inf") if settings.enable_batch_commit else settings.max_uncommitted_tasks
+        unlimited = float("inf") if settings.enable_batch_commit else settings.window
         self.slots = Slots(settings.concurrency_limit, unlimited)
         self.records = InFlight(self._start, self.committer.complete)
         self.time_limits = TimeLimits()
         self.turns = Turns()
         self._threads = Threads(settings.concurrency_limit)
+        self._collector = Collector()
         self.loop_lag = LoopLag(self.turns)
         self._failures = Failures(settings)
         self._observer: asyncio.Task[None] | None = None
@@ -184,6 +186,10 @@ class KafkaConcurrentHandler:
         self._looked_at = loop.time()
         self._observer = self.background.create_task(self._observe(), name="kafka-concurrent-observer")
         self._signals.install(loop)
+        if self.settings.tune_gc:
+            self._collector.tune()
+        else:
+            hint_at_tuning(self.settings.concurrency_limit)
 
     async def stop(self) -> None:
         """Stop every attached subscriber (drain, commit, leave the group), then everything of the handler.
@@ -234,6 +240,7 @@ class KafkaConcurrentHandler:
     def discard(self) -> None:
         """Let go of subscribers and signals, and let the next initialisation make a new handler."""
         self._signals.uninstall()
+        self._collector.restore()
         self.loop_lag.stop()
         for source in {*self.sources, *self.attached}:
             source.detach()

@@ -2,12 +2,13 @@
 
 import dataclasses
 import difflib
+import sys
 from collections.abc import Collection, Iterable, Mapping
 from typing import Annotated, Any, Literal, cast, get_args
 
 from typing_extensions import TypedDict, Unpack
 
-from faststream_concurrent_kafka._checks import Flag, Seconds, SecondsOrZero, check_fields, integer
+from faststream_concurrent_kafka._checks import Flag, Seconds, SecondsOrZero, check_fields, check_integer, integer
 from faststream_concurrent_kafka.errors import SettingsError
 from faststream_concurrent_kafka.policies import FailurePolicy
 
@@ -19,6 +20,11 @@ Ordering = Literal["unordered", "key", "partition"]
 def _check_ordering(name: str, value: Any) -> None:
     if value not in get_args(Ordering):
         raise SettingsError(f"{name} must be one of {', '.join(get_args(Ordering))}, got {value!r}")
+
+
+def _check_window(name: str, value: Any) -> None:
+    if value is not None:
+        check_integer(name, value, at_least=1, meaning="None = no bound")
 
 
 def _check_policy(name: str, value: Any) -> None:
@@ -54,8 +60,9 @@ class Settings:
     shutdown_timeout_sec: Seconds = 15.0
     """Seconds that a stop waits for running handlers before it cancels them."""
 
-    max_uncommitted_tasks: Annotated[int, integer(at_least=1)] = 10_000
-    """Records of one partition that may be fetched and not yet confirmed as committed by the broker."""
+    max_uncommitted_tasks: Annotated[int | None, _check_window] = 10_000
+    """Records of one partition that may be fetched and not yet confirmed as committed by the broker; None = no bound,
+    and none for the memory that they take."""
 
     rebalance_flush_timeout_sec: SecondsOrZero = 3.0
     """Seconds that a rebalance waits for running handlers before the partitions are given away; 0 = not at all."""
@@ -82,6 +89,9 @@ class Settings:
     handler_timeout_sec: SecondsOrZero = 0.0
     """Seconds after which a handler is cancelled, which counts as a failure; 0 = no limit."""
 
+    tune_gc: Flag = False
+    """Whether Python's garbage collector looks less often, and never at what exists at the start, until the stop."""
+
     def __post_init__(self) -> None:
         check_fields(self)
         if self.on_failure.then == "halt" and not self.enable_batch_commit:
@@ -105,10 +115,20 @@ class Settings:
         """Return these settings as keyword arguments, defaults included."""
         return cast("Options", {name: getattr(self, name) for name in self.__slots__})
 
+    @property
+    def window(self) -> int:
+        """`max_uncommitted_tasks` as a number, which nothing reaches if there is no bound."""
+        return sys.maxsize if self.max_uncommitted_tasks is None else self.max_uncommitted_tasks
+
     def doubts(self) -> list[str]:
         """Say what is allowed and can hardly be meant, and what follows from it."""
         doubts = self.on_failure.doubts()
-        if self.max_uncommitted_tasks < self.concurrency_limit:
+        if self.max_uncommitted_tasks is None and not self.concurrency_limit:
+            doubts.append(
+                "max_uncommitted_tasks=None and concurrency_limit=0: nothing bounds how many records are fetched and "
+                "kept in memory when handlers or commits are slower than the broker. Set one of them"
+            )
+        if self.window < self.concurrency_limit:
             doubts.append(
                 f"max_uncommitted_tasks={self.max_uncommitted_tasks} is less than "
                 f"concurrency_limit={self.concurrency_limit}: of one "
@@ -152,12 +172,13 @@ class Options(_RouterOptions, total=False, closed=True):
     commit_batch_timeout_sec: float
     commit_metadata: bool
     shutdown_timeout_sec: float
-    max_uncommitted_tasks: int
+    max_uncommitted_tasks: int | None
     rebalance_flush_timeout_sec: float
     cancel_lost_handlers: bool
     commit_renewal_sec: float
     commit_failure_timeout_sec: float
     stall_timeout_sec: float
+    tune_gc: bool
 
 
 def check_names(given: Iterable[str], known: Collection[str]) -> None:

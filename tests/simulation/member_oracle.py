@@ -124,7 +124,7 @@ class MemberOracle(Witness):
             self._again_at[script.number] = self._oracle.now()
         unacked = self._unacked[script.partition]
         unacked.append(script.offset)
-        if len(unacked) > self._settings.max_uncommitted_tasks:
+        if len(unacked) > self._settings.window:
             self.violated("window", script.number, list(unacked))
         if script.kind == "of another group":
             self._finish(script)

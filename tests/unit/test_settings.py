@@ -7,6 +7,7 @@ import inspect
 import itertools
 import math
 import re
+import sys
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any, get_type_hints
@@ -14,7 +15,7 @@ from typing import Any, get_type_hints
 import pytest
 from faststream import AckPolicy
 from faststream.kafka import KafkaBroker, KafkaRouter
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from faststream_concurrent_kafka import (
@@ -58,6 +59,7 @@ BAD_NUMBERS = st.one_of(
 @given(name=st.sampled_from([*INTEGERS, *SECONDS]), value=BAD_NUMBERS)
 def test_a_bad_number_names_itself_and_what_is_allowed(name, value):
     """Wrong type, out of range, not finite: the error says which setting, what it got and what it takes."""
+    assume((name, value) != ("max_uncommitted_tasks", None))
     with pytest.raises(SettingsError) as raised:
         build(**{name: value})
     text = str(raised.value)
@@ -83,6 +85,15 @@ def test_zero_seconds_are_refused_except_for_the_rebalance_and_the_time_limit(na
     else:
         with pytest.raises(SettingsError, match="greater than 0"):
             build(**{name: 0})
+
+
+def test_no_bound_is_none_and_zero_is_refused_with_a_text_that_says_so():
+    """A window of 0 would take no record at all."""
+    assert build(max_uncommitted_tasks=None).window == sys.maxsize
+    assert build(max_uncommitted_tasks=3).window == 3
+    with pytest.raises(SettingsError) as raised:
+        build(max_uncommitted_tasks=0)
+    assert str(raised.value) == "max_uncommitted_tasks must be an integer of at least 1 (None = no bound), got 0"
 
 
 @pytest.mark.parametrize("value", [1, 0, None, "yes"])
@@ -248,6 +259,8 @@ def test_a_first_backoff_above_the_longest_is_refused():
         ({"max_uncommitted_tasks": 100}, None),
         ({"max_uncommitted_tasks": 5, "concurrency_limit": 5}, None),
         ({"max_uncommitted_tasks": 5, "concurrency_limit": 0}, None),
+        ({"max_uncommitted_tasks": None}, None),
+        ({"max_uncommitted_tasks": None, "concurrency_limit": 0}, "nothing bounds how many records are fetched"),
         ({"max_uncommitted_tasks": 99}, "of one partition no more than 99 records are handled at once"),
         ({"max_uncommitted_tasks": 99, "enable_batch_commit": False}, "of one subscriber no more than 99 records"),
         ({"on_failure": FailurePolicy(max_attempts=2, retry_on=OSError)}, None),

@@ -148,7 +148,7 @@ class SubscriberAttachment:
         if not self.commits:
             return consumer
         self._pauses = Pauses(consumer)
-        self._window = Window(self.settings.max_uncommitted_tasks, self._pauses)
+        self._window = Window(self.settings.window, self._pauses)
         offsets = self._committer.watch(consumer)
         offsets.left.update(self._left)
         self._left = {}
@@ -247,7 +247,7 @@ class SubscriberAttachment:
         # nothing is committed, there is no window per partition to bound what waits for its order or another attempt.
         if self.commits:
             return not self._committer.is_alive
-        return self.in_flight >= self.settings.max_uncommitted_tasks
+        return self.in_flight >= self.settings.window
 
     async def consume_one(self, raw: Any) -> None:
         """Admit a record (or batch) and fire off its task. Nothing is awaited between the fetch and the admission."""

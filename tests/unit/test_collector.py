@@ -1,0 +1,223 @@
+"""`tune_gc`: the garbage collector of the process is tuned from the start to the stop, and put back exactly."""
+
+import asyncio
+import gc
+import logging
+
+import pytest
+from faststream import AckPolicy
+from faststream.kafka import KafkaBroker
+
+from faststream_concurrent_kafka import (
+    KafkaConcurrentProcessingMiddleware,
+    SetupError,
+    initialize_concurrent_processing,
+    stop_concurrent_processing,
+)
+from faststream_concurrent_kafka.testing import run_virtual
+from tests.unit.test_processes import exit_code_of_child
+
+
+PYTHONS_OWN = (700, 10, 10)
+
+
+@pytest.fixture(autouse=True)
+def _collector():
+    """Each test begins with Python's own thresholds and nothing frozen, and leaves what it found."""
+    before = gc.get_threshold()
+    gc.unfreeze()
+    gc.set_threshold(*PYTHONS_OWN)
+    yield
+    gc.unfreeze()
+    gc.set_threshold(*before)
+
+
+def state():
+    return gc.get_threshold()[:2], gc.get_freeze_count() > 0
+
+
+TUNED, AS_IT_WAS = ((50_000, 20), True), ((700, 10), False)
+
+
+def play(scenario, **options):
+    """Run a scenario while concurrent processing is initialised."""
+
+    async def main():
+        context = KafkaBroker(logger=None).context
+        await initialize_concurrent_processing(context, **options)
+        try:
+            await scenario()
+        finally:
+            await stop_concurrent_processing(context)
+
+    run_virtual(main())
+
+
+async def is_tuned():
+    assert state() == TUNED
+
+
+async def is_as_it_was():
+    assert state() == AS_IT_WAS
+
+
+def test_it_is_tuned_until_the_stop_and_logged_in_one_line(caplog):
+    """Thresholds and frozen objects, both; then as before."""
+    caplog.set_level(logging.INFO, "faststream_concurrent_kafka")
+    play(is_tuned, tune_gc=True)
+    assert state() == AS_IT_WAS
+    (line,) = [text for text in caplog.messages if "tune_gc" in text]
+    assert "(50000, 20, " in line
+    assert "in place of (700, 10, " in line
+
+
+def test_unasked_nothing_is_changed():
+    """The collector belongs to the process."""
+    play(is_as_it_was)
+    assert state() == AS_IT_WAS
+
+
+@pytest.mark.parametrize(
+    ("limit", "thresholds", "is_told"),
+    [
+        (499, PYTHONS_OWN, False),
+        (500, PYTHONS_OWN, True),
+        (0, PYTHONS_OWN, True),
+        (500, (2000, 10, 10), True),
+        (500, (701, 10, 10), False),
+        (0, (50_000, 20, 20), False),
+    ],
+)
+def test_where_it_would_help_the_log_says_that_it_exists(caplog, limit, thresholds, is_told):
+    """From 500 records in flight on, unless the application has set thresholds itself."""
+    caplog.set_level(logging.INFO, "faststream_concurrent_kafka")
+    gc.set_threshold(*thresholds)
+    play(nothing, concurrency_limit=limit)
+    assert sum("tune_gc=True" in text for text in caplog.messages) == is_told
+
+
+async def nothing():
+    """Do nothing."""
+
+
+def test_thresholds_that_others_set_meanwhile_stay():
+    """What was frozen is looked at again all the same."""
+
+    async def change():
+        gc.set_threshold(1234, 5, 5)
+
+    play(change, tune_gc=True)
+    assert state() == ((1234, 5), False)
+
+
+def test_what_the_application_froze_before_stays_frozen():
+    """It could not be told apart from what the library would have frozen."""
+    gc.freeze()
+    frozen = gc.get_freeze_count()
+
+    async def no_more_is_frozen():
+        assert state() == TUNED
+        assert gc.get_freeze_count() <= frozen
+
+    play(no_more_is_frozen, tune_gc=True)
+    assert state() == ((700, 10), True)
+
+
+def test_what_the_application_freezes_meanwhile_stays_frozen():
+    """The thresholds come back all the same."""
+    kept = []
+
+    async def freeze_more():
+        kept.extend([each] for each in range(1000))
+        gc.freeze()
+
+    play(freeze_more, tune_gc=True)
+    assert state() == ((700, 10), True)
+
+
+def test_what_the_application_unfreezes_meanwhile_is_no_fault():
+    """Nothing is left to be undone."""
+
+    async def unfreeze():
+        gc.unfreeze()
+
+    play(unfreeze, tune_gc=True)
+    assert state() == AS_IT_WAS
+
+
+def test_two_applications_have_it_until_the_later_one_stops():
+    """They share the handler."""
+
+    async def main():
+        first, second = KafkaBroker(logger=None).context, KafkaBroker(logger=None).context
+        for context in (first, second, first):
+            await initialize_concurrent_processing(context, tune_gc=True)
+        await stop_concurrent_processing(first)
+        assert state() == TUNED
+        await stop_concurrent_processing(second)
+        assert state() == AS_IT_WAS
+
+    run_virtual(main())
+
+
+def test_an_initialisation_that_fails_leaves_it_as_it_was():
+    """Also when it fails after the start."""
+
+    async def main():
+        broker = KafkaBroker(logger=None, middlewares=[KafkaConcurrentProcessingMiddleware])
+
+        async def handle(_text: str) -> None: ...
+
+        broker.subscriber("orders", group_id="group", max_workers=2, ack_policy=AckPolicy.MANUAL)(handle)
+        with pytest.raises(SetupError, match="max_workers"):
+            await initialize_concurrent_processing(broker.context, broker=broker, tune_gc=True)
+        assert state() == AS_IT_WAS
+
+    run_virtual(main())
+
+
+def test_a_stop_that_fails_puts_it_back():
+    """Whatever a subscriber's own stop or the end of the committer raises."""
+
+    class BadEndError(RuntimeError):
+        pass
+
+    async def main():
+        context = KafkaBroker(logger=None).context
+        handler = await initialize_concurrent_processing(context, tune_gc=True)
+
+        async def close():
+            await real()
+            raise BadEndError
+
+        real, handler.committer.close = handler.committer.close, close
+        with pytest.raises(BadEndError):
+            await stop_concurrent_processing(context)
+        assert state() == AS_IT_WAS
+
+    run_virtual(main())
+
+
+def test_a_loop_that_ends_without_a_stop_is_made_up_for_by_the_next_initialisation():
+    """The one after it begins with what was there before the first."""
+
+    async def begin():
+        await initialize_concurrent_processing(KafkaBroker(logger=None).context, tune_gc=True)
+
+    asyncio.run(begin())
+    play(is_as_it_was)
+    assert state() == AS_IT_WAS
+
+
+def test_a_forked_child_begins_with_what_was_there():
+    """Nothing of the parent's runs in it; the parent goes on tuned."""
+
+    def child():
+        assert state() == AS_IT_WAS
+
+    async def fork():
+        assert exit_code_of_child(child) == 0
+        assert state() == TUNED
+
+    play(fork, tune_gc=True)
+    assert state() == AS_IT_WAS
