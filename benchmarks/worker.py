@@ -23,11 +23,11 @@ from benchmarks.trial import MAX_WORKERS, RETRY_BACKOFF_SEC, Measured, Trial
 from faststream_concurrent_kafka import (
     FailurePolicy,
     KafkaBatchCommitter,
-    KafkaCommitTask,
     KafkaConcurrentProcessingMiddleware,
     initialize_concurrent_processing,
     stop_concurrent_processing,
 )
+from faststream_concurrent_kafka._commit.admission import Admission
 
 
 _BYTES_PER_MB = 1e6
@@ -162,13 +162,13 @@ async def measure_ledger(trial: Trial) -> Measured:
     committer.spawn()
     consumer = _NoKafka()
     first_offset = 1_000_000  # as large as offsets are: small integers cost nothing in CPython
-    committer.send_task(KafkaCommitTask(consumer, ("topic", 0), first_offset))
-    in_flight: list[KafkaCommitTask] = []
+    committer.admit(consumer, Admission(("topic", 0), first_offset))
+    in_flight: list[Admission] = []
     tracemalloc.start()
     before, began = tracemalloc.get_traced_memory()[0], _now()
     for offset in range(first_offset + 1, first_offset + 1 + trial.records):
-        in_flight.append(KafkaCommitTask(consumer, ("topic", 0), offset))
-        committer.send_task(in_flight[-1])
+        in_flight.append(Admission(("topic", 0), offset))
+        committer.admit(consumer, in_flight[-1])
         if len(in_flight) == trial.concurrency_limit:
             for task in in_flight:
                 committer.complete(task)

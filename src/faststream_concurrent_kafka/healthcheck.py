@@ -7,7 +7,7 @@ from typing import Any
 
 from faststream import ContextRepo
 
-from faststream_concurrent_kafka._commit.task import KafkaCommitTask
+from faststream_concurrent_kafka._commit.admission import Admission
 from faststream_concurrent_kafka._partition.ledger import PartitionLedger
 from faststream_concurrent_kafka._record.record import Record
 from faststream_concurrent_kafka._record.state import BACKOFF
@@ -116,7 +116,7 @@ def get_kafka_handler_report(context: ContextRepo) -> HealthReport:
             is_healthy=False, problems=problems, in_flight=0, waiting=0, retrying=0, loop_lag_sec=0.0, partitions=()
         )
     problems = tuple(handler.problems())
-    records = {commit: record for record in handler.records for commit in record.commits}
+    records = {admission: record for record in handler.records for admission in record.admissions}
     return HealthReport(
         is_healthy=not problems,
         problems=problems,
@@ -156,8 +156,8 @@ def _known(context: ContextRepo) -> KafkaConcurrentHandler | None:
 def _report(
     topic: str,
     partition: int,
-    ledger: PartitionLedger[KafkaCommitTask],
-    records: Mapping[KafkaCommitTask, Record],
+    ledger: PartitionLedger[Admission],
+    records: Mapping[Admission, Record],
     *,
     now: float,
 ) -> PartitionReport:

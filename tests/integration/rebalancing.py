@@ -125,7 +125,8 @@ def may_come_back(held):
     """Count the records that are remembered from before a rebalance."""
     handler = KafkaConcurrentHandler.running()
     assert handler is not None
-    return [len(left) for left in handler.committer.watch(held.subscriber.consumer).left.values()]
+    partitions = handler.committer.watch(held.subscriber.consumer).partitions.values()
+    return [len(each.redeliverable) for each in partitions if each.redeliverable is not None]
 
 
 async def delete_topic(cluster, topic):

@@ -15,8 +15,8 @@ from faststream_concurrent_kafka import (
     get_kafka_handler_report,
     is_kafka_handler_healthy,
 )
+from faststream_concurrent_kafka._commit.admission import Admission
 from faststream_concurrent_kafka._record.record import Record
-from faststream_concurrent_kafka.batch_committer import KafkaCommitTask
 from testkit.brokers import wait_until
 from tests.integration.helpers import PATIENCE_SEC, Rebalances, both_loops, consuming, serving
 from tests.integration.letters import read, reasons
@@ -179,7 +179,7 @@ async def test_a_halted_partition_is_tried_again(cluster, new_broker, new_topic)
 def found():
     """List what there is of records; those that are garbage do not count."""
     gc.collect()
-    return [each for each in gc.get_objects() if isinstance(each, Record | KafkaCommitTask)]
+    return [each for each in gc.get_objects() if isinstance(each, Admission | Record)]
 
 
 @pytest.fixture

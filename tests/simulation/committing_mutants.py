@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 
-from faststream_concurrent_kafka import batch_committer
-from faststream_concurrent_kafka._commit import consumer as consumer_offsets
+from faststream_concurrent_kafka._commit import loop as commit_loop
 from faststream_concurrent_kafka._commit import request as commit_request
-from faststream_concurrent_kafka._commit.consumer import CommitFailure, ConsumerOffsets
+from faststream_concurrent_kafka._commit.consumer import ConsumerOffsets
+from faststream_concurrent_kafka._commit.failure import CommitFailure
+from faststream_concurrent_kafka._commit.loop import CommitLoop
 from faststream_concurrent_kafka._partition.ledger import PartitionLedger
-from faststream_concurrent_kafka._partition.redelivery import Adoptable, Earlier
+from faststream_concurrent_kafka._partition.redelivery import Earlier, Redeliverable
+from faststream_concurrent_kafka._partition.state import Partition
 from faststream_concurrent_kafka._record.in_flight import InFlight
 from faststream_concurrent_kafka._record.record import Record
 from faststream_concurrent_kafka._subscriber.attachment import SubscriberAttachment
@@ -53,10 +55,11 @@ def ack_forgets_everything(patch: pytest.MonkeyPatch) -> None:
 @mutant("no overlap with itself", "committed <= first unfinished", "handled once")
 def epoch_stays_open(patch: pytest.MonkeyPatch) -> None:
     def end_epoch(self: Any) -> None:
-        for key, ledger in self.ledgers.items():
-            self.left.setdefault(key, Adoptable()).absorb(ledger)
+        if self.ledger is not None:
+            self.redeliverable = self.redeliverable or Redeliverable()
+            self.redeliverable.absorb(self.ledger)
 
-    patch.setattr(ConsumerOffsets, "end_epoch", end_epoch)
+    patch.setattr(Partition, "end_epoch", end_epoch)
 
 
 # -- adoption ------------------------------------------------------------------------------------------------------
@@ -64,41 +67,41 @@ def epoch_stays_open(patch: pytest.MonkeyPatch) -> None:
 
 @mutant("handled once", "no overlap with itself")
 def nothing_is_adopted(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Adoptable, "absorb", lambda _self, _ledger: None)
+    patch.setattr(Redeliverable, "absorb", lambda _self, _ledger: None)
 
 
 @mutant("handled once", "no overlap with itself", "the age of a record is told")
 def running_records_are_not_adopted(patch: pytest.MonkeyPatch) -> None:
-    adopts = SubscriberAttachment._adopts
+    takes_over = SubscriberAttachment._takes_over
     patch.setattr(
         SubscriberAttachment,
-        "_adopts",
-        lambda self, task, earlier: (earlier is None or earlier.is_finished) and adopts(self, task, earlier),
+        "_takes_over",
+        lambda self, task, earlier: (earlier is None or earlier.is_finished) and takes_over(self, task, earlier),
     )
 
 
 @mutant("committed <= first unfinished", "everything is committed in the end", "order")
 def all_that_comes_back_counts_as_finished(patch: pytest.MonkeyPatch) -> None:
-    claim = Adoptable.claim
-    patch.setattr(Adoptable, "claim", lambda *arguments: claim(*arguments) and Earlier(None))
+    claim = Redeliverable.claim
+    patch.setattr(Redeliverable, "claim", lambda *arguments: claim(*arguments) and Earlier(None))
 
 
 @mutant("nothing is remembered")
 def what_others_have_committed_is_not_forgotten(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Adoptable, "begin", lambda _self, _offset: None)
+    patch.setattr(Redeliverable, "begin", lambda _self, _offset: None)
 
 
 @mutant("the age of a record is told")
 def what_is_adopted_begins_anew(patch: pytest.MonkeyPatch) -> None:
-    adopts = SubscriberAttachment._adopts
+    takes_over = SubscriberAttachment._takes_over
 
-    def adopts_as_new(self: Any, task: Any, earlier: Any) -> bool:
-        admitted_at = task.admitted_at
-        is_adopted = adopts(self, task, earlier)
-        task.admitted_at = admitted_at
-        return is_adopted
+    def takes_over_as_new(self: Any, admission: Any, earlier: Any) -> bool:
+        admitted_at = admission.admitted_at
+        is_taken_over = takes_over(self, admission, earlier)
+        admission.admitted_at = admitted_at
+        return is_taken_over
 
-    patch.setattr(SubscriberAttachment, "_adopts", adopts_as_new)
+    patch.setattr(SubscriberAttachment, "_takes_over", takes_over_as_new)
 
 
 # -- rebalances ----------------------------------------------------------------------------------------------------
@@ -149,20 +152,19 @@ def what_outlasts_a_rebalance_is_tried_again(patch: pytest.MonkeyPatch) -> None:
 
 @mutant("everything is committed in the end", "handled once", "no overlap with itself")
 def failed_commits_are_forgotten(patch: pytest.MonkeyPatch) -> None:
-    failed = KafkaBatchCommitter._failed
+    failed = CommitLoop._failed
 
-    def forget(self: Any, offsets: Any, error: BaseException) -> CommitFailure:
-        for key, offset in offsets.dirty().items():
-            offsets.ledgers[key].ack(offset)
-        return failed(self, offsets, error)
+    def forget(self: Any, error: BaseException) -> CommitFailure:
+        for key, offset in self.offsets.dirty().items():
+            self.offsets.partitions[key].ledger.ack(offset)
+        return failed(self, error)
 
-    patch.setattr(KafkaBatchCommitter, "_failed", forget)
+    patch.setattr(CommitLoop, "_failed", forget)
 
 
 @mutant("everything is committed in the end", "committed in time", "committed before partitions go", "no traceback")
 def every_failed_commit_is_fatal(patch: pytest.MonkeyPatch) -> None:
-    for module in (batch_committer, consumer_offsets):
-        patch.setattr(module, "classify", lambda _error: CommitFailure.FATAL)
+    patch.setattr(commit_loop, "classify", lambda _error: CommitFailure.FATAL)
 
 
 @mutant("committed by a clean stop")
@@ -203,13 +205,13 @@ class _NoLock(asyncio.Semaphore):
 
 @mutant("committed before partitions go", "committed by a clean stop")
 def a_stop_and_a_rebalance_cancel_each_others_commit(patch: pytest.MonkeyPatch) -> None:
-    init = ConsumerOffsets.__init__
+    init = CommitLoop.__init__
 
     def unlocked(self: Any, *arguments: Any, **options: Any) -> None:
         init(self, *arguments, **options)
-        self.flushing = _NoLock()
+        self._flushing = _NoLock()
 
-    patch.setattr(ConsumerOffsets, "__init__", unlocked)
+    patch.setattr(CommitLoop, "__init__", unlocked)
 
 
 @mutant("what the metadata tells is not handled again")
@@ -220,22 +222,22 @@ def metadata_is_not_read(patch: pytest.MonkeyPatch) -> None:
 
 @mutant("window", twist="seeks")
 def what_is_acknowledged_for_an_epoch_that_is_over_counts(patch: pytest.MonkeyPatch) -> None:
-    def acknowledge(offsets: Any, taken: Any) -> None:
+    def acknowledge(self: Any, taken: Any) -> None:
         for key, each in taken.items():
             each.ledger.ack(each.frontier, each.finished)
-            if offsets.on_ack is not None:
-                offsets.on_ack(key, each.ledger)
+            if self.on_ack is not None:
+                self.on_ack(key, each.ledger)
 
-    patch.setattr(commit_request, "_acknowledge", acknowledge)
+    patch.setattr(ConsumerOffsets, "acknowledge", acknowledge)
 
 
 @mutant("committed before partitions go", "committed by a clean stop", first=190, within=60, twist="one refused")
 def the_last_commit_is_that_of_refused_partitions(patch: pytest.MonkeyPatch) -> None:
-    commit_last = batch_committer.commit_last
+    commit_last = commit_loop.commit_last
 
     async def refused_first(offsets: Any, *, timeout_sec: float) -> Any:
-        if refused := {key: frontier for key, frontier in offsets.dirty().items() if key in offsets.refusals}:
+        if refused := offsets.refused():
             return await commit_request._commit_refused(offsets, refused, timeout_sec)
         return await commit_last(offsets, timeout_sec=timeout_sec)
 
-    patch.setattr(batch_committer, "commit_last", refused_first)
+    patch.setattr(commit_loop, "commit_last", refused_first)

@@ -151,13 +151,11 @@ class Member:
         assigned = consumer.assignment()
         mine = sorted(tp for tp in assigned if tp.partition not in walls)
         offsets = handler.committer.watch(consumer)
-        left = [
-            f"{len(offsets.left[tp])} of {tp.partition} may come back"
-            for tp in mine
-            if tp in offsets.left.keys() & offsets.ledgers
-        ]
+        left = []
         for tp in mine:
-            ledger = offsets.ledgers.get(tp)
+            ledger, redeliverable = offsets.partition(tp).ledger, offsets.partition(tp).redeliverable
+            if ledger is not None and redeliverable is not None:
+                left.append(f"{len(redeliverable)} of {tp.partition} may come back")
             if ledger is not None and (ledger.window or ledger.unfinished):
                 left.append(f"{ledger.window} entries of {tp.partition}, {ledger.unfinished} unfinished")
         if len(mine) == len(assigned):

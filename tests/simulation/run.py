@@ -6,7 +6,8 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from typing import Any
 
-from faststream_concurrent_kafka import KafkaCommitTask, KafkaConcurrentHandler
+from faststream_concurrent_kafka import KafkaConcurrentHandler
+from faststream_concurrent_kafka._commit.admission import Admission
 from faststream_concurrent_kafka._partition.ledger import PartitionLedger
 from faststream_concurrent_kafka._record.record import Record
 from tests.simulation.draws import make_plan
@@ -17,7 +18,7 @@ from tests.simulation.world import World
 
 
 _BETWEEN_COLLECTIONS = 50
-_KEPT = (KafkaConcurrentHandler, KafkaCommitTask, PartitionLedger, Record)
+_KEPT = (KafkaConcurrentHandler, Admission, PartitionLedger, Record)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from faststream_concurrent_kafka._partition.ledger import PartitionLedger
-from faststream_concurrent_kafka._partition.redelivery import Adoptable
+from faststream_concurrent_kafka._partition.redelivery import Redeliverable
 
 
 @dataclasses.dataclass(eq=False)
@@ -38,7 +38,7 @@ class OnePartition(RuleBasedStateMachine):
         self.committed = 0
         self.position = 0
         self.ledger = None
-        self.adoptable = Adoptable()
+        self.adoptable = Redeliverable()
         self.running = []
         self.started = set()
         self.finished = set()
@@ -130,7 +130,7 @@ def revoked(*offsets, finished=(), acked=None):
         ledger.complete(offset)
     if acked is not None:
         ledger.ack(acked)
-    adoptable = Adoptable()
+    adoptable = Redeliverable()
     adoptable.absorb(ledger)
     return adoptable, entries
 

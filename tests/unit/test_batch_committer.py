@@ -16,6 +16,7 @@ from aiokafka.errors import (
 )
 
 from faststream_concurrent_kafka import CommitterIsDeadError, KafkaBatchCommitter, KafkaCommitTask
+from faststream_concurrent_kafka._commit.admission import Admission
 from faststream_concurrent_kafka.testing import run_virtual
 from tests.unit.scripted import ScriptedConsumer
 
@@ -41,10 +42,10 @@ def in_virtual_time(test: Callable[[KafkaBatchCommitter, ScriptedConsumer], Awai
 
 
 def send(committer, consumer, *offsets, partition=T0):
-    tasks = [KafkaCommitTask(consumer, partition, offset) for offset in offsets]
-    for task in tasks:
-        committer.send_task(task)
-    return tasks
+    admissions = [Admission(partition, offset) for offset in offsets]
+    for admission in admissions:
+        committer.admit(consumer, admission)
+    return admissions
 
 
 def complete(committer, tasks):
@@ -153,7 +154,7 @@ def test_lost_ownership_holds_commits_until_partitions_are_assigned(error):
 
     @in_virtual_time
     async def scenario(committer, consumer):
-        committer.watch(consumer).rejoins = True
+        committer.watch(consumer).is_group_managed = True
         consumer.errors = [error]
         tasks = send(committer, consumer, *range(20))
         complete(committer, tasks[:10])
@@ -297,7 +298,7 @@ def test_a_task_may_come_with_the_future_that_completes_it(how):
     @in_virtual_time
     async def scenario(committer, consumer):
         future = asyncio.get_running_loop().create_future()
-        committer.send_task(KafkaCommitTask(consumer, T0, 0, future))
+        await committer.send_task(KafkaCommitTask(asyncio_task=future, topic_partition=T0, offset=0, consumer=consumer))
         await asyncio.sleep(2)
         assert not consumer.commits
         if how == "result":

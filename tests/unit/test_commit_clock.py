@@ -7,8 +7,10 @@ from aiokafka import TopicPartition
 from aiokafka.errors import CommitFailedError, KafkaConnectionError
 from typing_extensions import override
 
-from faststream_concurrent_kafka import KafkaBatchCommitter, KafkaCommitTask
+from faststream_concurrent_kafka import KafkaBatchCommitter
+from faststream_concurrent_kafka._commit.admission import Admission
 from faststream_concurrent_kafka._commit.clock import CommitClock
+from faststream_concurrent_kafka._commit.consumer import ConsumerOffsets
 from faststream_concurrent_kafka.testing import run_virtual
 from tests.unit.scripted import ScriptedConsumer
 
@@ -18,11 +20,16 @@ LIMIT_SEC = 15.0
 
 
 def failed(*, at=0.0, **offsets):
-    clock = CommitClock()
-    clock.begin(at)
-    clock.fail(offsets, "refused", at + 1)
-    clock.end()
-    return clock
+    """Return the offsets of a consumer of partitions `a` to `c`, after a commit has failed that began at `at`."""
+    state = ConsumerOffsets(ScriptedConsumer(*map(place, "abc")))
+    state.clock.begin(at)
+    state.failed({place(name): offset for name, offset in offsets.items()}, "refused", at + 1)
+    state.clock.end()
+    return state
+
+
+def place(name):
+    return TopicPartition(name, 0)
 
 
 def test_it_runs_from_the_beginning_of_the_first_attempt():
@@ -33,40 +40,58 @@ def test_it_runs_from_the_beginning_of_the_first_attempt():
     clock.end()
     assert clock.age_sec(15, is_held=False) == 0
     clock.begin(20)
-    clock.fail({"a": 5}, "refused", 25)
+    clock.fail("refused", 25)
     clock.end()
     clock.begin(30)
     assert (clock.age_sec(31, is_held=False), clock.error, clock.failures) == (11, "refused", 1)
-    clock.succeed()
+    clock.forget()
     clock.end()
     assert (clock.age_sec(32, is_held=False), clock.error, clock.failures) == (0, "", 0)
 
 
 def test_old_failures_count_again_with_the_next_one():
     """Between two of them there may be ten minutes of handlers: whether a commit would succeed is not known."""
-    clock = failed(a=5)
+    clock = failed(a=5).clock
     assert clock.age_sec(10, is_held=False) == 10
     assert clock.age_sec(600, is_held=False) == 0
     assert clock.age_sec(600, is_held=True) == 600
     clock.begin(600)
     assert clock.age_sec(601, is_held=False) == 0
-    clock.fail({"a": 5}, "refused", 602)
+    clock.fail("refused", 602)
     assert clock.age_sec(602, is_held=False) == 602
 
 
 def test_it_is_over_when_others_have_the_partitions_or_have_committed_them():
     """All of them, and not before."""
-    clock = failed(a=5, b=7)
-    clock.keep({"b"})
-    assert clock.age_sec(5, is_held=False) == 5
-    clock.deliver("b", 6)
-    clock.deliver("c", 100)
-    assert clock.age_sec(5, is_held=False) == 5
-    clock.deliver("b", 7)
-    assert clock.age_sec(5, is_held=False) == 0
-    clock = failed(a=5)
-    clock.keep({"b"})
-    assert (clock.age_sec(5, is_held=False), clock.error) == (0, "")
+    state = failed(a=5, b=7)
+    state.consumer.assigned = {place("b"), place("c")}
+    state.assigned()
+    assert state.failing_sec(5) == 5
+    state.partition(place("b")).begin(6, is_committed=True)
+    state.partition(place("c")).begin(100, is_committed=True)
+    assert state.failing_sec(5) == 5
+    state.end_epoch()
+    state.partition(place("b")).begin(7, is_committed=True)
+    assert state.failing_sec(5) == 0
+    state = failed(a=5)
+    state.consumer.assigned = {place("b")}
+    state.assigned()
+    assert (state.failing_sec(5), state.clock.error) == (0, "")
+
+
+@pytest.mark.parametrize("is_over", [False, True])
+def test_failures_that_are_over_do_not_count_with_the_next_one(is_over):
+    """What others have committed says nothing about a commit that fails ten minutes later."""
+    state = failed(a=5)
+    if is_over:
+        state.partition(place("a")).begin(5, is_committed=True)
+    state.clock.begin(600)
+    state.failed({place("b"): 1}, "refused", 601)
+    assert state.failing_sec(601) == (1 if is_over else 601)
+    assert state.clock.failures == (1 if is_over else 2)
+    assert state.succeeded() == "refused"
+    state.clock.end()
+    assert state.failing_sec(602) == 0
 
 
 class Refusing(ScriptedConsumer):
@@ -88,7 +113,7 @@ def play(scenario, *, error=Refusing.error):
         committer.spawn()
         consumer = Refusing(T0, T1)
         consumer.error = error
-        committer.watch(consumer).rejoins = True
+        committer.watch(consumer).is_group_managed = True
         await scenario(committer, consumer)
         await committer.close()
 
@@ -106,8 +131,8 @@ async def rebalance(committer, consumer, *, to=(T0, T1)):
 
 def finish(committer, consumer, *offsets, partition=T0):
     for offset in offsets:
-        task = KafkaCommitTask(consumer, partition, offset)
-        committer.send_task(task)
+        task = Admission(partition, offset)
+        committer.admit(consumer, task)
         committer.complete(task)
 
 
@@ -163,7 +188,7 @@ def test_what_others_have_taken_over_is_green(leaves):
             await rebalance(committer, consumer, to=[T1])
         else:
             await rebalance(committer, consumer)
-            committer.send_task(KafkaCommitTask(consumer, T0, 10))
+            committer.admit(consumer, Admission(T0, 10))
         assert committer.is_healthy
 
     play(scenario)

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typing_extensions import override
 
-from faststream_concurrent_kafka import KafkaBatchCommitter, KafkaCommitTask
+from faststream_concurrent_kafka import KafkaBatchCommitter
+from faststream_concurrent_kafka._commit.admission import Admission
 from faststream_concurrent_kafka.testing import run_virtual
 from tests.unit.scripted import ScriptedConsumer
 
@@ -39,7 +40,7 @@ class Model(ScriptedConsumer):
         super().__init__(*PARTITIONS)
         self.next_offset = dict.fromkeys(PARTITIONS, 0)
         self.epoch: dict[TopicPartition, dict[int, bool]] = {partition: {} for partition in PARTITIONS}
-        self.running: list[tuple[KafkaCommitTask, dict[int, bool]]] = []
+        self.running: list[tuple[Admission, dict[int, bool]]] = []
 
     def frontier(self, partition):
         records = self.epoch[partition]
@@ -56,7 +57,7 @@ class Model(ScriptedConsumer):
 async def play(steps):
     committer = KafkaBatchCommitter(commit_batch_size=5, commit_batch_timeout_sec=0.5)
     model = Model()
-    committer.watch(model).rejoins = True
+    committer.watch(model).is_group_managed = True
     committer.spawn()
     for step in steps:
         await take(committer, model, *step)
@@ -64,7 +65,7 @@ async def play(steps):
     model.errors.clear()
     if model.hold is not None:
         model.hold.set()
-    if committer.watch(model).held:
+    if committer.watch(model).is_held:
         # A commit that lost ownership waits for partitions to be assigned, as Kafka has them assigned then.
         committer.release(model)
     while model.running:
@@ -92,8 +93,8 @@ async def take(committer, model, action, *arguments):
         case "admit", (partition_number, gap):
             partition = PARTITIONS[partition_number]
             offset = model.next_offset[partition] + gap
-            task = KafkaCommitTask(model, partition, offset)
-            committer.send_task(task)
+            task = Admission(partition, offset)
+            committer.admit(model, task)
             model.epoch[partition][offset] = False
             model.running.append((task, model.epoch[partition]))
             model.next_offset[partition] = offset + 1

@@ -13,7 +13,8 @@ from aiokafka.errors import UnknownError
 from aiokafka.structs import OffsetAndMetadata
 from typing_extensions import override
 
-from faststream_concurrent_kafka import KafkaBatchCommitter, KafkaCommitTask
+from faststream_concurrent_kafka import KafkaBatchCommitter
+from faststream_concurrent_kafka._commit.admission import Admission
 from faststream_concurrent_kafka._partition.offset_map import OffsetMap
 from faststream_concurrent_kafka._subscriber.positions import Positions
 from faststream_concurrent_kafka._upstream import hooks
@@ -33,8 +34,8 @@ class Member(ConsumerRebalanceListener):
         self.committer = KafkaBatchCommitter(commit_batch_timeout_sec=0.1, commit_metadata=True, commit_renewal_sec=10)
         self.committer.spawn()
         self.offsets = self.committer.watch(self.consumer)
-        self.offsets.rejoins = True
-        hooks.watch_seeks(self.consumer, self.offsets.sought_by_user)
+        self.offsets.is_group_managed = True
+        hooks.watch_seeks(self.consumer, self.offsets.forget_on_seek)
         self.pauses = Pauses(self.consumer)
         request = functools.partial(self.committer.request, self.consumer)
         self.positions = Positions("it", self.consumer, self.offsets, self.pauses, request)
@@ -56,8 +57,8 @@ class Member(ConsumerRebalanceListener):
         tasks = []
         for _ in range(count):
             raw = await self.consumer.getone()
-            tasks.append(KafkaCommitTask(self.consumer, (raw.topic, raw.partition), raw.offset, timestamp=0))
-            self.committer.send_task(tasks[-1])
+            tasks.append(Admission((raw.topic, raw.partition), raw.offset, timestamp=0))
+            self.committer.admit(self.consumer, tasks[-1])
         return tasks
 
     def complete(self, tasks):
@@ -162,7 +163,7 @@ def test_what_was_found_outlasts_a_rebalance(kind):
     """Though nothing was delivered, and the commit was held up: the next owner begins there."""
 
     async def scenario(kafka, member):
-        await until(lambda: member.offsets.ledgers)
+        await until(lambda: any(each.ledger is not None for each in member.offsets.partitions.values()))
         other = Member(kafka, "latest")
         if kind == "another member":
             other.consumer.subscribe([TOPIC], listener=other)

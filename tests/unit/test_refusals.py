@@ -13,9 +13,10 @@ from aiokafka.errors import (
     UnknownTopicOrPartitionError,
 )
 
-from faststream_concurrent_kafka import KafkaBatchCommitter, KafkaCommitTask
-from faststream_concurrent_kafka._commit.refused import AGAIN_SEC
+from faststream_concurrent_kafka import KafkaBatchCommitter
+from faststream_concurrent_kafka._commit.admission import Admission
 from faststream_concurrent_kafka._partition.offset_map import OffsetMap
+from faststream_concurrent_kafka._partition.state import AGAIN_SEC
 from faststream_concurrent_kafka.testing import run_virtual
 
 
@@ -87,15 +88,15 @@ class Flow:
 
     def finish_one(self, *keys):
         for key in keys or (GOOD, BAD):
-            task = self.last[key] = KafkaCommitTask(self.broker, key, self.next, timestamp=self.next)
-            self.committer.send_task(task)
+            task = self.last[key] = Admission(key, self.next, timestamp=self.next)
+            self.committer.admit(self.broker, task)
             self.committer.complete(task)
         self.next += 1
 
     def send(self, key, *offsets):
-        tasks = [KafkaCommitTask(self.broker, key, offset, timestamp=offset) for offset in offsets]
+        tasks = [Admission(key, offset, timestamp=offset) for offset in offsets]
         for task in tasks:
-            self.committer.send_task(task)
+            self.committer.admit(self.broker, task)
         self.sent[key] = tasks
         return tasks
 

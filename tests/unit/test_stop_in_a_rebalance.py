@@ -6,7 +6,8 @@ import pytest
 from aiokafka import TopicPartition
 from typing_extensions import override
 
-from faststream_concurrent_kafka import KafkaBatchCommitter, KafkaCommitTask
+from faststream_concurrent_kafka import KafkaBatchCommitter
+from faststream_concurrent_kafka._commit.admission import Admission
 from faststream_concurrent_kafka.testing import run_virtual
 from tests.unit.scripted import ScriptedConsumer
 
@@ -30,7 +31,7 @@ def test_a_stop_beside_a_rebalance_leaves_what_is_finished_committed(first):
     async def play():
         consumer = SlowConsumer(PARTITION)
         committer = KafkaBatchCommitter()
-        committer.watch(consumer).rejoins = True
+        committer.watch(consumer).is_group_managed = True
         committer.spawn()
         last_record_is_done = asyncio.Event()
 
@@ -47,8 +48,8 @@ def test_a_stop_beside_a_rebalance_leaves_what_is_finished_committed(first):
             await committer.hold(consumer)
             return await committer.flush(consumer, timeout_sec=15)
 
-        task = KafkaCommitTask(consumer, PARTITION, 41)
-        committer.send_task(task)
+        task = Admission(PARTITION, 41)
+        committer.admit(consumer, task)
         ends = [revoke(), stop()] if first == "revoke" else [stop(), revoke()]
         waiting = [asyncio.create_task(each) for each in ends]
         await asyncio.sleep(0)

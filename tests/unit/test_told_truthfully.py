@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typing_extensions import override
 
-from faststream_concurrent_kafka import KafkaBatchCommitter, KafkaCommitTask
+from faststream_concurrent_kafka import KafkaBatchCommitter
+from faststream_concurrent_kafka._commit.admission import Admission
 from faststream_concurrent_kafka._commit.consumer import ConsumerOffsets
 from faststream_concurrent_kafka._partition.offset_map import OffsetMap
 from faststream_concurrent_kafka.testing import run_virtual
@@ -52,7 +53,7 @@ class Owner:
         self.offsets = ConsumerOffsets(ScriptedConsumer(T0), writes_metadata=True)
         self.committed, metadata = committed
         if metadata:
-            self.offsets.restored[T0] = OffsetMap.parse(metadata, self.committed)
+            self.offsets.partition(T0).restored = OffsetMap.parse(metadata, self.committed)
         self.skipped = []
         self.tasks = []
 
@@ -60,8 +61,8 @@ class Owner:
         for offset, timestamp, generation in records:
             if offset < self.committed:
                 continue
-            task = KafkaCommitTask(self.offsets.consumer, T0, offset, timestamp=timestamp)
-            if self.offsets.admit(task) is None:
+            task = Admission(T0, offset, timestamp=timestamp)
+            if self.offsets.partition(T0).admit(task) is None:
                 self.tasks.append((task, generation))
             else:
                 task.ledger.complete(offset)
@@ -98,7 +99,7 @@ def test_what_has_finished_is_known_over_any_number_of_owners(seed, most_gap, ru
         handled = {(task.offset, generation) for task, generation in owner.tasks}
         assert handled.isdisjoint(finished)
         finished |= owner.finish(chosen)
-        if owner.offsets.ledgers:
+        if owner.offsets.partition(T0).ledger is not None:
             committed = owner.commit()
 
 
@@ -176,15 +177,15 @@ def test_a_commit_that_may_have_arrived_is_not_taken_back():
         committer = KafkaBatchCommitter(commit_metadata=True)
         committer.spawn()
         consumer = Forgetful(T0)
-        committer.watch(consumer).rejoins = True
-        early = [KafkaCommitTask(consumer, T0, offset, timestamp=offset) for offset in range(4)]
+        committer.watch(consumer).is_group_managed = True
+        early = [Admission(T0, offset, timestamp=offset) for offset in range(4)]
         for task in early:
-            committer.send_task(task)
+            committer.admit(consumer, task)
         await committer.hold(consumer)
         committer.end_epoch(consumer)
         committer.release(consumer)
-        again = KafkaCommitTask(consumer, T0, 0, timestamp=0)
-        committer.send_task(again)
+        again = Admission(T0, 0, timestamp=0)
+        committer.admit(consumer, again)
         consumer.answers = False
         committer.complete(again)
         await asyncio.sleep(3)
@@ -240,8 +241,8 @@ def test_a_million_offsets_in_each_of_many_partitions_do_not_block_the_loop(kind
         committer.spawn()
         consumer = ScriptedConsumer(*partitions)
         for key in partitions:
-            committer.watch(consumer).restored[key] = OffsetMap.parse(metadata, 0)
-            committer.send_task(KafkaCommitTask(consumer, key, 0, timestamp=1))
+            committer.watch(consumer).partition(key).restored = OffsetMap.parse(metadata, 0)
+            committer.admit(consumer, Admission(key, 0, timestamp=1))
         watching = asyncio.get_running_loop().create_task(watch())
         began = time.thread_time()
         until = asyncio.get_running_loop().time() + 2
@@ -249,8 +250,8 @@ def test_a_million_offsets_in_each_of_many_partitions_do_not_block_the_loop(kind
         while asyncio.get_running_loop().time() < until:
             offset += 1
             for key in partitions:
-                task = KafkaCommitTask(consumer, key, offset, timestamp=1)
-                if committer.send_task(task) is None or offset % 2:
+                task = Admission(key, offset, timestamp=1)
+                if committer.admit(consumer, task) is None or offset % 2:
                     committer.complete(task)
             await asyncio.sleep(0.05)
         watching.cancel()
@@ -276,10 +277,10 @@ def test_what_finished_last_is_told_although_nothing_else_finishes():
         consumer = ScriptedConsumer(*partitions)
         tasks = []
         for key in partitions:
-            committer.watch(consumer).restored[key] = OffsetMap.parse(metadata, 0)
-            tasks += [KafkaCommitTask(consumer, key, offset, timestamp=1) for offset in range(0, 40, 2)]
+            committer.watch(consumer).partition(key).restored = OffsetMap.parse(metadata, 0)
+            tasks += [Admission(key, offset, timestamp=1) for offset in range(0, 40, 2)]
         for task in tasks:
-            committer.send_task(task)
+            committer.admit(consumer, task)
         for task in tasks:
             if task.offset:
                 committer.complete(task)

@@ -8,7 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from typing_extensions import override
 
-from faststream_concurrent_kafka import KafkaBatchCommitter, KafkaCommitTask
+from faststream_concurrent_kafka import KafkaBatchCommitter
+from faststream_concurrent_kafka._commit.admission import Admission
 from faststream_concurrent_kafka._subscriber.window import Window
 from faststream_concurrent_kafka._upstream.pauses import Pauses, Reason
 from faststream_concurrent_kafka.testing import run_virtual
@@ -31,7 +32,7 @@ class Pausable(ScriptedConsumer):
         self.pauses = Pauses(self)
         self.window = Window(size, self.pauses)
         self.committer.watch(self).on_ack = self.window.acknowledged
-        self.unfinished: dict[int, KafkaCommitTask] = {}
+        self.unfinished: dict[int, Admission] = {}
         self.next_offset = 0
         self.answer_sec = 0.001
 
@@ -55,9 +56,9 @@ class Pausable(ScriptedConsumer):
         for number in range(most):
             if self.is_paused:
                 return number
-            task = self.unfinished[self.next_offset] = KafkaCommitTask(self, T0, self.next_offset)
+            task = self.unfinished[self.next_offset] = Admission(T0, self.next_offset)
             self.next_offset += 1 + gap
-            self.committer.send_task(task)
+            self.committer.admit(self, task)
             if task.ledger.window >= self.window.size:
                 self.window.pause(T0, task.ledger)
                 self.committer.make_room(task)

@@ -6,7 +6,8 @@ from collections import defaultdict
 
 from aiokafka import ConsumerRecord, TopicPartition
 
-from faststream_concurrent_kafka import KafkaCommitTask, KafkaConcurrentHandler
+from faststream_concurrent_kafka import KafkaConcurrentHandler
+from faststream_concurrent_kafka._commit.admission import Admission
 from faststream_concurrent_kafka._record.ordering import order_keys_of
 from faststream_concurrent_kafka._record.record import Record
 from faststream_concurrent_kafka._record.slots import Share
@@ -107,10 +108,10 @@ class World:
 
     def handle(self, process, *, source=None):
         """Have an unordered record of partition 0 handled; its raw record is a number, from 1 on."""
-        commit = KafkaCommitTask(self.consumer, T0, self.offset)
+        admission = Admission(T0, self.offset)
         self.offset += 1
-        self.handler.committer.send_task(commit)
-        record = Record(self.offset, process, source=source or self.source, commits=[commit])
+        self.handler.committer.admit(self.consumer, admission)
+        record = Record(self.offset, process, source=source or self.source, admissions=[admission])
         self.handler.handle_task(record)
         return record
 
@@ -118,10 +119,10 @@ class World:
         """Have the next record of a partition handled, in the order that the settings ask for."""
         raw = raw_record(partition=partition, offset=self.offsets[partition], key=key)
         self.offsets[partition] += 1
-        commit = KafkaCommitTask(self.consumer, (TOPIC, partition), raw.offset)
-        self.handler.committer.send_task(commit)
+        admission = Admission((TOPIC, partition), raw.offset)
+        self.handler.committer.admit(self.consumer, admission)
         order_keys = order_keys_of(self.source.settings.ordering, id(self.source), raw)
-        record = Record(raw, process, source=self.source, commits=[commit], order_keys=order_keys)
+        record = Record(raw, process, source=self.source, admissions=[admission], order_keys=order_keys)
         self.handler.handle_task(record)
         return record
 

@@ -4,20 +4,14 @@ Only a commit that succeeds resets it. A rebalance does not: in an endless one e
 ever be committed. Failures are over without a success only when others have the partitions, or have committed them.
 """
 
-from collections.abc import Container, Iterable, Mapping
-from typing import Generic, TypeVar
-
-
-K = TypeVar("K")
-
 # Longer than from the end of one failed attempt to that of the next: what is older says nothing about now.
 _RECENT_SEC = 15.0
 
 
-class CommitClock(Generic[K]):
-    """Of one consumer."""
+class CommitClock:
+    """The failures of one consumer's commits."""
 
-    __slots__ = ("_attempt_since", "_failed_at", "_missing", "_since", "error", "failures")
+    __slots__ = ("_attempt_since", "_failed_at", "_since", "error", "failures")
 
     def __init__(self) -> None:
         self.error = ""
@@ -28,8 +22,6 @@ class CommitClock(Generic[K]):
         # When the first attempt began that has failed since the last success.
         self._since: float | None = None
         self._failed_at = 0.0
-        # What the failed attempts should have committed.
-        self._missing: dict[K, int] = {}
 
     def begin(self, now: float) -> None:
         """Note that an attempt begins."""
@@ -39,35 +31,18 @@ class CommitClock(Generic[K]):
         """Note that the attempt is over, be it by a cancellation, which says nothing."""
         self._attempt_since = None
 
-    def fail(self, offsets: Mapping[K, int], error: str, now: float) -> None:
-        """Note that the attempt has failed to commit these."""
+    def fail(self, error: str, now: float) -> None:
+        """Note that the attempt has failed."""
         if self._since is None:
             self._since = now if self._attempt_since is None else self._attempt_since
         self._failed_at = now
         self.failures += 1
-        self._missing |= offsets
         self.error = error
 
-    def succeed(self) -> None:
-        """Note that a commit has succeeded: failures before it are forgotten."""
+    def forget(self) -> None:
+        """Forget the failures: a commit has succeeded, or others have committed what was to be committed."""
         self._since = None
-        self._missing.clear()
         self.error, self.failures = "", 0
-
-    def keep(self, assigned: Container[K]) -> None:
-        """Forget failures of partitions that others have now."""
-        self._forget([key for key in self._missing if key not in assigned])
-
-    def deliver(self, key: K, offset: int) -> None:
-        """Note that a partition's first delivery in an epoch is at `offset`: others have committed what lies below."""
-        if offset >= self._missing.get(key, offset + 1):
-            self._forget([key])
-
-    def _forget(self, keys: Iterable[K]) -> None:
-        for key in keys:
-            del self._missing[key]
-        if self._since is not None and not self._missing:
-            self.succeed()
 
     def age_sec(self, now: float, *, is_held: bool) -> float:
         """Return for how long commits have been failing; `is_held`: something is to be committed, and may not be."""

@@ -1,4 +1,4 @@
-"""One commit request: what it sends, and what its answer means for each partition."""
+"""One commit request: what it sends, and what its answer means for each partition (I12, I14)."""
 
 import asyncio
 import contextlib
@@ -9,8 +9,10 @@ from collections.abc import Collection, Iterable, Mapping
 from aiokafka import TopicPartition
 from aiokafka.errors import InvalidCommitOffsetSizeError, KafkaError, OffsetMetadataTooLargeError
 
-from faststream_concurrent_kafka._commit.consumer import CommitFailure, ConsumerOffsets, Sent, classify
-from faststream_concurrent_kafka._commit.task import Consumer
+from faststream_concurrent_kafka._commit.admission import Admission, Consumer
+from faststream_concurrent_kafka._commit.consumer import ConsumerOffsets
+from faststream_concurrent_kafka._commit.failure import CommitFailure, classify
+from faststream_concurrent_kafka._partition.state import Sent
 from faststream_concurrent_kafka._upstream import consumers
 
 
@@ -35,7 +37,7 @@ async def commit(offsets: ConsumerOffsets, *, timeout_sec: float) -> BaseExcepti
         error = await _commit_healthy(offsets, healthy, _now() + timeout_sec)
         if error is not None:
             return error
-    if offsets.refusals and (due := offsets.refusals.due(offsets.dirty(), _now())):
+    if due := offsets.refused(_now()):
         return await _commit_refused(offsets, due, timeout_sec)
     return None
 
@@ -46,8 +48,7 @@ async def commit_last(offsets: ConsumerOffsets, *, timeout_sec: float) -> BaseEx
     error = await _commit_healthy_last(offsets, deadline)
     if error is not None and not _is_retriable(error):
         return error
-    refused = {key: frontier for key, frontier in offsets.dirty().items() if key in offsets.refusals}
-    if (left_sec := deadline - _now()) > 0 and (refused := _without_deleted(offsets, refused)):
+    if (left_sec := deadline - _now()) > 0 and (refused := _without_deleted(offsets, offsets.refused())):
         if (lost := await _commit_refused(offsets, refused, left_sec)) is not None:
             return lost
         if _now() < deadline:
@@ -93,30 +94,29 @@ async def _commit_healthy(
         error = await _send(offsets, sent, deadline)
         if isinstance(error, _TOO_LARGE) and offsets.metadata_limit:
             sent, error = await _send_less(offsets, sent, error, deadline, is_last=is_last)
-        taken: dict[TopicPartition, Sent] = {}
+        taken: dict[TopicPartition, Sent[Admission]] = {}
         if error is None:
             taken = sent
         elif len(sent) > 1 and _is_retriable(error):
             taken = await _taken(offsets, sent, deadline if is_last else _now() + _ASK_TIMEOUT_SEC)
-        _acknowledge(offsets, taken)
+        offsets.acknowledge(taken)
         missing = {key: each.frontier for key, each in sent.items() if key not in taken}
         if error is not None and missing:
             if not _are_refused(error, taken):
-                offsets.clock.fail(missing, repr(error), _now())
+                offsets.failed(missing, repr(error), _now())
                 return error
             _note_refused(offsets, missing, error, began)
-        if offsets.clock.error:
+        if offsets.succeeded():
             logger.warning("Commits succeed again: %s", describe(frontiers, taken))
-        offsets.succeeded()
         return None
     finally:
         offsets.clock.end()
 
 
-def _are_refused(error: BaseException, taken: Mapping[TopicPartition, Sent]) -> bool:
+def _are_refused(error: BaseException, taken: Mapping[TopicPartition, Sent[Admission]]) -> bool:
     """Whether a failure is that of single partitions: the broker has said so, or has taken others of the request."""
     is_answer = isinstance(error, KafkaError) and not error.retriable
-    return any(is_answer or each.is_news for each in taken.values())
+    return any(is_answer or each.is_new for each in taken.values())
 
 
 async def _commit_refused(
@@ -125,35 +125,39 @@ async def _commit_refused(
     began = _now()
     sent = await _prepare(offsets, frontiers)
     error = await _send(offsets, sent, began + min(timeout_sec, REFUSED_TIMEOUT_SEC))
-    taken: Mapping[TopicPartition, Sent] = sent
+    taken: Mapping[TopicPartition, Sent[Admission]] = sent
     if error is not None:
         if not _is_retriable(error):
             return error
         taken = await _taken(offsets, sent, began + timeout_sec)
         _note_refused(offsets, {key: frontiers[key] for key in frontiers.keys() - taken.keys()}, error, began)
-    _acknowledge(offsets, taken)
-    if again := offsets.refusals.forget(taken):
+    offsets.acknowledge(taken)
+    if again := [key for key in taken if offsets.partition(key).refusal is not None]:
+        for key in again:
+            offsets.partition(key).refusal = None
         logger.warning("Commits are not refused any more: %s", describe(frontiers, again))
     return None
 
 
 async def _prepare(
     offsets: ConsumerOffsets, keys: Iterable[TopicPartition], *, with_metadata: bool = True, is_last: bool = False
-) -> dict[TopicPartition, Sent]:
+) -> dict[TopicPartition, Sent[Admission]]:
     """Gather what is to be committed of these; other tasks run between two large maps."""
-    sent: dict[TopicPartition, Sent] = {}
+    sent: dict[TopicPartition, Sent[Admission]] = {}
     made_since = math.inf if is_last else _now() - offsets.map_pause_sec()
     for key in keys:
         each = offsets.prepare(key, with_metadata=with_metadata, made_since=made_since, now=_now())
         if each is not None:
             sent[key] = each
-        if (told := offsets.told.get(key)) is not None and told.cost_sec > _SHORT_SEC:
+        if (told := offsets.partition(key).told) is not None and told.cost_sec > _SHORT_SEC:
             await asyncio.sleep(0)
     # The position of one may have gone back meanwhile.
     return {key: each for key, each in sent.items() if not each.ledger.closed}
 
 
-async def _send(offsets: ConsumerOffsets, sent: Mapping[TopicPartition, Sent], deadline: float) -> BaseException | None:
+async def _send(
+    offsets: ConsumerOffsets, sent: Mapping[TopicPartition, Sent[Admission]], deadline: float
+) -> BaseException | None:
     try:
         async with asyncio.timeout_at(deadline):
             if sent:
@@ -167,8 +171,13 @@ async def _send(offsets: ConsumerOffsets, sent: Mapping[TopicPartition, Sent], d
 
 
 async def _send_less(
-    offsets: ConsumerOffsets, sent: dict[TopicPartition, Sent], error: BaseException, deadline: float, *, is_last: bool
-) -> tuple[dict[TopicPartition, Sent], BaseException | None]:
+    offsets: ConsumerOffsets,
+    sent: dict[TopicPartition, Sent[Admission]],
+    error: BaseException,
+    deadline: float,
+    *,
+    is_last: bool,
+) -> tuple[dict[TopicPartition, Sent[Admission]], BaseException | None]:
     """Send it with less metadata, which must never keep an offset from being committed; at last with none."""
     answer: BaseException | None = error
     while isinstance(answer, _TOO_LARGE) and any(each.metadata for each in sent.values()):
@@ -183,23 +192,17 @@ async def _send_less(
     return sent, answer
 
 
-def _acknowledge(offsets: ConsumerOffsets, taken: Mapping[TopicPartition, Sent]) -> None:
-    for key, each in taken.items():
-        each.ledger.ack(each.frontier, each.finished)
-        if offsets.on_ack is not None and not each.ledger.closed:
-            offsets.on_ack(key, each.ledger)
-
-
 def _note_refused(
     offsets: ConsumerOffsets, refused: Mapping[TopicPartition, int], error: BaseException, began: float
 ) -> None:
-    if new := offsets.refusals.note(refused, repr(error), since=began, now=_now()):
+    new = [key for key in refused if offsets.partition(key).refuse(repr(error), since=began, now=_now())]
+    if new:
         logger.warning("The broker refuses a commit, the others go on: %s: %r", describe(refused, new), error)
 
 
 async def _taken(
-    offsets: ConsumerOffsets, sent: Mapping[TopicPartition, Sent], deadline: float
-) -> dict[TopicPartition, Sent]:
+    offsets: ConsumerOffsets, sent: Mapping[TopicPartition, Sent[Admission]], deadline: float
+) -> dict[TopicPartition, Sent[Admission]]:
     """Ask the broker which of these are committed; none if it doesn't answer.
 
     Where the offset is, but other metadata, nothing above it is known to be told.

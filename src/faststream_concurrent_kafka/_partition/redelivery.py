@@ -30,7 +30,7 @@ class Earlier(NamedTuple, Generic[T]):
     """Of the record that had not finished when its partition was revoked; None if it had."""
 
 
-class Adoptable(Generic[T]):
+class Redeliverable(Generic[T]):
     """Of one partition; holds at most what was admitted and not acknowledged, which the window bounds."""
 
     __slots__ = ("_acked", "_begun", "_left", "newest")

@@ -6,7 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 
-from faststream_concurrent_kafka._commit.task import KafkaCommitTask
+from faststream_concurrent_kafka._commit.admission import Admission
 from faststream_concurrent_kafka._record.ordering import OrderQueues
 from faststream_concurrent_kafka._record.record import Outcome, Record
 from faststream_concurrent_kafka._record.state import BACKOFF, ENDED, QUEUED
@@ -25,7 +25,7 @@ class InFlight:
     `start` gives a record its task; `complete` notes that its offset is done.
     """
 
-    def __init__(self, start: Callable[[Record], None], complete: Callable[[KafkaCommitTask], None]) -> None:
+    def __init__(self, start: Callable[[Record], None], complete: Callable[[Admission], None]) -> None:
         self._start = start
         self._complete = complete
         # In the order of their delivery, which is that of their cancellation, too.
@@ -111,12 +111,12 @@ class InFlight:
             for changed in self._drains:
                 changed.set()
         if outcome is Outcome.DONE:
-            for commit in record.commits:
-                self._complete(commit)
+            for admission in record.admissions:
+                self._complete(admission)
             return
-        for commit in record.commits:
-            # Whatever comes after it will be delivered again with it.
-            commit.ledger.stop_at(commit.offset)
+        for admission in record.admissions:
+            # What comes after it will be delivered again with it.
+            admission.ledger.stop_at(admission.offset)
         if source is not None and is_cancelled_by_others:
             source.halt(record, "its task was cancelled by somebody else")
 

@@ -11,7 +11,7 @@ from faststream.kafka.message import KafkaAckableMessage
 from faststream.message import AckStatus, StreamMessage
 from typing_extensions import override
 
-from faststream_concurrent_kafka._commit.task import KafkaCommitTask
+from faststream_concurrent_kafka._commit.admission import Admission
 from faststream_concurrent_kafka._record.slots import Share
 from faststream_concurrent_kafka._record.state import BACKOFF, CANCELLED, ENDED, FAILED, QUEUED, READY, RUNNING
 from faststream_concurrent_kafka._runtime.stack import suspended_at
@@ -138,8 +138,8 @@ class Record:
 
     __slots__ = (
         "__weakref__",
+        "admissions",
         "attempt",
-        "commits",
         "delivered",
         "driver",
         "limit",
@@ -162,7 +162,7 @@ class Record:
         process: Callable[[Any], Coroutine[Any, Any, Any]],
         *,
         source: RecordSource | None = None,
-        commits: Sequence[KafkaCommitTask] = (),
+        admissions: Sequence[Admission] = (),
         order_keys: Sequence[Hashable] = (),
         delivered: Any = None,
     ) -> None:
@@ -171,7 +171,7 @@ class Record:
         self.delivered = raw if delivered is None else delivered
         self.process = process
         self.source = source
-        self.commits = commits
+        self.admissions = admissions
         self.order_keys = order_keys
         self.message: StreamMessage[Any] | None = None
         self.attempt = 0
@@ -218,10 +218,10 @@ class Record:
         """Let no further attempt begin at the deadline or later; none at all where it could not be committed."""
         self.retry_until = NEVER if self.is_fenced else deadline
 
-    def readmit(self, earlier: KafkaCommitTask, commit: KafkaCommitTask) -> None:
+    def readmit(self, earlier: Admission, admission: Admission) -> None:
         """Let its end count for its new delivery, in place of an earlier one that was revoked while it ran."""
-        commit.admitted_at = earlier.admitted_at
-        self.commits = [commit if each is earlier else each for each in self.commits]
+        admission.admitted_at = earlier.admitted_at
+        self.admissions = [admission if each is earlier else each for each in self.admissions]
         self.retry_until = FOREVER
 
     def begin_to_wait(self) -> None:
@@ -244,8 +244,8 @@ class Record:
     @property
     def is_passed_over(self) -> bool:
         """Whether an earlier record of its partition was left undone, so that it will be delivered again anyway."""
-        for commit in self.commits:  # noqa: SIM110 - once per record, and half the cost of any()
-            if commit.ledger.stops_before(commit.offset):
+        for admission in self.admissions:  # noqa: SIM110 - once per record, and half the cost of any()
+            if admission.is_passed_over:
                 return True
         return False
 
@@ -269,7 +269,7 @@ class Record:
     @property
     def is_fenced(self) -> bool:
         """Whether nothing that it does can be committed any more."""
-        return bool(self.commits) and all(commit.ledger.closed for commit in self.commits)
+        return bool(self.admissions) and all(admission.is_fenced for admission in self.admissions)
 
     def whereabouts(self) -> str:
         """Say how far it has come, for people."""
@@ -283,7 +283,7 @@ class Record:
 
     @override
     def __repr__(self) -> str:
-        return ", ".join(map(repr, self.commits)) or f"a record of {self.source.name if self.source else '?'}"
+        return ", ".join(map(repr, self.admissions)) or f"a record of {self.source.name if self.source else '?'}"
 
 
 def records_in(raw: Any) -> Sequence[Any]:

@@ -19,9 +19,9 @@ from faststream.exceptions import IgnoredException
 from faststream.kafka.subscriber.usecase import LogicSubscriber
 from faststream.message import StreamMessage
 
-from faststream_concurrent_kafka._commit.task import KafkaCommitTask
+from faststream_concurrent_kafka._commit.admission import Admission
 from faststream_concurrent_kafka._partition.ledger import PartitionLedger
-from faststream_concurrent_kafka._partition.redelivery import Adoptable
+from faststream_concurrent_kafka._partition.redelivery import Redeliverable
 from faststream_concurrent_kafka._record.dead_letter import DeadLetterPublisher, describe
 from faststream_concurrent_kafka._record.ordering import order_keys_of
 from faststream_concurrent_kafka._record.record import Record, current_record, records_in
@@ -73,7 +73,7 @@ class SubscriberAttachment:
         self._positions: Positions
         self._window: Window
         # What was still running when its partition was revoked, until it ends.
-        self._straddling: MutableMapping[KafkaCommitTask, Record] = weakref.WeakValueDictionary()
+        self._outlived_revoke: MutableMapping[Admission, Record] = weakref.WeakValueDictionary()
         self._dead_letters = DeadLetterPublisher(
             lambda: subscribers.make_producer(subscriber),
             handler.background,
@@ -85,7 +85,7 @@ class SubscriberAttachment:
         self._is_starting = False
         self._closing: asyncio.Task[None] | None = None
         # What the last consumer has not committed: the next one may get it again.
-        self._left: Mapping[tuple[str, int], Adoptable[KafkaCommitTask]] = {}
+        self._left: Mapping[tuple[str, int], Redeliverable[Admission]] = {}
         self._turns = handler.turns
         self._fetched = 0
         self._poll_pause_sec: float
@@ -124,7 +124,7 @@ class SubscriberAttachment:
 
     def _listener(self, consumer: Any, around: Any) -> ConcurrentRebalanceListener:
         return ConcurrentRebalanceListener(
-            *(self.handler, consumer, self._owns, self._straddling),
+            *(self.handler, consumer, self._owns, self._outlived_revoke),
             users=around,
             begin=self._positions.watch,
             note_eviction=lambda: self._health.note_eviction(self.handler.now()),
@@ -150,16 +150,16 @@ class SubscriberAttachment:
         self._pauses = Pauses(consumer)
         self._window = Window(self.settings.window, self._pauses)
         offsets = self._committer.watch(consumer)
-        offsets.left.update(self._left)
+        offsets.expect(self._left)
         self._left = {}
-        offsets.rejoins = not self.subscriber.partitions
-        if offsets.rejoins:
+        offsets.is_group_managed = not self.subscriber.partitions
+        if offsets.is_group_managed:
             self._check_rebalance_timeout(consumers.rebalance_timeout_sec(consumer))
         self._positions = Positions(
             *(self.name, consumer, offsets, self._pauses), functools.partial(self._committer.request, consumer)
         )
         offsets.on_ack = self._acknowledged
-        hooks.watch_seeks(consumer, offsets.sought_by_user)
+        hooks.watch_seeks(consumer, offsets.forget_on_seek)
         hooks.guard_commits(consumer)
         hooks.wrap_listeners(
             consumer,
@@ -169,7 +169,7 @@ class SubscriberAttachment:
         )
         return MessageConsumer(consumer)
 
-    def _acknowledged(self, key: tuple[str, int], ledger: PartitionLedger[KafkaCommitTask]) -> None:
+    def _acknowledged(self, key: tuple[str, int], ledger: PartitionLedger[Admission]) -> None:
         self._positions.acknowledged(key)
         self._window.acknowledged(key, ledger)
 
@@ -257,81 +257,80 @@ class SubscriberAttachment:
         if isinstance(raw, tuple):
             self._consume_batch(raw)
             return
-        commits: Sequence[KafkaCommitTask] = ()
+        admissions: Sequence[Admission] = ()
         if self.commits:
-            task = self._admit(raw)
-            if task is None:
+            admission = self._admit(raw)
+            if admission is None:
                 return
-            commits = (task,)
+            admissions = (admission,)
         wanted = for_group(raw, self.subscriber.group_id)
         if wanted is None:
-            self.complete(commits)
+            self.complete(admissions)
         else:
-            self._handle(wanted, commits, raw)
+            self._handle(wanted, admissions, raw)
 
     def _consume_batch(self, batch: Sequence[ConsumerRecord[Any, Any]]) -> None:
-        wanted, commits, delivered = self._admit_batch(batch)
+        wanted, admissions, delivered = self._admit_batch(batch)
         if wanted:
-            self._handle(wanted, commits, delivered)
+            self._handle(wanted, admissions, delivered)
 
     def _admit_batch(
         self, batch: Sequence[ConsumerRecord[Any, Any]]
-    ) -> tuple[tuple[ConsumerRecord[Any, Any], ...], Sequence[KafkaCommitTask], tuple[ConsumerRecord[Any, Any], ...]]:
-        """Return what is to be handled of a batch, its commits, and how that was delivered."""
+    ) -> tuple[tuple[ConsumerRecord[Any, Any], ...], Sequence[Admission], tuple[ConsumerRecord[Any, Any], ...]]:
+        """Return what is to be handled of a batch, its admissions, and how that was delivered."""
         wanted: list[ConsumerRecord[Any, Any]] = []
-        commits: list[KafkaCommitTask] = []
+        admissions: list[Admission] = []
         delivered: list[ConsumerRecord[Any, Any]] = []
         for raw in batch:
-            task = self._admit(raw) if self.commits else None
-            if self.commits and task is None:
+            admission = self._admit(raw) if self.commits else None
+            if self.commits and admission is None:
                 continue
-            admitted = () if task is None else (task,)
+            admitted = () if admission is None else (admission,)
             readable = for_group(raw, self.subscriber.group_id)
             if readable is None:
                 self.complete(admitted)
             else:
                 wanted.append(readable)
                 delivered.append(raw)
-                commits += admitted
-        return tuple(wanted), commits, tuple(delivered)
+                admissions += admitted
+        return tuple(wanted), admissions, tuple(delivered)
 
-    def _handle(self, raw: Any, commits: Sequence[KafkaCommitTask], delivered: Any) -> None:
+    def _handle(self, raw: Any, admissions: Sequence[Admission], delivered: Any) -> None:
         order_keys = self.order_keys_of(raw)
         self.handler.handle_task(
-            Record(raw, self.process, source=self, commits=commits, order_keys=order_keys, delivered=delivered)
+            Record(raw, self.process, source=self, admissions=admissions, order_keys=order_keys, delivered=delivered)
         )
 
     def order_keys_of(self, raw: Any) -> Sequence[Hashable]:
         """Return the order keys of a record or batch of this subscriber."""
         return order_keys_of(self.settings.ordering, id(self), raw)
 
-    def _admit(self, raw: ConsumerRecord[Any, Any]) -> KafkaCommitTask | None:
+    def _admit(self, raw: ConsumerRecord[Any, Any]) -> Admission | None:
         """Admit a record; None if it is taken care of: it has finished, or still runs, since before a rebalance."""
         key = (raw.topic, raw.partition)
-        task = KafkaCommitTask(
-            self.consumer, key, raw.offset, identity=hash((raw.timestamp, raw.key)), timestamp=raw.timestamp
-        )
-        earlier = self._committer.send_task(task)
-        if task.ledger.window >= self._window.size:
-            self._window.pause(key, task.ledger)
-            self._committer.make_room(task)
-        return None if earlier is not None and self._adopts(task, earlier.entry) else task
+        admission = Admission(key, raw.offset, hash((raw.timestamp, raw.key)), raw.timestamp)
+        earlier = self._committer.admit(self.consumer, admission)
+        ledger = admission.ledger
+        if ledger.window >= self._window.size:
+            self._window.pause(key, ledger)
+            self._committer.make_room(admission)
+        return None if earlier is not None and self._takes_over(admission, earlier.entry) else admission
 
-    def _adopts(self, task: KafkaCommitTask, earlier: KafkaCommitTask | None) -> bool:
+    def _takes_over(self, admission: Admission, earlier: Admission | None) -> bool:
         """Let a record of an epoch that is over count for this one; False if it was left undone."""
         if earlier is None or earlier.is_finished:
-            self._committer.complete(task)
+            self._committer.complete(admission)
             return True
-        record = self._straddling.pop(earlier, None)
+        record = self._outlived_revoke.pop(earlier, None)
         if record is None or record not in self.handler.records:
             return False
-        record.readmit(earlier, task)
+        record.readmit(earlier, admission)
         return True
 
-    def complete(self, commits: Iterable[KafkaCommitTask]) -> None:
+    def complete(self, admissions: Iterable[Admission]) -> None:
         """Note that admitted records need no more work."""
-        for commit in commits:
-            self._committer.complete(commit)
+        for admission in admissions:
+            self._committer.complete(admission)
 
     # -- records that fail ---------------------------------------------------------------------------------------
 
@@ -342,12 +341,12 @@ class SubscriberAttachment:
     def halt(self, record: Record, reason: str, error: BaseException | None = None) -> None:
         """Take nothing more from the record's partitions: what comes after it there is delivered after a restart."""
         trace = None if error is None or self.has_logged(error) else error
-        for commit in record.commits:
-            if commit.ledger.closed:
+        for each in record.admissions:
+            if each.is_fenced:
                 continue
-            commit.ledger.stop_at(commit.offset, reason)
-            logger.error("%r has halted its partition: %s. A restart tries it again.", commit, reason, exc_info=trace)
-            if (partition := TopicPartition(*commit.topic_partition)) in self.consumer.assignment():
+            each.ledger.stop_at(each.offset, reason)
+            logger.error("%r has halted its partition: %s. A restart tries it again.", each, reason, exc_info=trace)
+            if (partition := TopicPartition(*each.topic_partition)) in self.consumer.assignment():
                 self._pauses.add(Reason.HALTED, partition)
 
     async def dead_letter(self, record: Record, error: BaseException) -> None:
@@ -372,7 +371,7 @@ class SubscriberAttachment:
 
     def _take_over(self, loop: asyncio.Task[Any], raw: Any, message: Any) -> None:
         """Answer for the record or batch that FastStream's loop has in hand; the next ones do not wait for it."""
-        wanted, commits, delivered = self._admit_batch(records_in(raw))
+        wanted, admissions, delivered = self._admit_batch(records_in(raw))
         if not wanted:
             # Our middleware skips it.
             return
@@ -383,7 +382,7 @@ class SubscriberAttachment:
         keys = self.order_keys_of(kept[0])
         call.submit(
             self.handler,
-            Record(kept[0], call.process, source=self, commits=commits, order_keys=keys, delivered=kept[1]),
+            Record(kept[0], call.process, source=self, admissions=admissions, order_keys=keys, delivered=kept[1]),
         )
         # Its way back to `get_msg`, or the end of its task, says that the pass is over.
         loop.add_done_callback(self._is_superseded)
@@ -466,7 +465,7 @@ class SubscriberAttachment:
     def _let_outlive(self, records: Iterable[Record]) -> None:
         """Let records go on that start the subscriber again: if they are delivered then, their end counts for that."""
         for record in records:
-            self._straddling.update((commit, record) for commit in record.commits)
+            self._outlived_revoke.update((each, record) for each in record.admissions)
             subscribers.keep_from_cancelling(self.subscriber, record.runner)
 
     async def _close(self) -> None:
@@ -503,10 +502,12 @@ class SubscriberAttachment:
             return {}
         return {
             TopicPartition(*key): first.offset
-            for key, ledger in self._committer.watch(self.consumer).ledgers.items()
+            for key, partition in self._committer.watch(self.consumer).partitions.items()
             if self._pauses.has(Reason.WINDOW, key) and not self._pauses.has(Reason.USER, key)
             # What has halted is named as such.
-            if ledger.stopped_at is None and (first := ledger.first_unfinished()) is not None
+            if (ledger := partition.ledger) is not None
+            and ledger.stopped_at is None
+            and (first := ledger.first_unfinished()) is not None
         }
 
     def problems(self) -> list[str]:
@@ -522,10 +523,10 @@ class SubscriberAttachment:
     def _blockages(self, now: float) -> Iterator[str]:
         """Name the records behind which nothing is delivered."""
         for key, offset, age_sec in self._health.blocked(now):
-            ledger = self._committer.watch(self.consumer).ledgers.get(key)
+            ledger = self._committer.watch(self.consumer).partition(key).ledger
             first = None if ledger is None else ledger.first_unfinished()
             if first is not None and first.offset == offset:
-                record = next((each for each in self.handler.records if first in each.commits), None)
+                record = next((each for each in self.handler.records if first in each.admissions), None)
                 where = "" if record is None else f", {record.whereabouts()}"
                 yield (
                     f"{key.topic}[{key.partition}] has got nothing for {age_sec:.0f} s: its window is full, behind the "

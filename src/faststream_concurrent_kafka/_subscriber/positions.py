@@ -41,33 +41,33 @@ class Positions:
         """Watch a consumer that is running already: what it has delivered before is not ours, what comes now is."""
         self.watch()
         for key, position in consumers.positions(self._consumer).items():
-            ledger = self._offsets.ledgers.get(key)
-            if ledger is None:
-                self._offsets.begin(key, position, is_committed=False)
+            partition = self._offsets.partition(key)
+            if partition.ledger is None:
+                partition.begin(position, is_committed=False)
             else:
                 # Of the record that was in hand.
-                ledger.is_committed = False
+                partition.ledger.is_committed = False
         self._commit()
 
     # -- what aiokafka tells -------------------------------------------------------------------------------------
 
     def committed(self, key: TopicPartition, offset: int, metadata: str) -> None:
         """Note the committed offset of a partition that has just been assigned."""
-        if key in self._offsets.ledgers:
+        partition = self._offsets.partition(key)
+        if partition.ledger is not None:
             return
-        self._offsets.begin(key, offset, is_committed=True)
+        partition.begin(offset, is_committed=True)
         if metadata and self._offsets.metadata_limit:
-            self._restore(key, offset, metadata)
+            partition.restored = self._parse(key, offset, metadata)
 
     def found(self, key: TopicPartition, position: int) -> None:
         """Note where a partition goes on: at its committed offset, by a reset, or where the user wants it."""
-        ledger = self._offsets.ledgers.get(key)
-        was_sought = key in self._offsets.sought
-        self._offsets.sought.discard(key)
-        if ledger is not None and (was_sought or position == ledger.admitted):
+        partition = self._offsets.partition(key)
+        was_sought, partition.sought = partition.sought, False
+        if partition.ledger is not None and (was_sought or position == partition.ledger.admitted):
             # If a seek goes back, the first record that is delivered begins another epoch.
             return
-        self._offsets.begin(key, position, is_committed=False)
+        partition.begin(position, is_committed=False)
         self._pauses.add(Reason.UNCOMMITTED, key)
         self._pauses.remove(Reason.WINDOW | Reason.HALTED, key)
         self._commit()
@@ -75,7 +75,7 @@ class Positions:
     def sought(self, key: TopicPartition, position: int) -> None:
         """Note where the user wants a partition to go on."""
         self._pauses.remove(Reason.HALTED, key)
-        if key not in self._offsets.ledgers:
+        if self._offsets.partition(key).ledger is None:
             self.found(key, position)
 
     def acknowledged(self, key: tuple[str, int]) -> None:
@@ -83,9 +83,9 @@ class Positions:
         if self._pauses.has(Reason.UNCOMMITTED, key):
             self._pauses.remove(Reason.UNCOMMITTED, TopicPartition(*key))
 
-    def _restore(self, key: TopicPartition, offset: int, metadata: str) -> None:
+    def _parse(self, key: TopicPartition, offset: int, metadata: str) -> OffsetMap | None:
         try:
-            self._offsets.restored[key] = OffsetMap.parse(metadata, offset)
+            return OffsetMap.parse(metadata, offset)
         except ValueError as error:
             if not self._has_warned:
                 self._has_warned = True
@@ -93,3 +93,4 @@ class Positions:
                     "%s ignores the metadata of the offset committed for %s[%d], because %s: %.100r",
                     *(self._name, key.topic, key.partition, error, metadata),
                 )
+            return None

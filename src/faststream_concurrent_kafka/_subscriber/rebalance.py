@@ -8,7 +8,7 @@ from typing import Any
 from aiokafka import ConsumerRebalanceListener, TopicPartition
 from typing_extensions import override
 
-from faststream_concurrent_kafka._commit.task import KafkaCommitTask
+from faststream_concurrent_kafka._commit.admission import Admission
 from faststream_concurrent_kafka._record.record import NEVER, Record
 from faststream_concurrent_kafka._upstream import consumers
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
@@ -31,7 +31,7 @@ class ConcurrentRebalanceListener(ConsumerRebalanceListener):
         handler: KafkaConcurrentHandler,
         consumer: Any,
         belongs: Callable[[Record], bool],
-        straddling: MutableMapping[KafkaCommitTask, Record],
+        outlived_revoke: MutableMapping[Admission, Record],
         *,
         users: Any = None,
         begin: Callable[[], None] | None = None,
@@ -40,7 +40,7 @@ class ConcurrentRebalanceListener(ConsumerRebalanceListener):
         self._handler = handler
         self._consumer = consumer
         self._belongs = belongs
-        self._straddling = straddling
+        self._outlived_revoke = outlived_revoke
         self._users = users
         self._begin = begin
         self._note_eviction = note_eviction
@@ -82,8 +82,8 @@ class ConcurrentRebalanceListener(ConsumerRebalanceListener):
         # Not started: drop; the next owner of the partition gets them.
         await handler.records.cancel(lambda record: self._belongs(record) and record.is_idle)
         # What goes on is not started again if it comes back to this consumer.
-        self._straddling.update(
-            (commit, record) for record in handler.records.matching(self._belongs) for commit in record.commits
+        self._outlived_revoke.update(
+            (each, record) for record in handler.records.matching(self._belongs) for each in record.admissions
         )
 
     @override
@@ -103,7 +103,7 @@ class ConcurrentRebalanceListener(ConsumerRebalanceListener):
 
     async def _cancel_lost(self, assigned: Collection[TopicPartition]) -> None:
         def is_lost(record: Record) -> bool:
-            places = {TopicPartition(*commit.topic_partition) for commit in record.commits}
+            places = {TopicPartition(*each.topic_partition) for each in record.admissions}
             return self._belongs(record) and record.is_fenced and places.isdisjoint(assigned)
 
         for record in await self._handler.records.cancel(is_lost):

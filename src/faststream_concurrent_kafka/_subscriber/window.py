@@ -2,7 +2,7 @@
 
 from aiokafka import TopicPartition
 
-from faststream_concurrent_kafka._commit.task import KafkaCommitTask
+from faststream_concurrent_kafka._commit.admission import Admission
 from faststream_concurrent_kafka._partition.ledger import PartitionLedger
 from faststream_concurrent_kafka._upstream.pauses import Pauses, Reason
 
@@ -16,13 +16,13 @@ class Window:
         self._enough = max(1, size // 8)
         self._pauses = pauses
 
-    def pause(self, key: tuple[str, int], ledger: PartitionLedger[KafkaCommitTask]) -> None:
+    def pause(self, key: tuple[str, int], ledger: PartitionLedger[Admission]) -> None:
         """Pause a partition whose window is full."""
         ledger.room_wanted = self._enough
         if not self._pauses.has(Reason.WINDOW, key):
             self._pauses.add(Reason.WINDOW, TopicPartition(*key))
 
-    def acknowledged(self, key: tuple[str, int], ledger: PartitionLedger[KafkaCommitTask]) -> None:
+    def acknowledged(self, key: tuple[str, int], ledger: PartitionLedger[Admission]) -> None:
         """Resume a partition whose window has room again: enough, or all that there is until its frontier moves."""
         room = self.size - ledger.window
         if room < self._enough and (room <= 0 or ledger.frontier > ledger.acked):

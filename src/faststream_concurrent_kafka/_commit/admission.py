@@ -1,13 +1,16 @@
-"""`KafkaCommitTask`: one record on its way to being committed."""
+"""`Admission`: one record on its way to being committed."""
 
-import asyncio
 from collections.abc import Collection, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from aiokafka import TopicPartition
 from typing_extensions import override
 
 from faststream_concurrent_kafka._partition.ledger import PartitionLedger
+
+
+if TYPE_CHECKING:
+    from faststream_concurrent_kafka._commit.loop import CommitLoop
 
 
 class Consumer(Protocol):
@@ -26,47 +29,47 @@ class Consumer(Protocol):
         ...
 
 
-class KafkaCommitTask:
-    """One record on its way to being committed: what the committer is sent when the record's handling begins.
+class Admission:
+    """A record that was delivered: from `KafkaBatchCommitter.admit` on, nothing is committed past it.
 
-    The offset of its partition is never committed past this record before `KafkaBatchCommitter.complete` was called
-    with it, or, where a `future` is given, before that has resolved (with a result or an exception; a cancelled
-    future leaves the record unfinished).
+    `KafkaBatchCommitter.complete` ends that. `identity` tells the record from another one at the same offset. Without
+    its `timestamp`, in milliseconds, commit metadata says nothing of the records behind it.
     """
 
     __slots__ = (
         "admitted_at",
-        "consumer",
-        "future",
         "identity",
         "is_finished",
         "ledger",
+        "loop",
         "offset",
         "timestamp",
         "topic_partition",
     )
 
-    def __init__(  # noqa: PLR0913 - what a record is known by
-        self,
-        consumer: Consumer,
-        topic_partition: tuple[str, int],
-        offset: int,
-        future: asyncio.Future[Any] | None = None,
-        *,
-        identity: int = 0,
-        timestamp: int | None = None,
+    def __init__(
+        self, topic_partition: tuple[str, int], offset: int, identity: int = 0, timestamp: int | None = None
     ) -> None:
-        self.consumer = consumer
         self.topic_partition = topic_partition
         self.offset = offset
-        self.future = future
-        # Tells the record from another one at the same offset.
         self.identity = identity
-        # The record's, in milliseconds; without it nothing is noted of what has finished behind this record.
         self.timestamp = timestamp
         self.is_finished = False
-        self.ledger: PartitionLedger[KafkaCommitTask]
+        # These are known when it is admitted.
+        self.ledger: PartitionLedger[Admission]
+        self.loop: CommitLoop
         self.admitted_at: float
+
+    @property
+    def is_fenced(self) -> bool:
+        """Whether its epoch is over: nothing that is done for the record can be committed any more."""
+        return self.ledger.closed
+
+    @property
+    def is_passed_over(self) -> bool:
+        """Whether an earlier record of its partition was left undone, so that this one is delivered again anyway."""
+        stopped_at = self.ledger.stopped_at
+        return stopped_at is not None and stopped_at < self.offset
 
     @override
     def __repr__(self) -> str:

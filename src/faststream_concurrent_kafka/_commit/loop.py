@@ -1,0 +1,215 @@
+"""When commits are sent for one consumer: by one background task, with one request in flight (I10, I11, I12)."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from faststream_concurrent_kafka._commit.admission import Admission
+from faststream_concurrent_kafka._commit.consumer import ConsumerOffsets
+from faststream_concurrent_kafka._commit.failure import CommitFailure, classify
+from faststream_concurrent_kafka._commit.request import commit, commit_last, describe
+from faststream_concurrent_kafka._partition.ledger import PartitionLedger
+
+
+logger = logging.getLogger("faststream_concurrent_kafka")
+
+# aiokafka retries a commit for ever inside; this bounds one attempt.
+COMMIT_REQUEST_TIMEOUT_SEC = 5.0
+FIRST_BACKOFF_SEC = 0.1
+LONGEST_BACKOFF_SEC = 5.0
+# A full window whose frontier moves in small steps is not worth a request for each.
+_ROOM_PAUSE_SEC = 0.02
+_NEVER = float("inf")
+
+
+class CommitLoop:
+    """Sends a commit when one is due, or at once on a flush; after a failure it backs off.
+
+    Any number of requests for a commit are one moment at which it is due, the earliest of them.
+    """
+
+    def __init__(
+        self,
+        offsets: ConsumerOffsets,
+        create_task: Callable[[Coroutine[Any, Any, None]], asyncio.Task[Any]],
+        *,
+        batch_timeout_sec: float,
+        on_fatal: Callable[[BaseException], None],
+    ) -> None:
+        self.offsets = offsets
+        self.finished = 0
+        """How many records have finished since the last attempt to commit began."""
+        self._create_task = create_task
+        self._batch_timeout_sec = batch_timeout_sec
+        self._on_fatal = on_fatal
+        self._due_at = _NEVER
+        self._not_before = -_NEVER
+        self._backoff_sec = FIRST_BACKOFF_SEC
+        self._changed = asyncio.Event()
+        # What sends: the loop, or a flush in its place.
+        self._sender: asyncio.Task[Any] | None = None
+        # One flush at a time: a stop and a rebalance may wait for the same last record, and then both commit.
+        self._flushing = asyncio.Lock()
+
+    # -- when ----------------------------------------------------------------------------------------------------
+
+    def request(self, after_sec: float = 0.0) -> None:
+        """Have what is to be committed sent after so many seconds, or earlier."""
+        self._request_at(asyncio.get_running_loop().time() + after_sec)
+
+    def _request_at(self, due_at: float) -> None:
+        if due_at < self._due_at:
+            self._due_at = due_at
+            self._go_on()
+
+    def make_room(self, ledger: PartitionLedger[Admission]) -> None:
+        """Commit soon, whatever batch and timer say, if that makes room in a full window."""
+        room = ledger.frontier - ledger.acked
+        if room >= ledger.room_wanted:
+            self.request()
+        elif room > 0:
+            self.request(_ROOM_PAUSE_SEC)
+
+    def _go_on(self) -> None:
+        if self._sender is not None and not self._sender.done():
+            self._changed.set()
+        elif self._due_at < _NEVER and not self.offsets.is_held and not self._flushing.locked():
+            self._sender = self._create_task(self._run())
+
+    async def _run(self) -> None:
+        # A task factory may start it before `create_task` returns.
+        await asyncio.sleep(0)
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        # aiokafka may have swallowed a cancellation.
+        while not (self.offsets.is_held or task is None or task.cancelling()):
+            due_at = max(self._due_at, self._not_before)
+            if due_at > loop.time():
+                self._changed.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(due_at if due_at < _NEVER else None):
+                        await self._changed.wait()
+                    continue
+            await self._attempt(COMMIT_REQUEST_TIMEOUT_SEC)
+
+    # -- one attempt ---------------------------------------------------------------------------------------------
+
+    async def _attempt(self, timeout_sec: float, *, is_last: bool = False) -> None:
+        self._due_at, self.finished = _NEVER, 0
+        # A cancellation says nothing: what was to be committed still is.
+        failure: CommitFailure | None = CommitFailure.RETRIABLE
+        try:
+            error = await (commit_last if is_last else commit)(self.offsets, timeout_sec=timeout_sec)
+            failure = None if error is None else self._failed(error)
+        except Exception as error:  # noqa: BLE001 - a fault of this library, and the log names it
+            failure = self._failed(error)
+        finally:
+            if failure is None:
+                self._succeeded()
+            elif failure is CommitFailure.LOST_OWNERSHIP and self.offsets.is_group_managed:
+                # A rejoin follows, and the listener releases the commits when it is over. Another attempt before that
+                # would only force one more rejoin.
+                self.offsets.is_held = True
+            elif failure is not CommitFailure.FATAL:
+                self._not_before = asyncio.get_running_loop().time() + self._backoff_sec
+                self._backoff_sec = min(self._backoff_sec * 2, LONGEST_BACKOFF_SEC)
+                self.request()
+
+    def _failed(self, error: BaseException) -> CommitFailure:
+        failure = classify(error)
+        if failure is CommitFailure.FATAL:
+            self._on_fatal(error)
+        elif self.offsets.clock.failures == 1:
+            # Once for a row of failures, not at every attempt.
+            logger.warning("Commit failed, %s is kept and tried again: %r", describe(self.offsets.dirty()), error)
+        return failure
+
+    def _succeeded(self) -> None:
+        self._begin_anew()
+        partitions = self.offsets.partitions
+        for partition in partitions.values():
+            if partition.ledger is not None and partition.ledger.room_wanted:
+                self.make_room(partition.ledger)
+        for key in self.offsets.dirty():
+            if (refusal := partitions[key].refusal) is not None:
+                self._request_at(refusal.again_at)
+            else:
+                # Metadata may have been sent that was made before, and nothing else may finish.
+                self.request(self._batch_timeout_sec)
+
+    def _begin_anew(self) -> None:
+        self._not_before, self._backoff_sec = -_NEVER, FIRST_BACKOFF_SEC
+
+    # -- rebalances and stops ------------------------------------------------------------------------------------
+
+    async def hold(self) -> None:
+        """Send nothing until `release`; the request in flight is cancelled and awaited.
+
+        A flush in flight (of a stop, while a rebalance begins, or the other way round) is awaited first.
+        """
+        self.offsets.is_held = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(COMMIT_REQUEST_TIMEOUT_SEC), self._flushing:
+                pass
+        await self._cancel()
+
+    def release(self) -> None:
+        """Go on: partitions are assigned. Records may have been delivered and finished while commits were held."""
+        self._begin_anew()
+        self.offsets.assigned()
+        self.request()
+        self._go_on()
+
+    async def flush(self, timeout_sec: float) -> None:
+        """Commit what is finished, now, in place of the request in flight; another flush is awaited first."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_sec
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                await self._flushing.acquire()
+            try:
+                await self._cancel()
+                if self.offsets.dirty():
+                    await self._send_last(deadline - loop.time())
+            finally:
+                self._flushing.release()
+                self._go_on()
+
+    async def _send_last(self, timeout_sec: float) -> None:
+        sender = self._sender = self._create_task(self._attempt(timeout_sec, is_last=True))
+        try:
+            await asyncio.wait({sender})
+        except asyncio.CancelledError:
+            sender.cancel()
+            sender.add_done_callback(lambda _: self._go_on())
+            raise
+
+    async def _cancel(self) -> None:
+        if (sender := self._sender) is not None and not sender.done():
+            sender.cancel()
+            await asyncio.wait({sender})
+
+    def close(self) -> asyncio.Task[Any] | None:
+        """Send nothing any more; return the task that is ending, if any."""
+        self.offsets.is_held = True
+        sender, self._sender = self._sender, None
+        if sender is not None:
+            sender.cancel()
+        return sender
+
+    # -- health --------------------------------------------------------------------------------------------------
+
+    def problems(self, limit_sec: float, now: float) -> list[str]:
+        """Say what has not been committed for so many seconds although it should have been."""
+        offsets = self.offsets
+        problems: list[str] = []
+        if (age_sec := offsets.failing_sec(now)) >= limit_sec:
+            problems.append(f"no commit has succeeded for {age_sec:.0f} s: {offsets.clock.error or 'no answer'}")
+        for key in offsets.refused():
+            refusal = offsets.partitions[key].refusal
+            if refusal is not None and (age_sec := now - refusal.since) >= limit_sec:
+                problems.append(
+                    f"commits of {key.topic}[{key.partition}] have been refused for {age_sec:.0f} s: {refusal.error}"
+                )
+        return problems

@@ -1,0 +1,269 @@
+"""Everything that is known of one partition of one consumer. Pure: no asyncio, clock, logging or Kafka types.
+
+An epoch is one assignment of the partition, or the time since a seek or a reset. It has a ledger; what is known beside
+it is from before. State changes at once, and what is to be done is returned.
+
+Invariants for the ledger of the present epoch, beside I1 to I7 of `docs/invariants.md`, and I8, I9 and I15 for what is
+delivered again:
+
+- `frontier <= admitted`, and all records below `frontier` are finished, also those of earlier epochs that still run.
+- `acked <= frontier`, unless a record of an earlier epoch of the same assignment holds the frontier back.
+- Only what was finished when it was sent is acknowledged, so `acked` never passes an unfinished record of the epoch.
+- `to_commit` never returns more than `frontier`, and within an epoch never less than was sent before, unless a record
+  of an earlier epoch holds the frontier back.
+- `redeliverable`, `restored` and `told` are None after a seek: a user who moves the position wants the records again.
+- Without a ledger, the partition is not assigned: there is nothing to commit.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+from faststream_concurrent_kafka._partition.ledger import PartitionLedger
+from faststream_concurrent_kafka._partition.offset_map import MOST_SAMPLES, OffsetMap, rebased
+from faststream_concurrent_kafka._partition.redelivery import Earlier, Redeliverable
+
+
+# A refused commit is tried again after so many seconds.
+AGAIN_SEC = 5.0
+# To make a map takes about so long.
+_SEC_PER_BYTE = 3e-8
+_SEC_PER_RECORD = 5e-7
+
+
+class Entry(Protocol):
+    """A delivered record, as far as its partition has to know it."""
+
+    offset: int
+    identity: int
+    timestamp: int | None
+    is_finished: bool
+    ledger: Any
+
+
+E = TypeVar("E", bound=Entry)
+
+
+class Told(NamedTuple):
+    """What commit metadata says of the records above the committed offset."""
+
+    metadata: str
+    last: int
+    """The last offset that it marks as finished."""
+    finished: int
+    """How many records of the ledger had finished."""
+    made_at: float
+    cost_sec: float
+
+
+class Sent(NamedTuple, Generic[E]):
+    """What a request commits of a partition."""
+
+    ledger: PartitionLedger[E]
+    frontier: int
+    finished: int
+    """How many records of the ledger had finished."""
+    metadata: str
+    is_new: bool
+    """Whether this offset has not been sent before: if the broker has it, it has it from this request."""
+
+    def value(self) -> int | tuple[int, str]:
+        """Return it as `consumer.commit` takes it."""
+        return (self.frontier, self.metadata) if self.metadata else self.frontier
+
+
+@dataclasses.dataclass(slots=True)
+class Refusal:
+    """The broker refuses commits of this partition while it takes those of others."""
+
+    since: float
+    again_at: float
+    error: str
+
+
+class Partition(Generic[E]):
+    """Admits records, says what to commit, and recognises records that were delivered before."""
+
+    __slots__ = ("ledger", "missing", "redeliverable", "refusal", "restored", "sought", "told")
+
+    def __init__(self) -> None:
+        # Of the present epoch; None while the partition is not assigned, or its position is not known.
+        self.ledger: PartitionLedger[E] | None = None
+        # What may be delivered again since the partition was revoked.
+        self.redeliverable: Redeliverable[E] | None = None
+        # What had finished above the committed offset when the partition was assigned, whichever member had it before.
+        self.restored: OffsetMap | None = None
+        # What the last commit has said of the records above its offset.
+        self.told: Told | None = None
+        # Whether the user has asked aiokafka to find the beginning or the end, and it has not been found yet.
+        self.sought = False
+        self.refusal: Refusal | None = None
+        # What commits that have failed since the last success should have committed.
+        self.missing: int | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing of it has to be kept."""
+        known = (self.ledger, self.redeliverable, self.restored, self.refusal, self.missing)
+        return not self.sought and all(each is None for each in known)
+
+    # -- epochs --------------------------------------------------------------------------------------------------
+
+    def begin(self, offset: int, *, is_committed: bool) -> PartitionLedger[E]:
+        """Begin an epoch: at the committed offset, or at one that is to be committed.
+
+        What was finished in the last one of the same assignment says nothing about the records of this one.
+        """
+        last = self.ledger
+        if last is not None:
+            # Its records that still run go on to pin the offset that may be committed.
+            last.closed = True
+            self.forget()
+        elif self.redeliverable is not None:
+            self.redeliverable.begin(offset)
+            self._drop_redelivered()
+        if is_committed and self.missing is not None and offset >= self.missing:
+            # Another member has committed it meanwhile.
+            self.missing = None
+        self.ledger = PartitionLedger[E](offset, is_committed=is_committed, behind=last)
+        return self.ledger
+
+    def end_epoch(self) -> None:
+        """End the ledger: what still runs of its records commits nothing, unless it is delivered again."""
+        if self.ledger is not None:
+            self.ledger.closed = True
+            self.redeliverable = self.redeliverable or Redeliverable()
+            self.redeliverable.absorb(self.ledger)
+            self._drop_redelivered()
+        self.ledger = self.restored = self.told = None
+        self.sought = False
+
+    def forget(self) -> None:
+        """Forget what was handled: the records are delivered because the user wants them handled again."""
+        self.redeliverable = self.restored = self.told = None
+
+    def _drop_redelivered(self) -> None:
+        if self.redeliverable is not None and not self.redeliverable:
+            self.redeliverable = None
+
+    # -- records -------------------------------------------------------------------------------------------------
+
+    def admit(self, entry: E) -> Earlier[E] | None:
+        """Admit a record, in delivery order; return what is known of it if it was delivered before a rebalance."""
+        ledger = self.ledger
+        if ledger is None or entry.offset < ledger.admitted:
+            # A new assignment, or the position went back: a seek's is kept as soon as something has finished.
+            ledger = self.begin(entry.offset, is_committed=True)
+        entry.ledger = ledger
+        ledger.admit(entry.offset, entry, entry.identity, entry.timestamp)
+        return None if self.redeliverable is self.restored is None else self._recall(entry)
+
+    def _recall(self, entry: E) -> Earlier[E] | None:
+        earlier = None
+        if (redeliverable := self.redeliverable) is not None:
+            earlier = redeliverable.claim(entry.offset, entry.identity)
+            if not redeliverable:
+                self.redeliverable = self.told = None
+        if (restored := self.restored) is not None:
+            had_finished = restored.claim(entry.offset, entry.timestamp)
+            if restored.ends_before(entry.offset + 1):
+                # All of it has been delivered; or it is not believed any more, and not told again.
+                self.restored = self.told = None
+            if had_finished:
+                # Even if it was left undone here, or still runs: another member has finished it since.
+                return Earlier(None)
+        return earlier
+
+    def _finished_beyond(self, ledger: PartitionLedger[E]) -> Iterator[int]:
+        """Yield what has finished here in an earlier epoch, and has not been delivered in this one; never 0."""
+        if self.redeliverable is not None:
+            for offset, entry in self.redeliverable.remaining(ledger.admitted):
+                if entry is None or entry.is_finished:
+                    yield offset
+
+    # -- commits -------------------------------------------------------------------------------------------------
+
+    def to_commit(self, *, with_metadata: bool) -> int | None:
+        """Return the offset to commit; None if the broker knows all that there is to tell."""
+        ledger = self.ledger
+        if ledger is None:
+            return None
+        offset = self._offset(ledger, with_metadata=with_metadata)
+        # With metadata, any newly finished record is to be committed.
+        is_told = not with_metadata or ledger.finished <= ledger.finished_acked
+        return None if offset <= ledger.acked and is_told and ledger.is_committed else offset
+
+    def _offset(self, ledger: PartitionLedger[E], *, with_metadata: bool) -> int:
+        """Return the first unfinished offset; or the last one, if something behind it is known to have finished."""
+        if not with_metadata or ledger.unfinished or self.redeliverable is self.restored is None:
+            return ledger.frontier
+        if ledger.is_held_back or ledger.newest is None:
+            # Where nothing has been delivered: the position.
+            return ledger.frontier
+        if ledger.room_wanted and ledger.admitted - 1 <= ledger.acked:
+            # A window of a single record: it has to be acknowledged before there is another.
+            return ledger.frontier
+        is_restored_over = self.restored is None or self.restored.ends_before(ledger.admitted)
+        if is_restored_over and not any(self._finished_beyond(ledger)):
+            return ledger.frontier
+        # What has finished further on is told with a record by which it can be recognised: here the last delivered
+        # one, which is marked as finished, too.
+        return max(ledger.admitted - 1, ledger.sent)
+
+    def prepare(self, *, metadata_limit: int, with_metadata: bool, made_since: float, now: float) -> Sent[E] | None:
+        """Note that the partition is being committed, and return what to send; None if it is not assigned any more.
+
+        What has finished above the offset is told as it was at `made_since` or later, in up to `metadata_limit` bytes.
+        """
+        ledger = self.ledger
+        if ledger is None:
+            return None
+        frontier, told = self._offset(ledger, with_metadata=metadata_limit > 0), None
+        if with_metadata and metadata_limit:
+            told = self._tell(ledger, frontier, metadata_limit, made_since=made_since, now=now)
+        is_new, ledger.sent = frontier != ledger.sent, frontier
+        if told is None:
+            return Sent(ledger, frontier, ledger.finished, "", is_new)
+        return Sent(ledger, frontier, told.finished, told.metadata, is_new)
+
+    def _tell(
+        self, ledger: PartitionLedger[E], frontier: int, limit: int, *, made_since: float, now: float
+    ) -> Told | None:
+        """Say what has finished above a frontier; None if nothing has, or nothing tells its record from others."""
+        restored, redeliverable, newest = self.restored, self.redeliverable, ledger.newest
+        if newest is None and restored is not None:
+            # Nothing has been delivered since it was read.
+            return Told(restored.dump(limit), restored.last, ledger.finished, now, 0.0)
+        first = ledger.first_unfinished()
+        timestamp = ledger.last_timestamp if first is None else first.timestamp
+        if frontier == ledger.admitted or timestamp is None or ledger.is_held_back:
+            return None
+        told = self.told
+        if told is not None and told.made_at >= made_since:
+            is_over = not told.metadata or told.last < frontier
+            return told._replace(metadata="" if is_over else rebased(told.metadata, frontier, timestamp))
+        if newest is not None and redeliverable is not None and redeliverable.newest is not None:
+            newest = max(newest, redeliverable.newest)
+        delivered, all_delivered = ledger.delivered_from(frontier, MOST_SAMPLES)
+        offset_map = OffsetMap.of(
+            frontier,
+            timestamp,
+            admitted=ledger.admitted,
+            unfinished=ledger.unfinished_offsets(),
+            beyond=self._finished_beyond(ledger),
+            earlier=restored,
+            delivered=delivered,
+            newest=newest,
+            all_delivered=all_delivered and redeliverable is None,
+        )
+        cost_sec = offset_map.size * _SEC_PER_BYTE + (ledger.unfinished + len(redeliverable or ())) * _SEC_PER_RECORD
+        self.told = Told(offset_map.dump(limit), offset_map.last, ledger.finished, now, cost_sec)
+        return self.told
+
+    def refuse(self, error: str, *, since: float, now: float) -> bool:
+        """Note that the broker has refused an attempt that began at `since`; return whether that is news."""
+        is_new = self.refusal is None
+        if self.refusal is not None:
+            since = self.refusal.since
+        self.refusal = Refusal(since, now + AGAIN_SEC, error)
+        return is_new
