@@ -186,7 +186,7 @@ def test_a_stop_that_fails_puts_it_back():
         context = KafkaBroker(logger=None).context
         handler = await initialize_concurrent_processing(context, tune_gc=True)
 
-        async def close():
+        async def close(**_options):
             await real()
             raise BadEndError
 
