@@ -1,5 +1,6 @@
 """docs/invariants.md: `python -m tests.invariants` collects the citations of each invariant, and writes them there."""
 
+import functools
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ DOCUMENT = _ROOT / "docs" / "invariants.md"
 _SOURCE = _ROOT / "src" / "faststream_concurrent_kafka"
 _TESTS = _ROOT / "tests"
 # The table of the simulation's promises, and what only speaks of citations.
-_NOT_CITING = {_TESTS / "simulation" / "promises.py", Path(__file__), _TESTS / "test_invariants.py"}
+_NOT_CITING = {_TESTS / "simulation" / "promises.py", Path(__file__), _TESTS / "unit" / "test_invariants.py"}
 _NUMBER = re.compile(r"\bI\d+\b")
 _STATEMENT = re.compile(r"^- \*\*(I\d+)\*\* ", re.MULTILINE)
 _COLLECTED = "  - "
@@ -33,6 +34,7 @@ def cited_by(folder: Path) -> Iterator[tuple[str, Path]]:
                 yield number, path
 
 
+@functools.cache
 def citations() -> dict[str, Mapping[str, list[str]]]:
     """Return what cites invariants: by kind and number, in which order they are written down."""
     return {

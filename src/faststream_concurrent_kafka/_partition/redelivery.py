@@ -7,6 +7,8 @@ the partition meanwhile.
 Only a delivery that follows from a rebalance is taken for one. If it begins below what the broker has confirmed,
 somebody has moved the position back (a seek, a reset, a truncation), and everything is run; so is a record that is not
 the one that was at its offset.
+
+Invariants: I8, I9.
 """
 
 from collections.abc import Iterator

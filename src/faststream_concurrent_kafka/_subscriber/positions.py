@@ -3,6 +3,8 @@
 aiokafka finds a position by itself where nothing is committed, or where the committed offset is out of range, and keeps
 it to itself: the next owner would find another one, and skip what lies between. So what is found is committed before a
 record from there on is delivered.
+
+Invariants: I13.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""What happens when partitions are taken away and given: a bounded drain, a commit, a new epoch."""
+"""What happens when partitions are revoked and assigned: a bounded drain, a commit, a new epoch (I16, I17)."""
 
 import inspect
 import logging

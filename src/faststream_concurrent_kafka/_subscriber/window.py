@@ -1,4 +1,4 @@
-"""The window of a partition: so many records may be fetched and not acknowledged; then it is paused, and it alone."""
+"""The window of a partition: how many records may be fetched and not acknowledged; a full one pauses it alone (I24)."""
 
 from aiokafka import TopicPartition
 

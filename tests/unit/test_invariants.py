@@ -22,8 +22,9 @@ def test_nothing_cites_an_invariant_that_there_is_not(kind):
 
 
 @pytest.mark.parametrize("number", STATED)
-def test_each_invariant_is_cited_by_a_test(number):
-    """By its number, in the docstring of one that fails without it."""
+def test_each_invariant_is_cited_by_code_and_by_a_test(number):
+    """By its number: in the module that keeps it, and in a test that fails without it."""
+    assert number in invariants.citations()["Kept in"]
     assert number in invariants.citations()["Tests"]
 
 

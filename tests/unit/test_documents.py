@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PLACES = (ROOT, ROOT / "src" / "faststream_concurrent_kafka")
 # In code style: a path to a Python file, a folder of tests, or a file of a package.
 PATH = re.compile(r"`((?:\w+/)*\w+\.py|tests(?:/\w+)+)`")
