@@ -16,6 +16,7 @@ from faststream_concurrent_kafka._partition.state import Partition
 from faststream_concurrent_kafka._record.in_flight import InFlight
 from faststream_concurrent_kafka._record.record import Record
 from faststream_concurrent_kafka._subscriber.attachment import SubscriberAttachment
+from faststream_concurrent_kafka._subscriber.consumer import CommittedConsumer
 from faststream_concurrent_kafka._subscriber.positions import Positions
 from faststream_concurrent_kafka._subscriber.shared_stop import SharedStop
 from faststream_concurrent_kafka._upstream import hooks
@@ -72,9 +73,9 @@ def nothing_is_adopted(patch: pytest.MonkeyPatch) -> None:
 
 @mutant("handled once", "no overlap with itself", "the age of a record is told")
 def running_records_are_not_adopted(patch: pytest.MonkeyPatch) -> None:
-    takes_over = SubscriberAttachment._takes_over
+    takes_over = CommittedConsumer._takes_over
     patch.setattr(
-        SubscriberAttachment,
+        CommittedConsumer,
         "_takes_over",
         lambda self, task, earlier: (earlier is None or earlier.is_finished) and takes_over(self, task, earlier),
     )
@@ -93,7 +94,7 @@ def what_others_have_committed_is_not_forgotten(patch: pytest.MonkeyPatch) -> No
 
 @mutant("the age of a record is told")
 def what_is_adopted_begins_anew(patch: pytest.MonkeyPatch) -> None:
-    takes_over = SubscriberAttachment._takes_over
+    takes_over = CommittedConsumer._takes_over
 
     def takes_over_as_new(self: Any, admission: Any, earlier: Any) -> bool:
         admitted_at = admission.admitted_at
@@ -101,7 +102,7 @@ def what_is_adopted_begins_anew(patch: pytest.MonkeyPatch) -> None:
         admission.admitted_at = admitted_at
         return is_taken_over
 
-    patch.setattr(SubscriberAttachment, "_takes_over", takes_over_as_new)
+    patch.setattr(CommittedConsumer, "_takes_over", takes_over_as_new)
 
 
 # -- rebalances ----------------------------------------------------------------------------------------------------

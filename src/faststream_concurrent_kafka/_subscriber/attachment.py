@@ -20,22 +20,19 @@ from faststream.kafka.subscriber.usecase import LogicSubscriber
 from faststream.message import StreamMessage
 
 from faststream_concurrent_kafka._commit.admission import Admission
-from faststream_concurrent_kafka._partition.ledger import PartitionLedger
 from faststream_concurrent_kafka._partition.redelivery import Redeliverable
 from faststream_concurrent_kafka._record.dead_letter import DeadLetterPublisher, describe
 from faststream_concurrent_kafka._record.ordering import order_keys_of
 from faststream_concurrent_kafka._record.record import Record, current_record, records_in
 from faststream_concurrent_kafka._record.slots import Share
+from faststream_concurrent_kafka._subscriber.consumer import CommittedConsumer
 from faststream_concurrent_kafka._subscriber.first_record import InlineCall
 from faststream_concurrent_kafka._subscriber.health import SubscriberHealth
-from faststream_concurrent_kafka._subscriber.positions import Positions
 from faststream_concurrent_kafka._subscriber.rebalance import LEAST_COMMIT_SEC, ConcurrentRebalanceListener
 from faststream_concurrent_kafka._subscriber.shared_stop import SharedStop
 from faststream_concurrent_kafka._subscriber.topic_group import for_group
-from faststream_concurrent_kafka._subscriber.window import Window
 from faststream_concurrent_kafka._upstream import consumers, hooks, messages, subscribers
 from faststream_concurrent_kafka._upstream.messages import MessageConsumer
-from faststream_concurrent_kafka._upstream.pauses import Pauses, Reason
 from faststream_concurrent_kafka._upstream.polling import Polling, poll_pause_sec
 from faststream_concurrent_kafka.errors import brief
 from faststream_concurrent_kafka.policies import DeadLetter
@@ -68,10 +65,8 @@ class SubscriberAttachment:
         self.consumer: Any = None
         # The pass that FastStream's loop was making when we came, until that is over.
         self.in_hand: InlineCall | None = None
-        # Of the consumer, where the library commits for it.
-        self._pauses: Pauses
-        self._positions: Positions
-        self._window: Window
+        # The same one, if the library commits for it.
+        self._committed: CommittedConsumer | None = None
         # What was still running when its partition was revoked, until it ends.
         self._outlived_revoke: MutableMapping[Admission, Record] = weakref.WeakValueDictionary()
         self._dead_letters = DeadLetterPublisher(
@@ -107,26 +102,26 @@ class SubscriberAttachment:
         if subscribers.is_real(subscriber):
             consumer = subscriber.consumer
             subscribers.set_consumer_of_messages(subscriber, self._adopt(consumer))
-            if self.commits:
+            if self._committed is not None:
                 # Its subscription was made before we came: what it calls, we call.
-                hooks.wrap_listener(consumer, functools.partial(self._listener, consumer))
+                hooks.wrap_listener(consumer, functools.partial(self._listener, self._committed))
         self.handler.attached.add(self)
         can_admit = subscriber.running and (self._committer.is_alive or not self.commits)
         if can_admit and (found := subscribers.in_hand(subscriber)) is not None:
             self._take_over(*found)
-        if self.commits and self.consumer is not None:
-            self._positions.take_over()
+        if self._committed is not None:
+            self._committed.positions.take_over()
 
     def detach(self) -> None:
         """Leave the subscriber as it was found."""
         self._replaced.restore()
         subscribers.tell_of_consumers(self.subscriber, None)
 
-    def _listener(self, consumer: Any, around: Any) -> ConcurrentRebalanceListener:
+    def _listener(self, committed: CommittedConsumer, around: Any) -> ConcurrentRebalanceListener:
         return ConcurrentRebalanceListener(
-            *(self.handler, consumer, self._owns, self._outlived_revoke),
+            *(self.handler, committed.consumer, self._owns, self._outlived_revoke),
             users=around,
-            begin=self._positions.watch,
+            begin=committed.positions.watch,
             note_eviction=lambda: self._health.note_eviction(self.handler.now()),
         )
 
@@ -147,31 +142,21 @@ class SubscriberAttachment:
             self.handler.sources.append(self)
         if not self.commits:
             return consumer
-        self._pauses = Pauses(consumer)
-        self._window = Window(self.settings.window, self._pauses)
-        offsets = self._committer.watch(consumer)
-        offsets.expect(self._left)
-        self._left = {}
-        offsets.is_group_managed = not self.subscriber.partitions
-        if offsets.is_group_managed:
-            self._check_rebalance_timeout(consumers.rebalance_timeout_sec(consumer))
-        self._positions = Positions(
-            *(self.name, consumer, offsets, self._pauses), functools.partial(self._committer.request, consumer)
-        )
-        offsets.on_ack = self._acknowledged
-        hooks.watch_seeks(consumer, offsets.forget_on_seek)
-        hooks.guard_commits(consumer)
-        hooks.wrap_listeners(
+        self._committed = committed = CommittedConsumer(
+            self.name,
             consumer,
-            functools.partial(self._listener, consumer),
-            subscribe=offsets.subscribe,
-            assigned=self._positions.watch,
+            self._committer,
+            window_size=self.settings.window,
+            outlived_revoke=self._outlived_revoke,
+            records=self.handler.records,
+            wrap_listener=self._listener,
         )
+        committed.offsets.expect(self._left)
+        self._left = {}
+        committed.offsets.is_group_managed = not self.subscriber.partitions
+        if committed.offsets.is_group_managed:
+            self._check_rebalance_timeout(consumers.rebalance_timeout_sec(consumer))
         return MessageConsumer(consumer)
-
-    def _acknowledged(self, key: tuple[str, int], ledger: PartitionLedger[Admission]) -> None:
-        self._positions.acknowledged(key)
-        self._window.acknowledged(key, ledger)
 
     def _check_rebalance_timeout(self, timeout_sec: float) -> None:
         flush_sec = self.handler.settings.rebalance_flush_timeout_sec
@@ -258,8 +243,8 @@ class SubscriberAttachment:
             self._consume_batch(raw)
             return
         admissions: Sequence[Admission] = ()
-        if self.commits:
-            admission = self._admit(raw)
+        if self._committed is not None:
+            admission = self._committed.admit(raw)
             if admission is None:
                 return
             admissions = (admission,)
@@ -282,10 +267,12 @@ class SubscriberAttachment:
         admissions: list[Admission] = []
         delivered: list[ConsumerRecord[Any, Any]] = []
         for raw in batch:
-            admission = self._admit(raw) if self.commits else None
-            if self.commits and admission is None:
-                continue
-            admitted = () if admission is None else (admission,)
+            admitted: Sequence[Admission] = ()
+            if self._committed is not None:
+                admission = self._committed.admit(raw)
+                if admission is None:
+                    continue
+                admitted = (admission,)
             readable = for_group(raw, self.subscriber.group_id)
             if readable is None:
                 self.complete(admitted)
@@ -305,28 +292,6 @@ class SubscriberAttachment:
         """Return the order keys of a record or batch of this subscriber."""
         return order_keys_of(self.settings.ordering, id(self), raw)
 
-    def _admit(self, raw: ConsumerRecord[Any, Any]) -> Admission | None:
-        """Admit a record; None if it is taken care of: it has finished, or still runs, since before a rebalance."""
-        key = (raw.topic, raw.partition)
-        admission = Admission(key, raw.offset, hash((raw.timestamp, raw.key)), raw.timestamp)
-        earlier = self._committer.admit(self.consumer, admission)
-        ledger = admission.ledger
-        if ledger.window >= self._window.size:
-            self._window.pause(key, ledger)
-            self._committer.make_room(admission)
-        return None if earlier is not None and self._takes_over(admission, earlier.entry) else admission
-
-    def _takes_over(self, admission: Admission, earlier: Admission | None) -> bool:
-        """Let a record of an epoch that is over count for this one; False if it was left undone."""
-        if earlier is None or earlier.is_finished:
-            self._committer.complete(admission)
-            return True
-        record = self._outlived_revoke.pop(earlier, None)
-        if record is None or record not in self.handler.records:
-            return False
-        record.readmit(earlier, admission)
-        return True
-
     def complete(self, admissions: Iterable[Admission]) -> None:
         """Note that admitted records need no more work."""
         for admission in admissions:
@@ -342,12 +307,9 @@ class SubscriberAttachment:
         """Take nothing more from the record's partitions: what comes after it there is delivered after a restart."""
         trace = None if error is None or self.has_logged(error) else error
         for each in record.admissions:
-            if each.is_fenced:
-                continue
-            each.ledger.stop_at(each.offset, reason)
-            logger.error("%r has halted its partition: %s. A restart tries it again.", each, reason, exc_info=trace)
-            if (partition := TopicPartition(*each.topic_partition)) in self.consumer.assignment():
-                self._pauses.add(Reason.HALTED, partition)
+            if self._committed is not None and not each.is_fenced:
+                self._committed.halt(each, reason)
+                logger.error("%r has halted its partition: %s. A restart tries it again.", each, reason, exc_info=trace)
 
     async def dead_letter(self, record: Record, error: BaseException) -> None:
         """Publish the record, each of a batch, to the dead letter topic; returns when that is acknowledged."""
@@ -494,21 +456,13 @@ class SubscriberAttachment:
     def look(self) -> None:
         """Note how far the consumer has come, for `problems`."""
         is_busy = self.stopping is not None or self._must_wait()
-        self._health.look(self.handler.now(), is_busy=is_busy, blocked=self._blocked())
+        blocked = {key: first.offset for key, first in self._blocked()}
+        self._health.look(self.handler.now(), is_busy=is_busy, blocked=blocked)
 
-    def _blocked(self) -> dict[TopicPartition, int]:
-        """Return the partitions that wait for room in their window, and which record pins it."""
-        if not (self.commits and self._is_meant_to_run and self.subscriber.consumer is self.consumer):
-            return {}
-        return {
-            TopicPartition(*key): first.offset
-            for key, partition in self._committer.watch(self.consumer).partitions.items()
-            if self._pauses.has(Reason.WINDOW, key) and not self._pauses.has(Reason.USER, key)
-            # What has halted is named as such.
-            if (ledger := partition.ledger) is not None
-            and ledger.stopped_at is None
-            and (first := ledger.first_unfinished()) is not None
-        }
+    def _blocked(self) -> Iterable[tuple[TopicPartition, Admission]]:
+        """Return the partitions that wait for room in their window, and the record that keeps it full."""
+        is_consuming = self._is_meant_to_run and self.subscriber.consumer is self.consumer
+        return self._committed.blocked() if self._committed is not None and is_consuming else ()
 
     def problems(self) -> list[str]:
         """Say why its records may not be arriving, or not be finished."""
@@ -522,10 +476,9 @@ class SubscriberAttachment:
 
     def _blockages(self, now: float) -> Iterator[str]:
         """Name the records behind which nothing is delivered."""
+        blocked = dict(self._blocked())
         for key, offset, age_sec in self._health.blocked(now):
-            ledger = self._committer.watch(self.consumer).partition(key).ledger
-            first = None if ledger is None else ledger.first_unfinished()
-            if first is not None and first.offset == offset:
+            if (first := blocked.get(key)) is not None and first.offset == offset:
                 record = next((each for each in self.handler.records if first in each.admissions), None)
                 where = "" if record is None else f", {record.whereabouts()}"
                 yield (
