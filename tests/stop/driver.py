@@ -2,12 +2,7 @@
 
 import asyncio
 import json
-import multiprocessing
-import os
-import runpy
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,125 +11,32 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from typing_extensions import override
 
-from testkit.brokers import wait_until
-from tests.stop.journal import Journal, Place
+from testkit.journal import Place
+from testkit.member import Member
 from tests.stop.plan import Plan
 
 
-_ROOT = Path(__file__).parents[2]
 _APP = "tests.stop.apps.hosts"
 
 
-class Service:
-    """A process with the service in it."""
+class Service(Member):
+    """A process with the service in it; `forked` starts it sooner, and otherwise it is started as a user does."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, *, forked: bool = True) -> None:
         self.plan = plan
-        self.journal = Journal(Path(plan.journal))
-        self._log = Path(plan.journal).with_suffix(".log")
-        self._start()
-
-    def _start(self) -> None:
-        plan = self.plan
-        program = (_APP,)
+        program: tuple[str, ...] = (_APP,)
         if plan.host.endswith("-uvicorn"):
             program = ("uvicorn", f"{_APP}:app", "--port", "0", "--loop", plan.loop, "--log-level", "error")
-        with self._log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-W", "ignore::DeprecationWarning:tests", "-m", *program],
-                cwd=_ROOT,
-                env=os.environ | plan.environ(),
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-
-    def send(self, number: signal.Signals) -> None:
-        """Send it a signal."""
-        self.process.send_signal(number)
+        super().__init__(program, Path(plan.journal), plan.environ(), forked=forked)
 
     async def ask(self) -> None:
         """Have it do what its plan says on request, and return when that is done."""
         self.send(signal.SIGUSR1)
         await self.until(lambda: "request done" in self.journal.notes, 30, "the request is done")
 
-    async def exit_code(self, timeout_sec: float = 30) -> int:
-        """Return how it has ended."""
-        await wait_until(lambda: self.returncode is not None, timeout_sec, lambda: self.story("it ends"))
-        self.journal.read()
-        assert self.returncode is not None
-        return self.returncode
-
-    @property
-    def returncode(self) -> int | None:
-        """How it has ended, if it has."""
-        return self.process.poll()
-
-    async def until(self, predicate: Any, timeout_sec: float, what: str) -> None:
-        """Wait until something can be read from its journal."""
-
-        def holds() -> bool:
-            self.journal.read()
-            if predicate():
-                return True
-            assert self.returncode is None, self.story(what)
-            return False
-
-        await wait_until(holds, timeout_sec, lambda: self.story(what))
-
-    @property
-    def output(self) -> str:
-        """What it has printed."""
-        return self._log.read_text(errors="replace")
-
+    @override
     def story(self, wanted: str) -> str:
-        """Tell where it stands, for a failed test."""
-        journal = self.journal.read()
-        return (
-            f"{wanted}: {self.plan.host}, {self.plan.where}; exit code {self.returncode}; "
-            f"{len(journal.started)} started, {len(journal.ended)} ended, {len(journal.cancelled)} cancelled; "
-            f"notes {journal.notes}; output:\n{self.output[-6000:]}"
-        )
-
-    def kill(self) -> None:
-        """End it in any case."""
-        with self.process:
-            self.process.kill()
-
-
-class Successor(Service):
-    """A service in a process that is forked off one that has imported everything already: it starts in no time."""
-
-    @override
-    def _start(self) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["faststream.kafka", "faststream_concurrent_kafka", "uvloop"])
-        self._child = context.Process(target=_run, args=(self.plan.environ(), str(self._log)), daemon=True)
-        self._child.start()
-
-    @override
-    def send(self, number: signal.Signals) -> None:
-        assert self._child.pid is not None
-        os.kill(self._child.pid, number)
-
-    @property
-    @override
-    def returncode(self) -> int | None:
-        return self._child.exitcode
-
-    @override
-    def kill(self) -> None:
-        self._child.kill()
-        self._child.join()
-        self._child.close()
-
-
-def _run(environ: dict[str, str], log: str) -> None:
-    file = os.open(log, os.O_WRONLY | os.O_CREAT)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    os.environ.update(environ)
-    runpy.run_module(_APP, run_name="__main__")
+        return f"{self.plan.host}, {self.plan.where}: {super().story(wanted)}"
 
 
 class Feed:

@@ -1,6 +1,7 @@
 """A topic with records, a group, and one service after the other in it."""
 
 import signal
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any, Self
 from uuid import uuid4
 
 from testkit.brokers import KafkaServer, committed, end_offsets, group_members, wait_until
-from tests.stop.driver import Feed, Service, Successor, bystander, feeding
+from testkit.journal import Place
+from tests.stop.driver import Feed, Service, bystander, feeding
 from tests.stop.plan import Plan
 
 
@@ -29,7 +31,7 @@ class Scene:
         self._new_topic: NewTopic
         self._tmp_path = tmp_path
         self._stack = AsyncExitStack()
-        self._services = 0
+        self.services: list[Service] = []
 
     @classmethod
     async def set_up(
@@ -45,12 +47,12 @@ class Scene:
             await stack.enter_async_context(bystander(where, scene.group, elsewhere))
         return scene
 
-    def start(self, kind: type[Service] = Service, **plan: Any) -> Service:
-        """Start a service, as a user would; it has gone when the test is over."""
-        self._services += 1
-        journal = str(self._tmp_path / f"{self._services}.journal")
+    def start(self, *, forked: bool = True, **plan: Any) -> Service:
+        """Start a service; it has gone when the test is over."""
+        journal = str(self._tmp_path / f"{self.topic}-{len(self.services) + 1}.journal")
         given: dict[str, Any] = {"bootstrap_servers": self.bootstrap_servers, "topic": self.topic, "group": self.group}
-        service = kind(Plan(journal=journal, **(given | plan)))
+        service = Service(Plan(journal=journal, **(given | plan)), forked=forked)
+        self.services.append(service)
         self._stack.callback(service.kill)
         return service
 
@@ -68,7 +70,7 @@ class Scene:
     async def assert_at_least_once(self, first: Service) -> Service:
         """Run the successor, and check that the two have handled everything; return the successor."""
         successor = await self.run_to_the_end()
-        lost = self.feed.places - set(first.journal.read().ended) - set(successor.journal.read().ended)
+        lost = self.feed.places - set(first.journal.read().handled) - set(successor.journal.read().handled)
         assert not lost, first.story("0 lost")
         return successor
 
@@ -77,13 +79,16 @@ class Scene:
         ends = {partition: end for partition, end in (await end_offsets(*self._of_topic)).items() if end}
         return await committed(self.bootstrap_servers, self.group, self.topic) == ends
 
-    async def is_committed_as_handled_by(self, service: Service) -> bool:
-        """Tell whether the committed offsets of the topic are those of what the service has handled."""
+    async def is_committed_as_handled(self) -> bool:
+        """Tell whether the committed offsets of the topic are those of what the services have handled."""
         ends: dict[int, int] = {}
-        for topic, partition, offset in service.journal.read().ended:
+        for topic, partition, offset in self._sum_of("handled"):
             if topic == self.topic:
                 ends[partition] = max(offset + 1, ends.get(partition, 0))
         return await committed(self.bootstrap_servers, self.group, self.topic) == ends
+
+    def _sum_of(self, name: str) -> Counter[Place]:
+        return sum((getattr(each.journal.read(), name) for each in self.services), Counter[Place]())
 
     @property
     def _of_topic(self) -> tuple[list[str], str]:
@@ -93,27 +98,37 @@ class Scene:
         """Let another process handle what there is, and stop it."""
         last = await self.feed.add(PARTITIONS, seconds=0)
         settings = {"concurrency_limit": 0, "commit_batch_timeout_sec": 0.2}
-        successor = self.start(Successor, longest_sec=0.1, settings=settings)
+        successor = self.start(longest_sec=0.1, settings=settings)
         journal = successor.journal
         # Partitions are delivered in order: all that could be delivered again has begun when the last one has.
         await successor.until(
-            lambda: all(place in journal.ended for place in last) and not journal.in_flight, 30, "all is handled"
+            lambda: all(place in journal.handled for place in last) and not journal.in_flight, 30, "all is handled"
         )
         successor.send(signal.SIGTERM)
         assert await successor.exit_code() == 0, successor.story("the successor ends well")
         return successor
 
-    async def assert_nothing_lost_or_redelivered(self, first: Service, others: Collection[str] = ()) -> None:
-        """Run the successor, and compare what the two have handled with what was produced, to `others` apart."""
-        assert await self.members() == 0, first.story("it has left the group")
-        successor = await self.run_to_the_end()
-        journals = (first.journal.read(), successor.journal.read())
-        started = journals[0].started + journals[1].started
-        ended = journals[0].ended + journals[1].ended
-        assert not journals[0].cancelled, first.story("nothing is cancelled")
-        assert not {place: times for place, times in started.items() if times > 1}, first.story("0 redelivered")
-        assert not self.feed.places - set(ended), first.story("0 lost")
-        assert {place for place in ended if place.topic not in others} <= self.feed.places
+    async def assert_stopped_cleanly(self, service: Service) -> None:
+        """Check what a clean stop owes to the next process, before there is one."""
+        assert await self.members() == 0, service.story("it has left the group")
+        assert not service.journal.read().cancelled, service.story("nothing is cancelled")
+        assert not service.journal.in_flight, service.story("nothing is left undone")
+        assert await self.is_committed_as_handled(), service.story("what was handled is committed")
+        assert not tasks_left(service), service.story("no task is left")
+
+    async def assert_nothing_lost_or_redelivered(self, others: Collection[str] = ()) -> None:
+        """Run a successor of all services, and compare what they have handled with what was produced.
+
+        Records of `others`, topics that this scene does not feed, may have been handled as well.
+        """
+        assert await self.members() == 0, self.services[-1].story("it has left the group")
+        await self.run_to_the_end()
+        stories = "\n".join(each.story("0 lost, 0 redelivered") for each in self.services)
+        handled = self._sum_of("handled")
+        assert not self._sum_of("cancelled"), stories
+        assert not {place: times for place, times in self._sum_of("started").items() if times > 1}, stories
+        assert not self.feed.places - set(handled), stories
+        assert {place for place in handled if place.topic not in others} <= self.feed.places
         await wait_until(self.is_committed, 5, "everything is committed")
         assert await self.members() == 0
 

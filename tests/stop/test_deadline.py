@@ -25,7 +25,9 @@ async def with_handlers_that_outlast_the_stop(scene, shutdown_timeout_sec=TIMEOU
     await scene.feed.add(40, seconds=0.1)
     handled = scene.feed.places - endless
     await first.until(
-        lambda: endless <= set(first.journal.started) and handled <= set(first.journal.ended), 30, "only eight are left"
+        lambda: endless <= set(first.journal.started) and handled <= set(first.journal.handled),
+        30,
+        "only eight are left",
     )
     return first, endless
 
@@ -98,7 +100,7 @@ async def test_the_deadline_holds_while_the_broker_is_down(own_broker, new_topic
         scene = await Scene.set_up(stack, own_broker, new_topic, tmp_path, bystanders=0)
         first = scene.start(host=host, settings=SETTINGS)
         await scene.feed.add(100)
-        await first.until(lambda: first.journal.in_flight >= 24 and len(first.journal.ended) >= 24, 30, "it handles")
+        await first.until(lambda: first.journal.in_flight >= 24 and len(first.journal.handled) >= 24, 30, "it handles")
         await scene.feed.pause()
         getattr(own_broker, fault)(0)
         begin = time.monotonic()

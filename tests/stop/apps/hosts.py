@@ -108,16 +108,16 @@ async def _main(rounds: int = 1) -> None:
         for _ in range(rounds):
             service.leave = asyncio.Event()  # not of the loop before
             await _plain(broker)
-            journal.note("round ended")
+            journal.notes("round ended")
     elif plan.host == "asgi":
         await app.run(log_level=logging.ERROR, run_extra_options={"port": 0})
     else:
         await app.run()
     service.note_tasks()
-    journal.note("main ended")
+    journal.notes("main ended")
 
 
-service.die_with_the_test()
+service.leave_no_core()
 broker = service.new_broker() if plan.host.startswith("plain") else None
 if broker is None:
     app = _APPS[plan.host]()

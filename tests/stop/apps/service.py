@@ -1,11 +1,8 @@
 """The service under test: one handler, to whom each record says how long it takes and what to do at its end."""
 
 import asyncio
-import multiprocessing.connection
-import os
 import resource
 import signal
-import threading
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,9 +17,8 @@ from faststream_concurrent_kafka import (
     initialize_concurrent_processing,
     stop_concurrent_processing,
 )
-from tests.lines import die_with_the_starter
+from testkit.journal import CANCELLED, Place, Writer
 from tests.stop.apps.requests import REQUESTS
-from tests.stop.journal import Place, Writer
 from tests.stop.plan import Plan
 
 
@@ -32,18 +28,9 @@ _requests: set[asyncio.Task[None]] = set()
 leave = asyncio.Event()
 
 
-def die_with_the_test() -> None:
-    """Have the process end when the test run is killed, and leave no core behind when it is stopped by SIGQUIT."""
+def leave_no_core() -> None:
+    """Leave no core behind when SIGQUIT stops the process."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if (parent := multiprocessing.parent_process()) is None:
-        die_with_the_starter()
-    else:
-        threading.Thread(target=_die_with, args=(parent.sentinel,), daemon=True).start()
-
-
-def _die_with(sentinel: int) -> None:
-    multiprocessing.connection.wait([sentinel])
-    os._exit(99)
 
 
 def subscribe(broker: KafkaBroker, subscriber: Callable[..., Any] | None = None) -> None:
@@ -69,17 +56,16 @@ class Handler:
     async def handle(self, work: dict[str, Any]) -> None:
         """Do what the record says, and write down when that begins and ends."""
         raw = self.broker.context.get_local("message").raw_message
-        place = Place(raw.topic, raw.partition, raw.offset)
-        journal.record("start", place)
+        run = journal.starts(Place(raw.topic, raw.partition, raw.offset))
         try:
             if "signal" in work:
                 signal.raise_signal(signal.Signals[work["signal"]])
             await asyncio.sleep(min(work["seconds"], plan.longest_sec))  # handler
         except asyncio.CancelledError:
             await asyncio.sleep(0.05)  # handler: it cleans up, and whoever cancels it has to wait for that
-            journal.record("cancelled", place)
+            journal.ends(run, CANCELLED)
             raise
-        journal.record("end", place)
+        journal.ends(run)
         match work.get("then"):
             case "StopConsume":
                 raise StopConsume
@@ -122,7 +108,7 @@ def _install_own_handler(loop: asyncio.AbstractEventLoop) -> None:
     if plan.own_handlers.startswith("loop"):
 
         def on_term_in_loop() -> None:
-            journal.note("own SIGTERM")
+            journal.notes("own SIGTERM")
             leave.set()
 
         loop.add_signal_handler(signal.SIGTERM, on_term_in_loop)
@@ -130,7 +116,7 @@ def _install_own_handler(loop: asyncio.AbstractEventLoop) -> None:
     previous = signal.getsignal(signal.SIGTERM)
 
     def on_term(number: int, frame: Any) -> None:
-        journal.note("own SIGTERM")
+        journal.notes("own SIGTERM")
         if callable(previous):
             previous(number, frame)
         else:
@@ -143,10 +129,10 @@ async def _serve(broker: KafkaBroker) -> None:
     try:
         await REQUESTS[plan.on_request](broker)
     except Exception as error:
-        journal.note(f"request failed: {error!r}")
+        journal.notes(f"request failed: {error!r}")
         raise
     finally:
-        journal.note("request done")
+        journal.notes("request done")
         leave.set()
 
 
@@ -170,7 +156,7 @@ async def lifetime(broker: KafkaBroker, explicit: KafkaBroker | None = None) -> 
 def note_tasks() -> None:
     """Write down the tasks of the library, of FastStream's subscribers and of aiokafka's consumers that live on."""
     left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task() and _is_of_kafka(task)]
-    journal.note(f"tasks left: {sorted(task.get_name() + ' ' + repr(task.get_coro()) for task in left)}")
+    journal.notes(f"tasks left: {sorted(task.get_name() + ' ' + repr(task.get_coro()) for task in left)}")
 
 
 def _is_of_kafka(task: asyncio.Task[Any]) -> bool:
