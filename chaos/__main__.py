@@ -33,6 +33,7 @@ def main() -> int:
         minutes=options.minutes,
         records=options.records or int(options.minutes * _RECORDS_PER_MINUTE),
         gap_sec=options.gap,
+        storms=options.storms,
     )
     folder = Path(options.evidence or tempfile.mkdtemp(prefix="chaos-"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,6 +56,7 @@ def _judge(folder: Path, problem: str, options: argparse.Namespace) -> int:
     asked = RunSettings.of(folder)
     how = document.conditions(
         f"just chaos --minutes {asked.minutes:g} --records {asked.records} --gap {asked.gap_sec:g} --seed {asked.seed}"
+        + " --storms" * asked.storms
     )
     _say(f"\n{how}\n\n{document.body(findings)}\n\n{document.details(findings)}")
     broken = [*filter(None, [problem]), *findings.broken()]
@@ -74,6 +76,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="which faults (drawn, and printed)")
     parser.add_argument("--records", type=int, help=f"how many in that time ({_RECORDS_PER_MINUTE:,} a minute)")
     parser.add_argument("--gap", type=float, default=_GAP_SEC, help=f"seconds between faults, on average ({_GAP_SEC})")
+    parser.add_argument("--storms", action="store_true", help="handlers fail, too: new attempts, dead letters")
     parser.add_argument("--write", action="store_true", help="write the tables into docs/reliability.md")
     parser.add_argument("--evidence", metavar="FOLDER", help="leave the evidence there, whatever the result")
     parser.add_argument("--again", metavar="FOLDER", help="make no run: look again at what one has left")

@@ -10,12 +10,23 @@ from pathlib import Path
 
 import psutil
 
-from chaos.causes import ALLOWED, Cause
-from chaos.oracle import Findings
+from chaos.figures import Findings
+from testkit.causes import ALLOWED, Cause
+from testkit.oracle import Claim
 
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "reliability.md"
 BEGIN, END = "<!-- chaos: begin -->", "<!-- chaos: end -->"
+_PROMISED = {
+    Claim.LOST: "records lost",
+    Claim.INVERSIONS: "inversions: begun before the one before it in its key was done",
+    Claim.OVERLAPS: "overlaps: two records of a key at once in one process",
+    Claim.ORDER: "records of a key out of order within an assignment",
+    Claim.OUTCOMES: "attempts that did not end as the load says",
+    **{f"again, {cause}": f"handled again: {cause}" for cause in Cause if cause not in ALLOWED},
+    Claim.DIED: "processes that ended by themselves",
+    Claim.STUBBORN: "stops that did not come to their end",
+}
 _PACKAGES = ("faststream", "aiokafka", "faststream-concurrent-kafka")
 
 
@@ -40,7 +51,7 @@ def body(findings: Findings) -> str:
 
 def details(findings: Findings) -> str:
     """Return what helps to find out more, for the terminal."""
-    lines = [f"{what}: {example}" for what, examples in findings.examples.items() for example in examples]
+    lines = [f"{what}: {example}" for what, examples in findings.verdict.examples.items() for example in examples]
     lines += [f"logged {times:,} times: {text}" for text, times in findings.warnings.most_common(25)]
     return "\n".join(lines)
 
@@ -59,13 +70,8 @@ def _results(findings: Findings) -> str:
         ["records", "", f"{findings.records:,}"],
         ["time", "", f"{findings.seconds / 60:.1f} min"],
         ["faults", "", f"{findings.faults.total():,}"],
-        ["worker processes, one after the other", "", f"{findings.lives:,}"],
-        ["records lost", "0", f"{findings.lost:,}"],
-        ["inversions: begun before the one before it in its key was done", "0", f"{findings.inversions:,}"],
-        ["overlaps: two records of a key at once in one process", "0", f"{findings.overlaps:,}"],
-        *([f"handled again: {cause}", "0", f"{findings.again[cause]:,}"] for cause in Cause if cause not in ALLOWED),
-        ["processes that ended by themselves", "0", f"{findings.died:,}"],
-        ["stops that did not come to their end", "0", f"{findings.stubborn:,}"],
+        ["worker processes, one after the other", "", f"{findings.workers:,}"],
+        *([text, "0", f"{findings.verdict.violations[claim]:,}"] for claim, text in _PROMISED.items()),
         ["longest time in which the whole group did nothing", "", f"{findings.stall_sec:.1f} s"],
         ["memory of a worker, at most", "", f"{findings.memory_mb:.0f} MB"],
     ]
@@ -78,10 +84,10 @@ def _again(findings: Findings) -> str:
     of = {
         Cause.KILL: f"{findings.killed} processes killed",
         Cause.FROZEN: f"{findings.frozen} processes frozen",
-        Cause.REBALANCE: f"{findings.lives:,} processes joining",
+        Cause.REBALANCE: f"{findings.workers:,} processes joining",
         Cause.BROKER: f"{findings.troubles} broker faults",
     }
-    rows = [[cause, f"{findings.again[cause]:,}", of[cause]] for cause in Cause if cause in ALLOWED]
+    rows = [[cause, f"{findings.verdict.again[cause]:,}", of[cause]] for cause in Cause if cause in ALLOWED]
     return _table(["handled again, as at-least-once allows", "records", "in"], rows)
 
 

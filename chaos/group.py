@@ -10,9 +10,8 @@ from pathlib import Path
 
 import psutil
 
-from chaos.ledger import path_of
-from chaos.log import LogWriter
 from testkit.brokers.process import Process
+from testkit.log import LogWriter
 
 
 # What an orchestrator allows, 30 s, and something for this machine. A stop takes 15 s and a little at most.
@@ -22,13 +21,18 @@ _LOOKS_PER_WEIGHING = 10
 _BYTES_PER_MB = 1e6
 
 
+def path_of(folder: Path, index: int) -> Path:
+    """Return the journal of a process."""
+    return folder / f"worker-{index:04d}.journal"
+
+
 class Worker:
     """One process, from its start to its end."""
 
-    def __init__(self, index: int, process: Process, ledger: Path) -> None:
+    def __init__(self, index: int, process: Process, journal: Path) -> None:
         self.index = index
         self.process = process
-        self._ledger = ledger
+        self._journal = journal
         self.is_told = False
         """Whether somebody has stopped or killed it."""
         self.is_frozen = False
@@ -44,7 +48,7 @@ class Worker:
     @property
     def has_begun(self) -> bool:
         """Whether it has had an assignment."""
-        return self._ledger.exists() and self._ledger.stat().st_size > 0
+        return self._journal.exists() and self._journal.stat().st_size > 0
 
     def weigh(self) -> None:
         """Note its memory."""
@@ -92,13 +96,13 @@ class Group:
     def _start(self) -> None:
         self._started += 1
         index = self._started
-        ledger = path_of(self._folder, index)
+        journal = path_of(self._folder, index)
         process = Process(
-            [sys.executable, "-m", "chaos.worker", self._task(ledger)], self._folder / f"worker-{index:04d}.log"
+            [sys.executable, "-m", "testkit.worker", self._task(journal)], self._folder / f"worker-{index:04d}.log"
         )
         self._log.write("start", index)
         process.start()
-        self.living.append(Worker(index, process, ledger))
+        self.living.append(Worker(index, process, journal))
 
     def resize(self, wanted: int, fault: int, *, oldest_first: bool) -> None:
         """Have another number of workers; those that are too many are stopped."""

@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from chaos.group import Group, Worker, until
-from chaos.log import LogWriter
 from chaos.plan import Fault
 from testkit.brokers import ApacheKafka
+from testkit.log import LogWriter
 
 
 BROKERS = 3

@@ -1,4 +1,4 @@
-"""The producer: `python -m chaos.producer JSON`. Numbered records at a bounded rate, each acknowledged by all."""
+"""The producer: `python -m chaos.producer JSON SECONDS`. Numbered records at a bounded rate."""
 
 import asyncio
 import sys
@@ -7,8 +7,8 @@ import time
 from aiokafka import AIOKafkaProducer
 from aiokafka.structs import RecordMetadata
 
-from chaos.worker import Task
-from tests.lines import Appender
+from testkit.journal import Appender
+from testkit.worker import Task
 
 
 _TICK_SEC = 0.02
@@ -20,22 +20,24 @@ _MOST_PER_TICK = 60
 class Producing:
     """Sends all records, and writes down how far it is: `p <acknowledged>`, `f <number> <error>`, at the end `x`."""
 
-    def __init__(self, task: Task, producer: AIOKafkaProducer) -> None:
+    def __init__(self, task: Task, seconds: float, producer: AIOKafkaProducer) -> None:
         self._task = task
+        self._seconds = seconds
         self._producer = producer
-        self._lines = Appender(task.ledger)
+        self._lines = Appender(task.journal)
         self._pending = 0
         self._acknowledged = 0
 
     async def run(self) -> None:
         """Return when each record is acknowledged, or has failed."""
         load, began, sent, said = self._task.load, time.monotonic(), 0, 0.0
-        while sent < load.records or self._pending:
+        while sent < load.count or self._pending:
             now = time.monotonic() - began
-            due = min(load.records, int(load.records * now / self._task.seconds))
+            due = min(load.count, int(load.count * now / self._seconds))
             for number in range(sent, min(due, sent + _MOST_PER_TICK, sent + _MOST_PENDING - self._pending)):
-                key = b"%d" % load.key(number)
-                future = await self._producer.send(self._task.topic, b"%d" % number, key=key)
+                future = await self._producer.send(
+                    self._task.topic, load.value(number), key=load.key(number), partition=load.partition(number)
+                )
                 future.add_done_callback(lambda done, number=number: self._answered(number, done))
                 self._pending += 1
                 sent = number + 1
@@ -53,16 +55,16 @@ class Producing:
             self._acknowledged += 1
 
 
-async def _main(task: Task) -> None:
+async def _main(task: Task, seconds: float) -> None:
     producer = AIOKafkaProducer(
         bootstrap_servers=task.bootstrap_servers, enable_idempotence=True, acks="all", linger_ms=10
     )
     await producer.start()
     try:
-        await Producing(task, producer).run()
+        await Producing(task, seconds, producer).run()
     finally:
         await producer.stop()
 
 
 if __name__ == "__main__":
-    asyncio.run(_main(Task.from_json(sys.argv[1])))
+    asyncio.run(_main(Task.from_json(sys.argv[1]), float(sys.argv[2])))

@@ -11,27 +11,33 @@ from typing import Any, Self
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from chaos.causes import Topic
-from chaos.group import Group, until
-from chaos.ledger import Handlings, path_of, read_life
-from chaos.load import Load
-from chaos.log import Log, LogWriter
+from chaos.figures import Findings, findings_of
+from chaos.group import Group, path_of, until
 from chaos.nemesis import BROKERS, WORKERS, Nemesis
-from chaos.oracle import Findings, Oracle
-from chaos.plan import plan
-from chaos.worker import Task
+from chaos.plan import SESSION_TIMEOUT_SEC, plan
 from testkit.brokers import ApacheKafka, committed, create_topic, end_offsets
 from testkit.brokers.process import Process
+from testkit.history import History, Topic
+from testkit.journal import Journal
+from testkit.load import Load
+from testkit.log import Log, LogWriter
+from testkit.worker import Task
 
 
-TOPIC, GROUP = "chaos", "chaos"
+TOPIC, GROUP, DEAD_TOPIC = "chaos", "chaos", "chaos-dead"
 BROKER_SETTINGS = {"min.insync.replicas": 2}
 HEAP_MB = 384
 _FIRST_ASSIGNMENT_SEC = 60.0
 # For what is behind when the last fault is over, and for the slowest way back of a broker.
 _CATCH_UP_SEC = 150.0
 _READ_SEC = 180.0
-_LOG, _PRODUCER, _ABOUT = "nemesis.log", "producer.ledger", "run.json"
+_LOG, _PRODUCER, _ABOUT = "nemesis.log", "producer.journal", "run.json"
+_SUBSCRIBER = {
+    "session_timeout_ms": int(SESSION_TIMEOUT_SEC * 1_000),
+    "heartbeat_interval_ms": 500,
+    # Small, so that a fetch brings some of each partition: with large ones they are taken one after the other.
+    "max_partition_fetch_bytes": 32_000,
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,11 +49,13 @@ class RunSettings:
     records: int
     gap_sec: float
     """Seconds from one fault to the next, on average."""
+    storms: bool = False
+    """Whether handlers fail, too: with another attempt, a dead letter, a time limit."""
 
     @property
     def load(self) -> Load:
-        """The records."""
-        return Load(self.seed, self.records)
+        """The records: most are quick, and some are slow."""
+        return Load(seed=self.seed, count=self.records, quick_sec=(0.0, 0.02), slow_share=0.002, storms=self.storms)
 
     @classmethod
     def of(cls, folder: Path) -> Self:
@@ -60,15 +68,24 @@ async def run(asked: RunSettings, kafka: ApacheKafka, folder: Path, say: Callabl
     log = LogWriter(folder / _LOG)
     where, load, seconds = kafka.bootstrap_servers, asked.load, asked.minutes * 60
 
-    def task(ledger: Path) -> str:
+    def task(journal: Path) -> str:
         return Task(
-            bootstrap_servers=where, topic=TOPIC, group=GROUP, ledger=str(ledger), load=load, seconds=seconds
+            bootstrap_servers=where,
+            topic=TOPIC,
+            group=GROUP,
+            journal=str(journal),
+            load=load,
+            dead_topic=DEAD_TOPIC if asked.storms else None,
+            subscriber=_SUBSCRIBER,
         ).to_json()
 
     group = Group(folder, log, task)
-    ledger = folder / _PRODUCER
-    producer = Process([sys.executable, "-m", "chaos.producer", task(ledger)], folder / "producer.log")
-    await create_topic(where, TOPIC, load.partitions, replication_factor=BROKERS, config={"min.insync.replicas": "2"})
+    said = folder / _PRODUCER
+    producer = Process([sys.executable, "-m", "chaos.producer", task(said), str(seconds)], folder / "producer.log")
+    for topic in (TOPIC, DEAD_TOPIC):
+        await create_topic(
+            where, topic, load.partitions, replication_factor=BROKERS, config={"min.insync.replicas": "2"}
+        )
     keeper = asyncio.create_task(group.keep())
     try:
         group.wanted = WORKERS
@@ -79,7 +96,7 @@ async def run(asked: RunSettings, kafka: ApacheKafka, folder: Path, say: Callabl
         if not await _within(seconds + _CATCH_UP_SEC, Nemesis(kafka, group, log, say).run(faults)):
             return "the faults did not come to their end"
         await until(lambda: not producer.alive, seconds + _CATCH_UP_SEC)
-        if not any(line.startswith("x ") for line in _lines_of(ledger)):
+        if not any(line.startswith("x ") for line in _lines_of(said)):
             return f"the producer did not come to its end: {producer.log_tail()}"
         problem = await _everything_committed(where, say)
         group.wanted = 0
@@ -130,7 +147,7 @@ async def _read_back(where: list[str], partitions: int) -> "list[array[int]]":
         ends = await consumer.end_offsets(everything)
         while any([await consumer.position(each) < end for each, end in ends.items()]):
             for each, records in (await consumer.getmany(timeout_ms=200)).items():
-                found[each.partition].extend(int(record.value or b"") for record in records)
+                found[each.partition].extend(int((record.value or b"").split()[-1]) for record in records)
     return found
 
 
@@ -142,10 +159,16 @@ def analyse(folder: Path) -> Findings:
     """Look at what a run has left in its folder."""
     load = RunSettings.of(folder).load
     log = Log((folder / _LOG).read_text().splitlines())
-    handlings, numbers = Handlings(), []
+    numbers = []
     for partition in range(load.partitions):
         numbers.append(array("I"))
         numbers[-1].frombytes((folder / f"topic-{partition}.numbers").read_bytes())
-    lives = {index: read_life(path_of(folder, index), index, handlings) for index in log.started}
-    failed = sum(line.startswith("f ") for line in _lines_of(folder / _PRODUCER))
-    return Oracle(Topic.of(numbers, load.records), load.key, handlings, lives, log).findings(failed=failed)
+    return findings_of(
+        History(
+            load=load,
+            topic=Topic.of(numbers, load.count),
+            journals={index: Journal(path_of(folder, index)).read() for index in log.started},
+            log=log,
+            failed=sum(line.startswith("f ") for line in _lines_of(folder / _PRODUCER)),
+        )
+    )

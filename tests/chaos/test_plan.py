@@ -7,8 +7,8 @@ from typing import get_args
 import pytest
 
 from chaos import document
-from chaos.load import Load
 from chaos.plan import SESSION_TIMEOUT_SEC, Kind, plan
+from chaos.run import RunSettings
 
 
 def test_the_same_seed_gives_the_same_faults_and_another_one_others():
@@ -34,16 +34,17 @@ def test_a_short_run_sees_each_kind_once_and_a_long_one_all_of_them_often():
 
 def test_most_handlers_are_quick_some_are_slow_and_keys_are_even():
     """The load is the same in every process of a seed."""
-    load = Load(3, 50_000, keys=100)
-    seconds = [load.seconds(number) for number in range(load.records)]
-    assert seconds == [Load(3, 50_000, keys=100).seconds(number) for number in range(load.records)]
+    asked = RunSettings(seed=3, minutes=1, records=50_000, gap_sec=6)
+    load, again = asked.load, asked.load
+    seconds = [load.steps(number)[0].after_sec for number in range(load.count)]
+    assert seconds == [again.steps(number)[0].after_sec for number in range(load.count)]
     slow = [each for each in seconds if each >= 0.3]
     assert 50 < len(slow) < 200
     assert max(slow) < 2
     assert max(each for each in seconds if each < 0.3) < 0.02
-    times = Counter(map(load.key, range(load.records)))
-    assert len(times) == 100
-    assert max(times.values()) < 700
+    times = Counter(map(load.key, range(load.count)))
+    assert len(times) == load.keys
+    assert max(times.values()) < 60
 
 
 def test_the_tables_go_between_their_markers(story, tmp_path):

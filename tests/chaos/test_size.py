@@ -3,31 +3,32 @@
 import time
 import tracemalloc
 from array import array
+from pathlib import Path
 
-from chaos.causes import Topic
-from chaos.ledger import Handlings, Life
-from chaos.log import Log
-from chaos.oracle import Oracle
-from tests.chaos.stories import NS
+from testkit.history import History, Topic
+from testkit.journal import Journal
+from testkit.log import Log
+from testkit.oracle import Oracle
+from tests.chaos.stories import NS, Keyed
 
 
 def test_a_million_records_take_seconds_and_little_memory():
-    """Arrays, not objects: a small part of that here, and its share of what it may take."""
+    """A small part of that here, and its share of what it may take."""
     count, partitions = 5_000, 12
-    handlings, life = Handlings(), Life(1)
-    handlings.numbers = array("I", range(count))
-    handlings.lives = array("H", [1]) * count
-    handlings.starts = array("q", range(NS, NS + count * 1_000_000, 1_000_000))
-    handlings.ends = array("q", range(NS + 500_000, NS + 500_000 + count * 1_000_000, 1_000_000))
-    life.handlings = range(count)
+    load = Keyed(seed=0, count=count, keys=2_000)
     numbers = [array("I", range(partition, count, partitions)) for partition in range(partitions)]
     began = time.process_time()
     tracemalloc.start()
     try:
-        topic = Topic.of(numbers, count)
-        findings = Oracle(topic, lambda number: number % 2_000, handlings, {1: life}, Log([])).findings()
-        assert tracemalloc.get_traced_memory()[1] < 4_000_000
+        journal = Journal(Path("worker-1"))
+        for number in range(count):
+            journal.take(f"s {NS + number * 1_000_000} topic {number % partitions} {number // partitions} {number} 1")
+            journal.take(f"e {NS + number * 1_000_000 + 500_000} {number} ok")
+        history = History(load=load, topic=Topic.of(numbers, count), journals={1: journal}, log=Log([]))
+        verdict = Oracle(history).verdict()
+        memory = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
+    assert memory < 8_000_000
     assert time.process_time() - began < 2
-    assert not findings.broken()
+    assert not verdict.broken()

@@ -3,10 +3,7 @@
 Invariants: I15.
 """
 
-import asyncio
-import json
 import random
-import sys
 import time
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,10 +18,11 @@ from typing_extensions import override
 from faststream_concurrent_kafka import KafkaConcurrentProcessingMiddleware, is_kafka_handler_healthy
 from faststream_concurrent_kafka._partition.offset_map import OffsetMap
 from testkit.brokers import wait_until
+from testkit.load import Load
+from testkit.worker import Task
 from tests.integration.helpers import PATIENCE_SEC, Cluster, Rebalances, manual, serving, warnings_of
 from tests.integration.rebalancing import TAKES_IT, Held, visit
 from tests.integration.test_rebalance import QUICK
-from tests.lines import Follower
 
 
 pytestmark = pytest.mark.apache
@@ -95,26 +93,26 @@ async def test_after_kill_9_only_the_stuck_record_is_handled_again(cluster, new_
     """Not the 10,000 that had finished behind it; all of them fit into 1,200 bytes."""
     topic, count, stuck = await new_topic(), 10_001, 7
     await cluster.send(topic, range(count))
-    plan = {"servers": cluster.bootstrap_servers, "topic": topic, "group": f"{topic}-group", "settings": QUICKLY}
 
     async def run(name, expected, stuck_at):
-        journal = Follower(tmp_path / name)
-        handled = []
-        mine = json.dumps(plan | {"journal": str(tmp_path / name), "stuck": stuck_at})
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tests.integration.stuck_worker", mine), cwd=ROOT, stdin=asyncio.subprocess.PIPE
+        task = Task(
+            bootstrap_servers=cluster.bootstrap_servers,
+            topic=topic,
+            group=f"{topic}-group",
+            journal=str(tmp_path / f"{name}.journal"),
+            load=Load(seed=0, count=count, ordering="unordered", quick_sec=(0, 0), stuck=stuck_at),
+            settings=QUICKLY,
         )
+        member = task.start()
         try:
-            await wait_until(lambda: handled.extend(journal.new_lines()) or len(handled) >= expected, 30, name)
+            await member.until(lambda: len(member.journal.ended) >= expected, 30, name)
             if stuck_at is None:
                 await cluster.until_committed(topic, {0: count})
             else:
                 await until_told(cluster, topic, stuck, *range(stuck + 1, count))
         finally:
-            process.kill()
-            await process.wait()
-        handled.extend(journal.new_lines())
-        return [int(each) for each in handled]
+            member.kill()
+        return [each.number for each in member.journal.read().ended]
 
     before = await run("first", count - 1, stuck)
     assert sorted([*before, stuck]) == list(range(count))

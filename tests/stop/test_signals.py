@@ -47,13 +47,19 @@ async def test_a_handler_of_the_programs_own_runs_once_beside_the_hosts_and_ours
     ],
 )
 async def test_a_process_ends_with_the_exit_code_that_it_had_without_the_library(lonely_scene, host, stops):
-    """Without the library it is started as a user does."""
+    """The first one without the library is started as a user does."""
     scene = lonely_scene
     await scene.feed.add(4, seconds=0)
     pairs = [
         [
-            scene.start(host=host, loop=stop.split()[1], group=f"{scene.group} {stop} {where}", where=where, forked=it)
-            for where, it in (("lifespan", True), ("nowhere", False))
+            scene.start(
+                host=host,
+                loop=stop.split()[1],
+                group=f"{scene.group} {stop} {where}",
+                where=where,
+                forked=where == "lifespan" or stop != stops[0],
+            )
+            for where in ("lifespan", "nowhere")
         ]
         for stop in stops
     ]

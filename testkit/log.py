@@ -1,12 +1,13 @@
-"""What the nemesis writes down of its own doings, and how it is read."""
+"""What was done to processes and brokers, written down by the program that does it, and how it is read."""
 
 import dataclasses
+import json
 import time
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from tests.lines import Appender
+from testkit.journal import Appender
 
 
 class LogWriter:
@@ -39,6 +40,8 @@ class Fate:
     kill_ns: int | None = None
     frozen: list[tuple[int, int]] = dataclasses.field(default_factory=list)
     """From when to when; one that was killed in it has the largest number as its end."""
+    committed: dict[int, int] | None = None
+    """What was committed when it was killed, per partition, where that was looked up."""
     memory_mb: float = 0.0
 
     def was_frozen_between(self, begin_ns: int, end_ns: int) -> bool:
@@ -78,16 +81,15 @@ class Log:
             case "skipped":
                 self.skipped += 1
                 del self.faults[index]
-            case "start":
-                self.started.append(index)
-            case "died":
-                self.died.append(index)
-            case "stubborn":
-                self.stubborn.append(index)
+            case "start" | "died" | "stubborn":
+                {"start": self.started, "died": self.died, "stubborn": self.stubborn}[word].append(index)
             case "down":
                 self._down[index] = at_ns
             case "up":
                 self.troubles.append((self._down.pop(index), at_ns))
+            case "committed":
+                read = json.loads(what[1])
+                self.fates[index].committed = {int(partition): offset for partition, offset in read.items()}
             case "memory":
                 self.fates[index].memory_mb = float(what[1])
             case _:

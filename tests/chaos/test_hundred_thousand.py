@@ -1,4 +1,4 @@
-"""A hundred thousand records through failures and restarts: in order, each as its script says, none lost.
+"""A hundred thousand records through failures and restarts: in order, each as its load says, none lost.
 
 `SCALE_SEED` chooses the records and what becomes of them.
 """
@@ -9,9 +9,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.scale.group import DEAD_PARTITIONS, Group
-from tests.scale.member import feed
-from tests.scale.script import Script
+from testkit.load import Load
+from tests.chaos.scripted import DEAD_PARTITIONS, ScriptedGroup, feed
 
 
 SETTINGS = {"concurrency_limit": 100, "commit_batch_timeout_sec": 0.5, "shutdown_timeout_sec": 20.0}
@@ -23,12 +22,14 @@ def gathered(kafka, new_topic, tmp_path):
 
     @asynccontextmanager
     async def gather(settings, **about):
-        script = Script(int(os.environ.get("SCALE_SEED", "0")) or secrets.randbits(32), **about)
+        load = Load(seed=int(os.environ.get("SCALE_SEED", "0")) or secrets.randbits(32), storms=True, **about)
         where = kafka.bootstrap_servers
-        topics = await new_topic(script.partitions), await new_topic(DEAD_PARTITIONS)
-        group = Group(script, bootstrap_servers=where, topics=topics, folder=tmp_path, settings=SETTINGS | settings)
+        topics = await new_topic(load.partitions), await new_topic(DEAD_PARTITIONS)
+        group = ScriptedGroup(
+            load, bootstrap_servers=where, topics=topics, folder=tmp_path, settings=SETTINGS | settings
+        )
         try:
-            await feed(where, group.topic, script)
+            await feed(where, group.topic, load)
             yield group
         finally:
             group.end()
@@ -37,30 +38,30 @@ def gathered(kafka, new_topic, tmp_path):
 
 
 @pytest.mark.timeout(400)
-async def test_a_hundred_thousand_records_of_a_thousand_keys_end_as_scripted_and_in_order(gathered):
+async def test_a_hundred_thousand_records_of_a_thousand_keys_end_as_the_load_says_and_in_order(gathered):
     """Through stops, a member that joins and leaves, and a kill -9: 0 inversions, 0 overlaps, 0 lost, right letters."""
     async with gathered({}, count=100_000, keys=1_000, partitions=8, ordering="key") as group:
         for share in (0.12, 0.28):
             member = group.join()
             await group.until(share, member)
-            await member.stop()
+            await group.stop(member)
         killed = group.join()
         await group.until(0.4, killed)
         second = group.join()
         await group.has_begun(second)
         await group.until(0.6, killed, second)
-        await second.stop()
+        await group.stop(second)
         await group.until(0.75, killed)
         await group.kill(killed)
         heir = group.join()
         await group.until(0.9, heir)
-        await heir.stop()
+        await group.stop(heir)
         last = group.join()
         await group.until(1, last)
         await group.until_committed()
-        await last.stop()
-        await group.assert_all_is_as_scripted()
-        interrupted = [run for run in killed.life.runs if run.end_ns is None]
+        await group.stop(last)
+        await group.assert_all_is_as_the_load_says()
+        interrupted = [run for run in killed.journal.runs if run.end_ns is None]
         assert interrupted, "the kill came too early or too late to interrupt anything"
 
 
@@ -71,7 +72,7 @@ async def test_partition_order_holds_through_failures_a_rebalance_a_stop_and_a_k
     async with gathered(settings, count=4_000, keys=100, partitions=4, ordering="partition") as group:
         first = group.join()
         await group.until(0.2, first)
-        await first.stop()
+        await group.stop(first)
         killed = group.join()
         await group.until(0.4, killed)
         heir = group.join()
@@ -79,9 +80,9 @@ async def test_partition_order_holds_through_failures_a_rebalance_a_stop_and_a_k
         await group.until(0.6, killed, heir)
         await group.kill(killed)
         await group.until(0.8, heir)
-        await heir.stop()
+        await group.stop(heir)
         last = group.join()
         await group.until(1, last)
         await group.until_committed()
-        await last.stop()
-        await group.assert_all_is_as_scripted()
+        await group.stop(last)
+        await group.assert_all_is_as_the_load_says()
