@@ -38,9 +38,9 @@ def is_retriable(error: BaseException, attempt: int) -> bool:  # noqa: ARG001 - 
     A record is malformed when FastStream can't read it: when its parser, its decoder or a filter raises anything, so
     that the handler was never called. And when an exception is pydantic's or FastDepends' ValidationError,
     JSONDecodeError, UnicodeDecodeError or SubscriberNotFound: also where the handler itself has raised it, say over
-    somebody else's answer. Failures of middlewares and dependencies are like those of the handler.
+    another service's answer. Failures of middlewares and dependencies are like those of the handler.
 
-    To be called by a `retry_on` of your own: elsewhere it goes by the type alone.
+    To be called by a `retry_on` of your own: elsewhere it decides by the type alone.
     """
     return not _is_unreadable.get() and not isinstance(error, _MALFORMED)
 

@@ -231,7 +231,7 @@ def test_a_task_that_other_code_cancels_halts_its_partition():
         record.task.cancel()
         await asyncio.wait({record.task})
         assert await world.committed() == 0
-        assert world.source.halts == ["orders[0]@0: its task was cancelled by somebody else"]
+        assert world.source.halts == ["orders[0]@0: its task was cancelled by other code"]
 
     play(scenario)
 

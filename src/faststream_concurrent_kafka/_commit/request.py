@@ -23,7 +23,7 @@ REFUSED_TIMEOUT_SEC = 2.0
 _ASK_TIMEOUT_SEC = 2.0
 # Between the attempts of a last commit; what aiokafka can retry, it has retried inside.
 _LAST_PAUSES_SEC = (0.1, 0.2, 0.4, 0.0)
-# What nobody notices.
+# Too short to be noticed.
 _SHORT_SEC = 0.0005
 _TOO_LARGE = (OffsetMetadataTooLargeError, InvalidCommitOffsetSizeError)
 

@@ -32,7 +32,7 @@ _MAGIC = "fsck2"
 _MOST_OFFSETS = 2**20
 MOST_SAMPLES = 256
 """Records by which a map can be compared with the log, beside the first one."""
-# The end of a time stamp that is told of a sample.
+# The end of a time stamp that is kept of a sample.
 _CHECK = 0xFFFF
 # Added to the number of samples when they are all records that had been delivered.
 _ALL = 0x8000

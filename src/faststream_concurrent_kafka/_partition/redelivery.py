@@ -1,11 +1,11 @@
 """What may come back: records of a partition that was revoked before their offsets were committed. Pure.
 
 A rebalance revokes every partition, also those that this consumer keeps, and they are delivered again from the
-committed offset on. What has finished here, or is still running, must not be run again by this process, whoever owned
-the partition meanwhile.
+committed offset on. What has finished here, or is still running, must not be run again by this process, whether or not
+another member owned the partition meanwhile.
 
 Only a delivery that follows from a rebalance is taken for one. If it begins below what the broker has confirmed,
-somebody has moved the position back (a seek, a reset, a truncation), and everything is run; so is a record that is not
+the position was moved back (a seek, a reset, a truncation), and everything is run; so is a record that is not
 the one that was at its offset.
 
 Invariants: I8, I9.

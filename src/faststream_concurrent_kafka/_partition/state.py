@@ -206,14 +206,14 @@ class Partition(Generic[E]):
         is_restored_over = self.restored is None or self.restored.ends_before(ledger.admitted)
         if is_restored_over and not any(self._finished_beyond(ledger)):
             return ledger.frontier
-        # What has finished further on is told with a record by which it can be recognised: here the last delivered
-        # one, which is marked as finished, too.
+        # A map of what has finished further on needs a record to recognise it by: the last delivered one, which is
+        # marked as finished, too.
         return max(ledger.admitted - 1, ledger.sent)
 
     def prepare(self, *, metadata_limit: int, with_metadata: bool, made_since: float, now: float) -> Sent[E] | None:
         """Note that the partition is being committed, and return what to send; None if it is not assigned any more.
 
-        What has finished above the offset is told as it was at `made_since` or later, in up to `metadata_limit` bytes.
+        The metadata names what had finished above the offset at `made_since` or later, in up to `metadata_limit` bytes.
         """
         ledger = self.ledger
         if ledger is None:

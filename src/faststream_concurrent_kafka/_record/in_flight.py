@@ -118,7 +118,7 @@ class InFlight:
             # What comes after it will be delivered again with it.
             admission.ledger.stop_at(admission.offset)
         if source is not None and is_cancelled_by_others:
-            source.halt(record, "its task was cancelled by somebody else")
+            source.halt(record, "its task was cancelled by other code")
 
     async def drain(
         self,
@@ -131,8 +131,8 @@ class InFlight:
 
         Those that are `spared` at that moment are not waited for.
 
-        What fails is tried again as long as that begins in time, what is nacked at most once more; what is not done
-        then stays undone, for whoever comes next.
+        A record that fails is tried again if the attempt begins in time, one that is nacked at most once more; a record
+        that is not done then is left to the next owner.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_sec

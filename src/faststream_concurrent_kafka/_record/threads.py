@@ -41,7 +41,7 @@ class Threads:
         self._undo = undo
 
     def stop(self) -> None:
-        """Put back what was there, unless somebody else has changed it since."""
+        """Restore the previous limiter, unless other code has changed it since."""
         self._undo()
 
 

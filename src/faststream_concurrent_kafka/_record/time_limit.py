@@ -43,7 +43,7 @@ class TimeLimits:
             async with limit.scope:
                 result = await handle()
         except BaseException as error:
-            # A CancelledError that the scope has let through is not its own: somebody else cancels the task as well.
+            # A CancelledError that the scope has let through is not its own: other code cancels the task as well.
             if limit.is_over and not isinstance(error, asyncio.CancelledError | KeyboardInterrupt | SystemExit):
                 raise HandlerTimeoutError(limit.describe()) from error
             raise
@@ -88,7 +88,7 @@ class _Limit:
         self._deadline = self._loop.time() + limit_sec
         self._left_sec = limit_sec
         self._complaint: asyncio.TimerHandle | None = None
-        # asyncio's own, but set off by our timer: once it has cancelled the task, nobody can tell where that was.
+        # asyncio's own, but started by this limit's timer: once it has cancelled the task, that place is lost.
         self.scope = asyncio.timeout(None)
         self._place = ""
         self.is_over = False

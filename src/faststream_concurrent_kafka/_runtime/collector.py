@@ -14,7 +14,7 @@ _MANY_RECORDS = 500
 
 
 class Collector:
-    """Tunes the collector of the process once, and puts back what nobody else has changed since."""
+    """Tunes the collector of the process once, and restores what no other code has changed since."""
 
     def __init__(self) -> None:
         self._before: tuple[int, int, int] | None = None

@@ -16,8 +16,8 @@ from faststream_concurrent_kafka._upstream import tasks
 class SharedStop:
     """A stop in a task of its own: it goes on when a caller is cancelled.
 
-    A handler may await a stop of its own subscriber, which waits for that handler. What tells such a call from others
-    is who awaits it; a context variable is inherited by tasks that nobody awaits, and those have to wait.
+    A handler may await a stop of its own subscriber, which waits for that handler. Such a call is recognised by the
+    tasks that await it: a context variable is also inherited by tasks that are not awaited, and those have to wait.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """Notices a standstill: a consumer that gets no records although there are some. Pure: `now` is a parameter.
 
 A partition is well while its position moves, or has reached the end and the broker keeps saying so. Otherwise it is
-stalled once that has lasted for the limit: its position is unknown, records lie there that nobody takes, or fetches are
-not answered.
+stalled once that has lasted for the limit: its position is unknown, there are records that are not
+fetched, or fetches are not answered.
 
 Invariants: I30.
 """

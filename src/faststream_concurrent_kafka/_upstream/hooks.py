@@ -27,10 +27,10 @@ def wrap_listeners(
     subscribe: Callable[[Callable[[], None]], None],
     assigned: Callable[[], None],
 ) -> None:
-    """Have `wrap` put a listener around the one that `consumer.subscribe` is given, now and at run time.
+    """Put the listener of `wrap` around the one that `consumer.subscribe` is given, now and at run time.
 
-    `subscribe` is called in place of the consumer's own, which it gets. Of a manual assignment no listener is told:
-    `assigned` is called after each `consumer.assign`.
+    `subscribe` is called in place of the consumer's own, which it gets. aiokafka calls no listener for a manual
+    assignment: `assigned` is called after each `consumer.assign`.
     """
     original_subscribe, original_assign = consumer.subscribe, getattr(consumer, "assign", None)
     signature = inspect.signature(original_subscribe)
@@ -86,13 +86,13 @@ def watch_seeks(consumer: Any, sought: Callable[[TopicPartition, bool], None]) -
 
 
 def guard_commits(consumer: Any) -> None:
-    """See to the requests that a consumer's commits send, at each of the attempts that aiokafka makes.
+    """Check the requests that a consumer's commits send, at each of the attempts that aiokafka makes.
 
-    Of a member of a group none is sent while it is none: a broker takes such a commit from anybody as soon as the group
-    is empty, and what the others have committed meanwhile would be undone.
+    A consumer of a group sends none while it is not a member: as soon as the group is empty, a broker accepts such a
+    commit from any client, and it would undo what other members have committed meanwhile.
 
-    A cancelled `commit` leaves the request that it has sent, in a task that nobody waits for: if that fails, nobody is
-    told, where asyncio would log an exception that was never retrieved.
+    A cancelled `commit` leaves the request that it has sent, in a task that is not awaited: its exception is retrieved
+    here, or asyncio would log that it was not.
     """
     if getattr(consumer, "_coordinator", None) is not None:
         _guard(consumer, consumer._coordinator)

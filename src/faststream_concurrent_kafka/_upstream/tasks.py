@@ -48,7 +48,7 @@ def _is_filled(cell: CellType) -> bool:
 
 
 def surround_waits(limiter: CapacityLimiter, waiting: Callable[[], AbstractContextManager[None]]) -> Callable[[], None]:
-    """Have whoever must wait for a token of anyio's limiter wait within `waiting()`; return what ends that.
+    """Let tasks that wait for a token of anyio's limiter wait within `waiting()`; return what ends that.
 
     It has slots, so nothing can be set on the instance: it gets a class of its own.
     """
