@@ -423,3 +423,28 @@ def test_a_last_commit_that_fails_is_tried_again_within_its_time(failures):
         assert asyncio.get_running_loop().time() - began <= 0.51
 
     play(scenario, broker)
+
+
+def test_a_refused_partition_with_a_full_window_is_tried_no_more_often():
+    """Its room is wanted at once, and nothing that is sent makes any: the loop must not ask for it without end."""
+    broker = Broker()
+    asked = 0
+
+    def assignment():
+        nonlocal asked
+        asked += 1
+        assert asked < 1000, "it is asked for again and again"
+        return broker.assigned
+
+    broker.assignment = assignment
+
+    async def scenario(committer, flow):
+        await flow.run(1)
+        flow.last[BAD].ledger.room_wanted = 1
+        committer.make_room(flow.last[BAD])
+        await flow.run(12)
+        assert broker.offset(GOOD) > 100
+        alone = [request for request in broker.requests if request == {BAD}]
+        assert 1 <= len(alone) <= 4
+
+    play(scenario, broker)

@@ -127,16 +127,16 @@ class CommitLoop:
 
     def _succeeded(self) -> None:
         self._begin_anew()
-        partitions = self.offsets.partitions
-        for partition in partitions.values():
+        # What is not dirty, or refused, would be due again and again: nothing that is sent now makes room there.
+        for key in self.offsets.dirty():
+            partition = self.offsets.partitions[key]
+            if partition.refusal is not None:
+                self._request_at(partition.refusal.again_at)
+                continue
+            # Metadata may have been sent that was made before, and nothing else may finish.
+            self.request(self._batch_timeout_sec)
             if partition.ledger is not None and partition.ledger.room_wanted:
                 self.make_room(partition.ledger)
-        for key in self.offsets.dirty():
-            if (refusal := partitions[key].refusal) is not None:
-                self._request_at(refusal.again_at)
-            else:
-                # Metadata may have been sent that was made before, and nothing else may finish.
-                self.request(self._batch_timeout_sec)
 
     def _begin_anew(self) -> None:
         self._not_before, self._backoff_sec = -_NEVER, FIRST_BACKOFF_SEC
