@@ -81,7 +81,7 @@ def is_kafka_handler_healthy(context: ContextRepo) -> bool:
         logger.error("is_kafka_handler_healthy: %s", mistake)
         return False
     handler = _running(context)
-    return handler is not None and not handler.problems()
+    return handler is not None and handler.is_healthy
 
 
 def is_kafka_handler_alive(context: ContextRepo) -> bool:

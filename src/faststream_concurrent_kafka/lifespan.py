@@ -50,6 +50,7 @@ async def initialize_concurrent_processing(
         commit_renewal_sec: Seconds after which the offsets of idle partitions are committed again, before they expire;
             0 = never.
         commit_failure_timeout_sec: Seconds for which commits may fail before the health check turns red.
+        observer_interval: Seconds between two looks of the observer at tasks and consumers: how soon it logs trouble.
         stall_timeout_sec: Seconds without a record, where there is one, after which the health check turns red; 0 =
             never.
         ordering: Which records of a partition are handled one at a time, in the order of their offsets: none

@@ -12,9 +12,9 @@ from typing_extensions import Unpack, override
 
 from faststream_concurrent_kafka._checks import check_integer
 from faststream_concurrent_kafka._record.record import NEVER, Record, current_record, records_in
+from faststream_concurrent_kafka._record.topic_group import for_group, make_readable
 from faststream_concurrent_kafka._subscriber import discovery
 from faststream_concurrent_kafka._subscriber.first_record import InlineCall
-from faststream_concurrent_kafka._subscriber.topic_group import for_group, make_readable
 from faststream_concurrent_kafka._upstream.messages import around_innermost, narrow_batch
 from faststream_concurrent_kafka._upstream.subscribers import is_real
 from faststream_concurrent_kafka.lifespan import (

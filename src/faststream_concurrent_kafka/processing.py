@@ -1,6 +1,7 @@
 """`KafkaConcurrentHandler`: the one creator of record tasks, and the keeper of everything that runs beside them."""
 
 import asyncio
+import contextvars
 import itertools
 import logging
 import os
@@ -10,7 +11,9 @@ from collections import Counter
 from collections.abc import Collection, Coroutine
 from typing import Any, ClassVar, Protocol, Self
 
+from aiokafka import ConsumerRecord, TopicPartition
 from faststream.exceptions import StopConsume
+from faststream.message import StreamMessage
 from typing_extensions import Unpack
 
 from faststream_concurrent_kafka._record.failure import Failures
@@ -24,25 +27,30 @@ from faststream_concurrent_kafka._record.record import (
     current_record,
     is_interrupt,
     outcome_of,
+    records_in,
 )
 from faststream_concurrent_kafka._record.slots import Slots
 from faststream_concurrent_kafka._record.state import READY
 from faststream_concurrent_kafka._record.threads import Threads
 from faststream_concurrent_kafka._record.time_limit import TimeLimits
+from faststream_concurrent_kafka._record.topic_group import for_group
 from faststream_concurrent_kafka._runtime.background import Background
 from faststream_concurrent_kafka._runtime.collector import Collector, hint_at_tuning
 from faststream_concurrent_kafka._runtime.lasting import Lasting
 from faststream_concurrent_kafka._runtime.loop_lag import LoopLag
 from faststream_concurrent_kafka._runtime.signals import SignalGuard
 from faststream_concurrent_kafka._runtime.turns import Paced, Turns
-from faststream_concurrent_kafka.batch_committer import KafkaBatchCommitter
+from faststream_concurrent_kafka._upstream.consumers import group_id
+from faststream_concurrent_kafka._upstream.messages import consumer_of
+from faststream_concurrent_kafka.batch_committer import KafkaBatchCommitter, KafkaCommitTask
 from faststream_concurrent_kafka.errors import SettingsError, SetupError, brief
 from faststream_concurrent_kafka.settings import Options, Settings
 
 
 logger = logging.getLogger("faststream_concurrent_kafka")
 
-HEALTH_CHECK_INTERVAL_SEC = 1.0
+# How often the slots forget subscribers without records, at most.
+_TICK_SEC = 1.0
 # Where handlers take their time, the warning that they do comes once an hour.
 HUNG_AGAIN_SEC = 3600.0
 _MOST_LOOKED_AT = 1000
@@ -71,12 +79,12 @@ class User(Protocol):
 class KafkaConcurrentHandler:
     """Handles records concurrently: one asyncio task per record, at most `concurrency_limit` at once.
 
-    A singleton per process: constructing it again with the same settings gives the same object. Use
-    `initialize_concurrent_processing` rather than this class.
+    A singleton per process: constructed again with the same settings, or without any, it is the same object. Use
+    `initialize_concurrent_processing` to make and start it.
 
     Raises:
         SettingsError: a setting is not allowed.
-        SetupError: the handler exists already with other settings.
+        SetupError: the handler exists already with other settings; or it does not exist, and no setting is given.
 
     """
 
@@ -84,14 +92,22 @@ class KafkaConcurrentHandler:
     _lock: ClassVar[threading.Lock] = threading.Lock()
     _initialized: bool = False
 
-    def __new__(cls, **options: Unpack[Options]) -> Self:  # noqa: ARG004 - __init__ takes them
+    def __new__(cls, **options: Unpack[Options]) -> Self:
         """Return the one instance."""
         with cls._lock:
+            if not options and cls._instance is None:
+                raise SetupError(
+                    "there is no KafkaConcurrentHandler in this process: call initialize_concurrent_processing() in "
+                    "the lifespan, or give KafkaConcurrentHandler its settings, such as concurrency_limit=100",
+                )
             if not isinstance(cls._instance, cls):
                 cls._instance = super().__new__(cls)
             return cls._instance
 
     def __init__(self, **options: Unpack[Options]) -> None:
+        if not options:
+            # The one that there is.
+            return
         with self._lock:
             try:
                 settings = Settings.of(**options)
@@ -227,7 +243,10 @@ class KafkaConcurrentHandler:
 
     async def _stop(self) -> None:
         try:
+            deadline = self.now() + self.settings.shutdown_timeout_sec
             await self._stop_sources()
+            # What `handle_task` was given.
+            await self.records.drain(lambda record: record.source is None, timeout_sec=deadline - self.now())
             await self.records.cancel(lambda _: True)
             await self.committer.close()
         finally:
@@ -298,7 +317,76 @@ class KafkaConcurrentHandler:
 
     # -- records -------------------------------------------------------------------------------------------------
 
-    def handle_task(self, record: Record) -> asyncio.Task[None] | None:
+    async def handle_task(
+        self, coroutine: Coroutine[Any, Any, Any], record: ConsumerRecord[Any, Any], kafka_message: StreamMessage[Any]
+    ) -> None:
+        """Fire and forget a coroutine that handles a raw record, as an asyncio task that takes a slot when it begins.
+
+        For records that FastStream does not hand over by itself: those of `subscriber.get_one()` or `async for`, or of
+        a consumer of your own. Call it in delivery order. It runs in a copy of the caller's context, once: where it
+        raises, that is logged, and the record is done. With `enable_batch_commit` the offset is committed only after
+        its end; a task that is cancelled leaves its record undone, and nothing is committed past it. A record whose
+        handler calls this is committed by that handler's end.
+
+        A record whose `topic_group` names another group is done at once, without its coroutine. Returns when the task
+        is scheduled; while `max_uncommitted_tasks` of them have not ended, it waits until one does. A coroutine that
+        can't be run is closed, also when the call is cancelled. A stop waits for these tasks as for other records, and
+        commits for them: stop a consumer of your own after `stop_concurrent_processing`.
+
+        Raises:
+            SetupError: the handler is not started, or has been stopped.
+            CommitterIsDeadError: the committer's main task has died.
+
+        """
+        ended: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        try:
+            self._require_running()
+            consumer = consumer_of(kafka_message)
+            group = None if consumer is None else group_id(consumer)
+            own = current_record.get()
+            own_records = () if own is None else (*records_in(own.raw), *records_in(own.delivered))
+            is_admitted = any(each is record for each in own_records)
+            if self.settings.enable_batch_commit and group is not None and not is_admitted:
+                place = TopicPartition(record.topic, record.partition)
+                await self.committer.send_task(
+                    KafkaCommitTask(asyncio_task=ended, topic_partition=place, offset=record.offset, consumer=consumer)
+                )
+            if consumer is not None and for_group(record, group) is None:
+                ended.set_result(None)
+                coroutine.close()
+                return
+            while self.slots.unshared.reserved >= self.settings.window:
+                await self.slots.wait_for_change(_TICK_SEC)
+                self._require_running()
+        except BaseException:
+            ended.cancel()
+            coroutine.close()
+            raise
+
+        async def process(_raw: Any) -> None:
+            try:
+                await coroutine
+            except BaseException as error:
+                task: Any = asyncio.current_task()
+                if is_interrupt(error) or (isinstance(error, asyncio.CancelledError) and task.cancelling()):
+                    raise
+                logger.exception("%s[%d]@%d has failed, and is done", record.topic, record.partition, record.offset)
+            ended.set_result(None)
+
+        def close(_task: asyncio.Task[None]) -> None:
+            # Where it was cancelled before it began.
+            coroutine.close()
+            ended.cancel()
+
+        context = contextvars.copy_context()
+        task: Any = self.submit(Record(record, process, context=context))
+        task.add_done_callback(close, context=self.background.context)
+
+    def _require_running(self) -> None:
+        if not self.is_running:
+            raise SetupError("concurrent processing is not running: call initialize_concurrent_processing(context)")
+
+    def submit(self, record: Record) -> asyncio.Task[None] | None:
         """Fire off the task that owns the record to its end; None while it is queued behind others. It never raises."""
         self.records.enter(record)
         return record.task
@@ -307,9 +395,7 @@ class KafkaConcurrentHandler:
         record.share = self.slots.unshared if record.source is None else record.source.share
         record.share.reserve()
         record.get_ready()
-        record.task = self.background.create_task(
-            self._own(record), context=None if record.source is None else record.source.context
-        )
+        record.task = self.background.create_task(self._own(record), context=record.context)
 
     async def _own(self, record: Record) -> None:
         # A task factory may have started it before anybody else has it.
@@ -398,10 +484,13 @@ class KafkaConcurrentHandler:
     # -- observer ------------------------------------------------------------------------------------------------
 
     async def _observe(self) -> None:
-        while True:
-            await asyncio.sleep(HEALTH_CHECK_INTERVAL_SEC)
+        interval_sec = self.settings.observer_interval
+        looks_per_tick = max(1, round(_TICK_SEC / interval_sec))
+        for look in itertools.count(1):
+            await asyncio.sleep(interval_sec)
             self._looked_at = self.now()
-            self.slots.tick()
+            if look % looks_per_tick == 0:
+                self.slots.tick()
             self._check_tasks_health()
 
     def _check_tasks_health(self) -> None:
@@ -443,6 +532,11 @@ class KafkaConcurrentHandler:
                 )
                 self._hung_at = now
 
+    @property
+    def is_healthy(self) -> bool:
+        """Whether records are being taken, handled and committed: what `is_kafka_handler_healthy` says."""
+        return self.is_running and not self.problems()
+
     def problems(self) -> list[str]:
         """Say why the handler is not healthy; empty when it is."""
         if self._observer is None:
@@ -479,7 +573,8 @@ class KafkaConcurrentHandler:
         if observer.done():
             return ["the observer has died"]
         # Who asks in the loop's own thread is the proof that it runs.
-        stuck_sec = 0.0 if threading.get_ident() == self._thread else self.now() - self._looked_at
+        overdue_sec = self.now() - self._looked_at - self.settings.observer_interval
+        stuck_sec = 0.0 if threading.get_ident() == self._thread else overdue_sec
         return [f"the event loop has been blocked for {stuck_sec:.0f} s"] if stuck_sec >= STUCK_AFTER_SEC else []
 
 

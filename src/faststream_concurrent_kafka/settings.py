@@ -76,6 +76,9 @@ class Settings:
     commit_failure_timeout_sec: Seconds = 15.0
     """Seconds for which commits may fail before the health check turns red."""
 
+    observer_interval: Seconds = 1.0
+    """Seconds between two looks of the observer at tasks and consumers: how soon it logs trouble."""
+
     stall_timeout_sec: SecondsOrZero = 60.0
     """Seconds without a record, where there is one, after which the health check turns red; 0 = never."""
 
@@ -177,6 +180,7 @@ class Options(_RouterOptions, total=False, closed=True):
     cancel_lost_handlers: bool
     commit_renewal_sec: float
     commit_failure_timeout_sec: float
+    observer_interval: float
     stall_timeout_sec: float
     tune_gc: bool
 

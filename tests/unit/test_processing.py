@@ -294,7 +294,7 @@ def test_without_limit_and_commits_memory_is_bounded_by_the_window():
     async def scenario(world):
         for _ in range(5):
             assert not world.handler.slots.is_full
-            world.handler.handle_task(Record(0, process, source=world.source))
+            world.handler.submit(Record(0, process, source=world.source))
         assert world.handler.slots.is_full
 
     play(scenario, concurrency_limit=0, enable_batch_commit=False, max_uncommitted_tasks=5)
@@ -319,7 +319,7 @@ def test_it_runs_in_one_event_loop_at_a_time():
     loop = asyncio.new_event_loop()
 
     async def start():
-        KafkaConcurrentHandler().start()
+        KafkaConcurrentHandler(concurrency_limit=100).start()
 
     loop.run_until_complete(start())
     with pytest.raises(SetupError, match="another event loop"):

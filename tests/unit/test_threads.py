@@ -41,7 +41,7 @@ def test_a_limit_that_the_application_has_set_stays(when):
         limiter = current_default_thread_limiter()
         if when == "before":
             limiter.total_tokens = 7
-        handler = KafkaConcurrentHandler()
+        handler = KafkaConcurrentHandler(concurrency_limit=100)
         handler.start()
         limiter.total_tokens = 7
         await handler.stop()

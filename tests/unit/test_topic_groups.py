@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from faststream_concurrent_kafka._subscriber.topic_group import for_group, make_readable
+from faststream_concurrent_kafka._record.topic_group import for_group, make_readable
 from tests.unit.world import raw_record
 
 

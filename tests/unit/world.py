@@ -11,6 +11,7 @@ from faststream_concurrent_kafka._commit.admission import Admission
 from faststream_concurrent_kafka._record.ordering import order_keys_of
 from faststream_concurrent_kafka._record.record import Record
 from faststream_concurrent_kafka._record.slots import Share
+from faststream_concurrent_kafka.settings import Settings
 from faststream_concurrent_kafka.testing import run_virtual
 from tests.unit.scripted import ScriptedConsumer
 
@@ -92,7 +93,7 @@ class World:
     """A started handler, one source and a few partitions."""
 
     def __init__(self, **options):
-        self.handler = KafkaConcurrentHandler(**options)
+        self.handler = KafkaConcurrentHandler(**Settings.of(**options).as_options())
         self.handler.start()
         self.consumer = ScriptedConsumer(*(TopicPartition(TOPIC, number) for number in range(3)))
         self.source = self.add_source()
@@ -112,7 +113,7 @@ class World:
         self.offset += 1
         self.handler.committer.admit(self.consumer, admission)
         record = Record(self.offset, process, source=source or self.source, admissions=[admission])
-        self.handler.handle_task(record)
+        self.handler.submit(record)
         return record
 
     def deliver(self, process, *, partition=0, key=None):
@@ -123,7 +124,7 @@ class World:
         self.handler.committer.admit(self.consumer, admission)
         order_keys = order_keys_of(self.source.settings.ordering, id(self.source), raw)
         record = Record(raw, process, source=self.source, admissions=[admission], order_keys=order_keys)
-        self.handler.handle_task(record)
+        self.handler.submit(record)
         return record
 
     async def committed(self, partition=0):

@@ -140,6 +140,7 @@ class Record:
         "__weakref__",
         "admissions",
         "attempt",
+        "context",
         "delivered",
         "driver",
         "limit",
@@ -165,6 +166,7 @@ class Record:
         admissions: Sequence[Admission] = (),
         order_keys: Sequence[Hashable] = (),
         delivered: Any = None,
+        context: contextvars.Context | None = None,
     ) -> None:
         self.raw = raw
         # As the broker delivered it, where FastStream could not have read it like that.
@@ -172,6 +174,8 @@ class Record:
         self.process = process
         self.source = source
         self.admissions = admissions
+        # What its task gets a copy of; None = what the handler was started with.
+        self.context = context if source is None else source.context
         self.order_keys = order_keys
         self.message: StreamMessage[Any] | None = None
         self.attempt = 0

@@ -25,12 +25,12 @@ from faststream_concurrent_kafka._record.dead_letter import DeadLetterPublisher,
 from faststream_concurrent_kafka._record.ordering import order_keys_of
 from faststream_concurrent_kafka._record.record import Record, current_record, records_in
 from faststream_concurrent_kafka._record.slots import Share
+from faststream_concurrent_kafka._record.topic_group import for_group
 from faststream_concurrent_kafka._subscriber.consumer import CommittedConsumer
 from faststream_concurrent_kafka._subscriber.first_record import InlineCall
 from faststream_concurrent_kafka._subscriber.health import SubscriberHealth
 from faststream_concurrent_kafka._subscriber.rebalance import LEAST_COMMIT_SEC, ConcurrentRebalanceListener
 from faststream_concurrent_kafka._subscriber.shared_stop import SharedStop
-from faststream_concurrent_kafka._subscriber.topic_group import for_group
 from faststream_concurrent_kafka._upstream import consumers, hooks, messages, subscribers
 from faststream_concurrent_kafka._upstream.messages import MessageConsumer
 from faststream_concurrent_kafka._upstream.polling import Polling, poll_pause_sec
@@ -284,7 +284,7 @@ class SubscriberAttachment:
 
     def _handle(self, raw: Any, admissions: Sequence[Admission], delivered: Any) -> None:
         order_keys = self.order_keys_of(raw)
-        self.handler.handle_task(
+        self.handler.submit(
             Record(raw, self.process, source=self, admissions=admissions, order_keys=order_keys, delivered=delivered)
         )
 

@@ -48,7 +48,7 @@ class InlineCall:
         self.record = record
         record.driver = self.driver
         # It has its task at once: nothing is before it in its order.
-        task: Any = handler.handle_task(record)
+        task: Any = handler.submit(record)
         task.add_done_callback(self._abandon)
 
     def _abandon(self, _task: asyncio.Task[None]) -> None:

@@ -30,6 +30,11 @@ def session_timeout_sec(consumer: Any) -> float:
     return float(getattr(consumer, "_session_timeout_ms", _DEFAULT_SESSION_TIMEOUT_MS)) / 1000
 
 
+def group_id(consumer: Any) -> Any:
+    """Return the consumer's group."""
+    return getattr(consumer, "_group_id", None)
+
+
 def group_instance_id(consumer: Any) -> Any:
     """Return by which name a static member is known to its group."""
     return getattr(consumer, "_group_instance_id", None)

@@ -82,6 +82,14 @@ class MessageConsumer:
         """Do nothing: a record that was not acknowledged is handled again by itself."""
 
 
+def consumer_of(message: Any) -> Any:
+    """Return the consumer that a message was read by; None where there is none, as under TestKafkaBroker."""
+    consumer = getattr(message, "consumer", None)
+    if isinstance(consumer, MessageConsumer):
+        consumer = consumer._consumer
+    return consumer if hasattr(consumer, "assignment") else None
+
+
 def detach_from_consumer(message: Any, consumer: AIOKafkaConsumer) -> None:
     """Keep `ack`, `nack` and `reject` of a message that is parsed already off its consumer."""
     message.consumer = MessageConsumer(consumer)
