@@ -16,7 +16,15 @@ from faststream_concurrent_kafka.lifespan import CONTEXT_KEY, STOPPED, check_con
 from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
 
 
-logger = logging.getLogger("faststream_concurrent_kafka")
+__all__ = [
+    "HealthReport",
+    "PartitionReport",
+    "get_kafka_handler_report",
+    "is_kafka_handler_alive",
+    "is_kafka_handler_healthy",
+]
+
+logger: logging.Logger = logging.getLogger("faststream_concurrent_kafka")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,9 @@ from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
 from faststream_concurrent_kafka.settings import Options, Settings
 
 
-logger = logging.getLogger("faststream_concurrent_kafka")
+__all__ = ["initialize_concurrent_processing", "stop_concurrent_processing"]
+
+logger: logging.Logger = logging.getLogger("faststream_concurrent_kafka")
 
 # Under this key the running handler is found in the context it was initialised with.
 CONTEXT_KEY = "kafka_concurrent_handler"

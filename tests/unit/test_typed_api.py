@@ -1,9 +1,8 @@
 """What a type checker says of the settings: mistakes are seen before the program runs."""
 
+import re
 import subprocess
 import sys
-
-import pytest
 
 from tests.examples.programs import ROOT
 
@@ -23,7 +22,9 @@ RIGHT = [
     'FailurePolicy(retry_on=lambda error, attempt: attempt < 3, then="halt")',
     'DeadLetter(lambda record: record.topic + ".dead")',
     "async def handle(attempt: Attempt) -> int: return attempt + 1",
-    'async def start(context: ContextRepo): await initialize_concurrent_processing(context, ordering="partition")',
+    "async def run(context: ContextRepo) -> None: await initialize_concurrent_processing(context)",
+    'async def run_in_order(it: ContextRepo) -> None: await initialize_concurrent_processing(it, ordering="partition")',
+    "async def unbound(c: ContextRepo) -> None: await initialize_concurrent_processing(c, max_uncommitted_tasks=None)",
 ]
 WRONG = [
     'KafkaConcurrentProcessingMiddleware.configured(ordering="keys")',
@@ -36,18 +37,23 @@ WRONG = [
     "FailurePolicy(retry_on=ValueError())",
     "FailurePolicy(never_retry=lambda error, attempt: True)",
     "DeadLetter(3)",
-    "async def start(context: ContextRepo): await initialize_concurrent_processing(context, ordering=True)",
+    "async def start(context: ContextRepo) -> None: await initialize_concurrent_processing(context, ordering=True)",
+    "async def begin(context: ContextRepo) -> None: await initialize_concurrent_processing(context, limit=3)",
+    "async def go(it: ContextRepo) -> None: await initialize_concurrent_processing(it, commit_batch_size=None)",
 ]
 
 
-@pytest.mark.parametrize(("lines", "is_right"), [(RIGHT, True), (WRONG, False)], ids=["right", "wrong"])
-def test_a_type_checker_tells_right_from_wrong(tmp_path, lines, is_right):
-    """Each right line passes, each wrong one is named."""
-    source = tmp_path / "settings.py"
-    source.write_text(IMPORTS + "\n".join(lines) + "\n")
-    command = [sys.executable, "-m", "ty", "check", "--python", sys.prefix, "--output-format", "concise", str(source)]
+def check_lines(folder, *checker):
+    """Have a type checker read all lines: it names each wrong one, and no other."""
+    source = folder / "settings.py"
+    source.write_text(IMPORTS + "\n".join(RIGHT + WRONG) + "\n")
+    command = [sys.executable, "-m", *checker, str(source)]
     answer = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    first = IMPORTS.count("\n") + 1
-    named = {int(line.split(":")[1]) for line in answer.stdout.splitlines() if line.startswith(str(source))}
-    expected = set() if is_right else set(range(first, first + len(lines)))
-    assert named == expected, answer.stdout + answer.stderr
+    named = {int(number) for number in re.findall(rf"{source.name}:(\d+):.*error", answer.stdout)}
+    first = IMPORTS.count("\n") + 1 + len(RIGHT)
+    assert named == set(range(first, first + len(WRONG))), answer.stdout + answer.stderr
+
+
+def test_a_type_checker_tells_right_from_wrong(tmp_path):
+    """With ty; `tests/test_type_checkers.py` has the others, which take longer."""
+    check_lines(tmp_path, "ty", "check", "--python", sys.prefix, "--output-format", "concise")

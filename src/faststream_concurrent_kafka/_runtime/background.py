@@ -15,7 +15,7 @@ class Background:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self.context = contextvars.copy_context()
+        self.context: contextvars.Context = contextvars.copy_context()
 
     def create_task(
         self, work: Coroutine[Any, Any, Any], *, name: str | None = None, context: contextvars.Context | None = None

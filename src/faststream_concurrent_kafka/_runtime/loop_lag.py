@@ -38,7 +38,7 @@ class LoopLag:
     """
 
     def __init__(self, turns: Turns) -> None:
-        self.is_late = False
+        self.is_late: bool = False
         self._turns = turns
         self._session_timeout_sec: float | None = None
         # How late it was and when, of the last minute; a lag that a larger one followed is left out.

@@ -51,12 +51,12 @@ class Turns:
 
     def __init__(self) -> None:
         self.clock: Callable[[], float] = time.monotonic
-        self.is_closed = False
+        self.is_closed: bool = False
         """Whether a pass has to wait: the turn is used up, or others wait already."""
-        self.is_used_up = False
-        self.passes_per_turn = _MOST_PER_TURN
+        self.is_used_up: bool = False
+        self.passes_per_turn: int = _MOST_PER_TURN
         """How many passes fit into one turn, as far as is known."""
-        self.computed_sec = 0.0
+        self.computed_sec: float = 0.0
         """Seconds of all steps that were worth counting."""
         self._budget_sec = BUDGET_SEC
         self._used_sec = 0.0

@@ -6,13 +6,14 @@ from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from aiokafka import ConsumerRecord, TopicPartition, errors
-from aiokafka.structs import OffsetAndMetadata
+from aiokafka import errors
+
+from faststream_concurrent_kafka._kafka_types import OffsetAndMetadata, Record, TopicPartition
 
 
-Record = ConsumerRecord[bytes, bytes]
-Offsets = Mapping[TopicPartition, OffsetAndMetadata]
+Offsets: TypeAlias = Mapping[TopicPartition, OffsetAndMetadata]
 
 
 class FakeKafka:
@@ -156,7 +157,7 @@ class Group:
     def __init__(self, partitions: Iterable[TopicPartition]) -> None:
         self.committed: dict[TopicPartition, OffsetAndMetadata] = {}
         self.members: dict[str, Member] = {}
-        self.generation = 0
+        self.generation: int = 0
         self._partitions = partitions
         self._joining: dict[str, asyncio.Future[list[TopicPartition] | None]] = {}
         self._ids = itertools.count(1)

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
-from aiokafka import ConsumerRebalanceListener, TopicPartition, errors
-from aiokafka.structs import OffsetAndMetadata
+from aiokafka import errors
 from aiokafka.util import commit_structure_validate
 
+from faststream_concurrent_kafka._kafka_types import ConsumerRebalanceListener, OffsetAndMetadata, TopicPartition
 from faststream_concurrent_kafka.testing.broker import FakeKafka, Group, Member, Offsets, Record
 
 

@@ -1,0 +1,15 @@
+"""Types of aiokafka in public signatures.
+
+aiokafka has no `py.typed`, so type checkers do not take names out of it for what a typed package exports; they do where
+the name is read from the module itself. At run time these are aiokafka's classes.
+"""
+
+from typing import TypeAlias
+
+import aiokafka
+
+
+ConsumerRebalanceListener: TypeAlias = aiokafka.ConsumerRebalanceListener
+OffsetAndMetadata: TypeAlias = aiokafka.OffsetAndMetadata
+Record: TypeAlias = aiokafka.ConsumerRecord[bytes, bytes]
+TopicPartition: TypeAlias = aiokafka.TopicPartition

@@ -1,0 +1,19 @@
+"""What mypy and pyright say of the settings: the same as ty (`tests/unit/test_typed_api.py`), but they take longer."""
+
+import sys
+
+import pytest
+
+from tests.unit.test_typed_api import check_lines
+
+
+CHECKERS = {
+    "mypy": ["--strict", "--no-incremental", "--no-error-summary", "--hide-error-context", "--no-pretty"],
+    "pyright": ["--pythonpath", sys.executable],
+}
+
+
+@pytest.mark.parametrize("checker", CHECKERS)
+def test_another_type_checker_tells_right_from_wrong(tmp_path, checker):
+    """Each right line passes, each wrong one is named."""
+    check_lines(tmp_path, checker, *CHECKERS[checker])
