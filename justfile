@@ -19,6 +19,7 @@ lint:
     @{{ just_executable() }} _newlines --fix
     {{ uv }} run ty check
     {{ uv }} run lint-imports
+    @{{ just_executable() }} types
 
 # The same without changing anything
 lint-ci:
@@ -27,8 +28,9 @@ lint-ci:
     @{{ just_executable() }} _newlines
     {{ uv }} run ty check
     {{ uv }} run lint-imports
+    @{{ just_executable() }} types
 
-# How much of the public types is known to users' type checkers, in per cent; what is not, by name
+# That users' type checkers know every public type
 types:
     {{ uv }} run pyright --ignoreexternal --verifytypes faststream_concurrent_kafka
 

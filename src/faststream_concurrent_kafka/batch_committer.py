@@ -17,7 +17,7 @@ from faststream_concurrent_kafka._runtime.background import Background
 from faststream_concurrent_kafka.errors import CommitterIsDeadError
 
 
-logger = logging.getLogger("faststream_concurrent_kafka")
+logger: logging.Logger = logging.getLogger("faststream_concurrent_kafka")
 
 
 # For tasks that were cancelled.
@@ -86,7 +86,7 @@ class KafkaBatchCommitter:
         self._fatal: BaseException | None = None
         self._has_failed = asyncio.Event()
         self._main: asyncio.Task[None] | None = None
-        self.is_alive = False
+        self.is_alive: bool = False
         """Whether the main task runs."""
         self._loop: asyncio.AbstractEventLoop
         self._background: Background

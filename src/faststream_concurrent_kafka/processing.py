@@ -11,11 +11,12 @@ from collections import Counter
 from collections.abc import Collection, Coroutine
 from typing import Any, ClassVar, Protocol, Self
 
-from aiokafka import ConsumerRecord, TopicPartition
+from aiokafka import TopicPartition
 from faststream.exceptions import StopConsume
 from faststream.message import StreamMessage
 from typing_extensions import Unpack
 
+from faststream_concurrent_kafka._kafka_types import AnyRecord
 from faststream_concurrent_kafka._record.failure import Failures
 from faststream_concurrent_kafka._record.in_flight import InFlight
 from faststream_concurrent_kafka._record.record import (
@@ -47,7 +48,7 @@ from faststream_concurrent_kafka.errors import SettingsError, SetupError, brief
 from faststream_concurrent_kafka.settings import Options, Settings
 
 
-logger = logging.getLogger("faststream_concurrent_kafka")
+logger: logging.Logger = logging.getLogger("faststream_concurrent_kafka")
 
 # How often the slots forget subscribers without records, at most.
 _TICK_SEC = 1.0
@@ -124,7 +125,7 @@ class KafkaConcurrentHandler:
                 return
             self._initialized = True
         self.settings = settings
-        self.committer = KafkaBatchCommitter(
+        self.committer: KafkaBatchCommitter = KafkaBatchCommitter(
             # Never wait for more than half a window, or a partition would be paused while its commit is not due.
             commit_batch_size=min(settings.commit_batch_size, max(1, settings.window // 2)),
             commit_batch_timeout_sec=settings.commit_batch_timeout_sec,
@@ -143,13 +144,13 @@ class KafkaConcurrentHandler:
         self._helpers: set[asyncio.Task[Any]] = set()
         # Without a limit of its own or a window of uncommitted records, something else has to bound memory.
         unlimited = float("inf") if settings.enable_batch_commit else settings.window
-        self.slots = Slots(settings.concurrency_limit, unlimited)
-        self.records = InFlight(self._start, self.committer.complete)
-        self.time_limits = TimeLimits()
-        self.turns = Turns()
+        self.slots: Slots = Slots(settings.concurrency_limit, unlimited)
+        self.records: InFlight = InFlight(self._start, self.committer.complete)
+        self.time_limits: TimeLimits = TimeLimits()
+        self.turns: Turns = Turns()
         self._threads = Threads(settings.concurrency_limit)
         self._collector = Collector()
-        self.loop_lag = LoopLag(self.turns)
+        self.loop_lag: LoopLag = LoopLag(self.turns)
         self._failures = Failures(settings)
         self._observer: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
@@ -318,7 +319,7 @@ class KafkaConcurrentHandler:
     # -- records -------------------------------------------------------------------------------------------------
 
     async def handle_task(
-        self, coroutine: Coroutine[Any, Any, Any], record: ConsumerRecord[Any, Any], kafka_message: StreamMessage[Any]
+        self, coroutine: Coroutine[Any, Any, Any], record: AnyRecord, kafka_message: StreamMessage[Any]
     ) -> None:
         """Fire and forget a coroutine that handles a raw record, as an asyncio task that takes a slot when it begins.
 

@@ -3,9 +3,9 @@
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Protocol
 
-from aiokafka import TopicPartition
 from typing_extensions import override
 
+from faststream_concurrent_kafka._kafka_types import TopicPartition
 from faststream_concurrent_kafka._partition.ledger import PartitionLedger
 
 
@@ -50,11 +50,11 @@ class Admission:
     def __init__(
         self, topic_partition: tuple[str, int], offset: int, identity: int = 0, timestamp: int | None = None
     ) -> None:
-        self.topic_partition = topic_partition
-        self.offset = offset
-        self.identity = identity
-        self.timestamp = timestamp
-        self.is_finished = False
+        self.topic_partition: tuple[str, int] = topic_partition
+        self.offset: int = offset
+        self.identity: int = identity
+        self.timestamp: int | None = timestamp
+        self.is_finished: bool = False
         # These are known when it is admitted.
         self.ledger: PartitionLedger[Admission]
         self.loop: CommitLoop

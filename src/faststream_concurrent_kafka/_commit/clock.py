@@ -14,9 +14,9 @@ class CommitClock:
     __slots__ = ("_attempt_since", "_failed_at", "_since", "error", "failures")
 
     def __init__(self) -> None:
-        self.error = ""
+        self.error: str = ""
         """Why the last attempt has failed; empty if none has since the last success."""
-        self.failures = 0
+        self.failures: int = 0
         """How many attempts have failed since the last success."""
         self._attempt_since: float | None = None
         # When the first attempt began that has failed since the last success.

@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Iterable, Mapping
 
-from aiokafka import TopicPartition
-
 from faststream_concurrent_kafka._commit.admission import Admission, Consumer
 from faststream_concurrent_kafka._commit.clock import CommitClock
+from faststream_concurrent_kafka._kafka_types import TopicPartition
 from faststream_concurrent_kafka._partition.ledger import PartitionLedger
 from faststream_concurrent_kafka._partition.offset_map import MAX_BYTES
 from faststream_concurrent_kafka._partition.redelivery import Redeliverable
@@ -34,8 +33,8 @@ class ConsumerOffsets:
         # Whether a rebalance listener will release held commits: not so with manually assigned partitions.
         self.is_group_managed = False
         # Whether no commit may be sent, but by a flush.
-        self.is_held = False
-        self.clock = CommitClock()
+        self.is_held: bool = False
+        self.clock: CommitClock = CommitClock()
 
     def partition(self, key: tuple[str, int]) -> Partition[Admission]:
         """Return what is known of a partition, which may be nothing yet."""

@@ -39,7 +39,7 @@ class CommitLoop:
         on_fatal: Callable[[BaseException], None],
     ) -> None:
         self.offsets = offsets
-        self.finished = 0
+        self.finished: int = 0
         """How many records have finished since the last attempt to commit began."""
         self._create_task = create_task
         self._batch_timeout_sec = batch_timeout_sec

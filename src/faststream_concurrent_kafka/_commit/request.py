@@ -6,12 +6,12 @@ import logging
 import math
 from collections.abc import Collection, Iterable, Mapping
 
-from aiokafka import TopicPartition
 from aiokafka.errors import InvalidCommitOffsetSizeError, KafkaError, OffsetMetadataTooLargeError
 
 from faststream_concurrent_kafka._commit.admission import Admission, Consumer
 from faststream_concurrent_kafka._commit.consumer import ConsumerOffsets
 from faststream_concurrent_kafka._commit.failure import CommitFailure, classify
+from faststream_concurrent_kafka._kafka_types import TopicPartition
 from faststream_concurrent_kafka._partition.state import Sent
 from faststream_concurrent_kafka._upstream import consumers
 

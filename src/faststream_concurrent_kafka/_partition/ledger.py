@@ -55,21 +55,21 @@ class PartitionLedger(Generic[T]):
     ) -> None:
         """Begin an epoch at an offset; `behind` is the last one of the same assignment, whose records may still run."""
         # Everything below belongs to others.
-        self.acked = first_offset
-        self.admitted = first_offset
+        self.acked: int = first_offset
+        self.admitted: int = first_offset
         # Whether the broker has an offset of this epoch; else the first one is to be committed as it is.
-        self.is_committed = is_committed
+        self.is_committed: bool = is_committed
         # The last offset that a commit was sent with: the broker may have it, without our knowing.
-        self.sent = first_offset if is_committed else -1
-        self.closed = False
+        self.sent: int = first_offset if is_committed else -1
+        self.closed: bool = False
         # How many records have finished, and how many had when what the broker has confirmed was sent.
-        self.finished = 0
-        self.finished_acked = 0
+        self.finished: int = 0
+        self.finished_acked: int = 0
         # How far a commit should go to be made at once, while the window is full; 0 = it is not.
-        self.room_wanted = 0
+        self.room_wanted: int = 0
         # The first record that was left undone, if any, and why.
         self.stopped_at: int | None = None
-        self.stopped_because = ""
+        self.stopped_because: str = ""
         # Offsets in delivery order, from the last acknowledged one on, and beside each what tells its record from
         # another one at the same offset: 120 bytes, which is all that is kept of a finished record while an older one
         # is stuck. A plain dict would do for `_unfinished`, but finding its first key again and again while keys are

@@ -96,7 +96,7 @@ class Partition(Generic[E]):
         # What the last commit has said of the records above its offset.
         self.told: Told | None = None
         # Whether the user has asked aiokafka to find the beginning or the end, and it has not been found yet.
-        self.sought = False
+        self.sought: bool = False
         self.refusal: Refusal | None = None
         # What commits that have failed since the last success should have committed.
         self.missing: int | None = None

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from faststream_concurrent_kafka._commit.admission import Admission
 from faststream_concurrent_kafka._record.slots import Share
-from faststream_concurrent_kafka._record.state import BACKOFF, CANCELLED, ENDED, FAILED, QUEUED, READY, RUNNING
+from faststream_concurrent_kafka._record.state import BACKOFF, CANCELLED, ENDED, FAILED, QUEUED, READY, RUNNING, State
 from faststream_concurrent_kafka._runtime.stack import suspended_at
 from faststream_concurrent_kafka.settings import Settings
 
@@ -168,26 +168,26 @@ class Record:
         delivered: Any = None,
         context: contextvars.Context | None = None,
     ) -> None:
-        self.raw = raw
+        self.raw: Any = raw
         # As the broker delivered it, where FastStream could not have read it like that.
-        self.delivered = raw if delivered is None else delivered
-        self.process = process
-        self.source = source
-        self.admissions = admissions
+        self.delivered: Any = raw if delivered is None else delivered
+        self.process: Callable[[Any], Coroutine[Any, Any, Any]] = process
+        self.source: RecordSource | None = source
+        self.admissions: Sequence[Admission] = admissions
         # What its task gets a copy of; None = what the handler was started with.
-        self.context = context if source is None else source.context
-        self.order_keys = order_keys
+        self.context: contextvars.Context | None = context if source is None else source.context
+        self.order_keys: Sequence[Hashable] = order_keys
         self.message: StreamMessage[Any] | None = None
-        self.attempt = 0
-        self.state = QUEUED
+        self.attempt: int = 0
+        self.state: State = QUEUED
         # When the next attempt begins, in state BACKOFF.
         self.wakes_at: float
         # After a failure another attempt may begin before that. FOREVER: the failure policy alone decides.
-        self.retry_until = FOREVER
+        self.retry_until: float = FOREVER
         # While its handler runs under a time limit.
         self.limit: TimeLimit | None = None
         # How many things keep its pass waiting that are none of its own: a free thread, a turn of the event loop.
-        self.waits = 0
+        self.waits: int = 0
         # None in state QUEUED; with it comes its part in the slots.
         self.task: asyncio.Task[None] | None = None
         self.share: Share

@@ -20,10 +20,10 @@ class Pool:
     __slots__ = ("active", "limit", "most_reserved", "reserved", "running")
 
     def __init__(self, limit: float, most_reserved: float) -> None:
-        self.limit = limit
-        self.most_reserved = most_reserved
-        self.reserved = 0
-        self.running = 0
+        self.limit: float = limit
+        self.most_reserved: float = most_reserved
+        self.reserved: int = 0
+        self.running: int = 0
         # Those that have records, or had some lately.
         self.active: dict[Share, None] = {}
 
@@ -62,14 +62,14 @@ class Slots:
     """
 
     def __init__(self, limit: int, most_reserved: float) -> None:
-        self.semaphore = asyncio.Semaphore(limit) if limit else None
-        self.everybody = Pool(limit or float("inf"), limit or most_reserved)
+        self.semaphore: asyncio.Semaphore | None = asyncio.Semaphore(limit) if limit else None
+        self.everybody: Pool = Pool(limit or float("inf"), limit or most_reserved)
         self.waiting: dict[Share, None] = {}
-        self.ticks = 0
+        self.ticks: int = 0
         self._turns = 0
         self.fetchers: list[asyncio.Future[Any]] = []
         self._pools: dict[Hashable, Pool] = {}
-        self.unshared = self.share()
+        self.unshared: Share = self.share()
         self.released = 0
         """How often a slot was let go; while that stays the same, nothing comes to an end."""
 
@@ -143,11 +143,11 @@ class Share:
         self._slots = slots
         self._everybody = slots.everybody
         self._pool = pool
-        self.reserved = 0
-        self.running = 0
+        self.reserved: int = 0
+        self.running: int = 0
         # At which tick it had a record last, and at which turn it was handed a slot.
-        self.seen = -1
-        self.turn = 0
+        self.seen: int = -1
+        self.turn: int = 0
         self.queue: OrderedDict[asyncio.Future[Any], None] = OrderedDict()
 
     # -- for who fetches -----------------------------------------------------------------------------------------

@@ -89,9 +89,9 @@ class _Limit:
         self._left_sec = limit_sec
         self._complaint: asyncio.TimerHandle | None = None
         # asyncio's own, but started by this limit's timer: once it has cancelled the task, that place is lost.
-        self.scope = asyncio.timeout(None)
+        self.scope: asyncio.Timeout = asyncio.timeout(None)
         self._place = ""
-        self.is_over = False
+        self.is_over: bool = False
         self._is_cancelled = False
 
     def pause(self) -> None:

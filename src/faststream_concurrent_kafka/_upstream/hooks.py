@@ -10,10 +10,10 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
-from aiokafka import ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import CommitFailedError
 from aiokafka.util import commit_structure_validate
 
+from faststream_concurrent_kafka._kafka_types import ConsumerRebalanceListener, TopicPartition
 from faststream_concurrent_kafka._upstream.consumers import NO_GENERATION, assignment_of
 
 

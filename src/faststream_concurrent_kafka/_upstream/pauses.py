@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from aiokafka import TopicPartition
+from faststream_concurrent_kafka._kafka_types import TopicPartition
 
 
 class Reason(enum.Flag):
