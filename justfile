@@ -57,12 +57,14 @@ build:
 
 # The tests that need no broker, with fewer random examples than `test`: half a minute
 test-unit *args:
-    {{ uv }} run pytest tests/unit --numprocesses=logical --dist=worksteal "$@"
+    {{ uv }} run pytest tests/unit --numprocesses=logical --no-loadscope-reorder "$@"
 
 # All tests, or those that pytest's arguments choose: in Docker Compose where it answers, else on this machine
 test *args:
     #!/usr/bin/env bash
     set -euo pipefail
+    # More workers than two cores: most tests wait. Tests that share brokers of their own stay together.
+    set -- --numprocesses=4 --no-loadscope-reorder "$@"
     set -- --hypothesis-profile={{ if env("CI", "") == "" { "thorough" } else { "ci" } }} "$@"
     # `docker --version` answers without an engine, `docker info` without the compose plugin, that one without an engine
     answers() { docker info && docker compose version; }
@@ -72,6 +74,19 @@ test *args:
     else
         {{ uv }} run pytest "$@"
     fi
+
+# Run all tests so many times; print what failed, and how long each run took
+flaky runs="10" *args:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    logs=$(mktemp -d) red=0
+    for run in $(seq {{ runs }}); do
+        {{ just_executable() }} --justfile {{ quote(justfile()) }} test "${@:2}" >"$logs/$run" 2>&1 || red=$((red + 1))
+        grep -E '^(FAILED|ERROR) ' "$logs/$run" || true
+        echo "run $run: $(grep -E ' in [0-9.]+s' "$logs/$run" | tail -n 1)"
+    done
+    echo "$red of {{ runs }} runs were red; all output is in $logs"
+    [ "$red" = 0 ]
 
 # The same with branch coverage
 test-branch *args:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from uuid import uuid4
 
 import pytest
@@ -10,6 +10,7 @@ from hypothesis import settings
 
 from testkit.brokers import ApacheKafka, choose_broker, create_topic
 from testkit.brokers.apache import java_and_maven_answer
+from tests.running import SLOW_SEC, Scheduling, slow_without_reason, turn
 
 
 # CI runs the same examples every time, `just test` (--hypothesis-profile=thorough) as many random ones, and a bare
@@ -35,10 +36,30 @@ def pytest_report_header(config):
     return config.stash[_LINE]
 
 
-def pytest_collection_modifyitems(items):
+def pytest_xdist_make_scheduler(config, log):
+    return Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(config, items):
     for item in items:
         if not _NEEDS_BROKER.isdisjoint(item.fixturenames):
             item.add_marker("integration")
+    if _is_worker(config):
+        # A slow test that begins first ends before the others; one that runs alone waits for few others at the end.
+        items.sort(key=lambda item: (item.get_closest_marker("alone") is not None, not item.get_closest_marker("slow")))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # the time limit of a test begins with its turn
+def pytest_runtest_protocol(item):
+    is_alone = item.get_closest_marker("alone") is not None
+    with turn(item.config.rootpath / ".pytest_cache", is_alone=is_alone) if _is_worker(item.config) else nullcontext():
+        return (yield)
+
+
+def pytest_terminal_summary(terminalreporter):
+    reports = [each for some in terminalreporter.stats.values() for each in some if hasattr(each, "duration")]
+    for nodeid, seconds in slow_without_reason(reports).items():
+        terminalreporter.write_line(f"{seconds:.0f} s, over {SLOW_SEC} s without a mark slow(reason): {nodeid}")
 
 
 def pytest_runtest_setup(item):
@@ -91,6 +112,10 @@ def new_topic(request):
         return name
 
     return create
+
+
+def _is_worker(config):
+    return hasattr(config, "workerinput")
 
 
 def _in_ci():

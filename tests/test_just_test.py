@@ -48,7 +48,7 @@ def run_just_test(folder, *, docker=None, **environ):
     return call
 
 
-HERE = "uv run pytest --hypothesis-profile=thorough -k one or other"
+HERE = "uv run pytest --hypothesis-profile=thorough --numprocesses=4 --no-loadscope-reorder -k one or other"
 IN_COMPOSE = f"docker compose run --build --rm -e CI app {HERE}"
 
 

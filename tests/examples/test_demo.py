@@ -19,6 +19,8 @@ from examples.demo.picture import LivePicture, Picture, Snapshot, make_picture
 from tests.examples.programs import ROOT
 
 
+pytestmark = pytest.mark.alone  # it has to end within a minute
+
 DEMO_SEC = 60
 
 
