@@ -143,7 +143,7 @@ def what_has_not_begun_is_not_dropped(patch: pytest.MonkeyPatch) -> None:
 
 
 # It takes a stop, or another rebalance, and a handler that outlasts the one before and fails: a seed in a thousand.
-@mutant("nothing begins in a partition that is gone", first=2000, within=50)
+@mutant("nothing begins in a partition that is gone", first=2140, within=50)
 def what_outlasts_a_rebalance_is_tried_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Record, "is_fenced", property(lambda _self: False))
 

@@ -1,0 +1,141 @@
+"""All that a partition decides, against an oracle that remembers it by brute force (I1, I2, I3, I7, I8, I9)."""
+
+import dataclasses
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from faststream_concurrent_kafka._commit.admission import Admission
+from faststream_concurrent_kafka._partition.state import AGAIN_SEC, Partition
+
+
+KEY = ("orders", 0)
+
+
+@dataclasses.dataclass(eq=False)
+class Run:
+    """A record whose work goes on: for its own admission, or the one of a later delivery."""
+
+    offset: int
+    admission: Admission
+
+
+class OnePartition(RuleBasedStateMachine):
+    """A broker's log without gaps, its committed offset, and a consumer that is assigned the partition and loses it."""
+
+    def __init__(self):
+        super().__init__()
+        self.partition: Partition[Admission] = Partition()
+        self.committed = 0
+        self.position = 0
+        self.is_assigned = False
+        # Unfinished, of this assignment (also before a seek), or of an earlier one.
+        self.running: list[Run] = []
+        self.outlived: list[Run] = []
+        # Finished in this process since the last seek.
+        self.finished: set[int] = set()
+        self.sent: list[tuple[object, int]] = []
+
+    @precondition(lambda self: not self.is_assigned)
+    @rule(by_others=st.integers(0, 3))
+    def assign(self, by_others):
+        """Get the partition, perhaps after another member has committed something."""
+        self.committed = self.position = self.committed + by_others
+        self.partition.begin(self.committed, is_committed=True)
+        self.is_assigned = True
+        self.sent = []
+
+    @precondition(lambda self: self.is_assigned)
+    @rule()
+    def deliver(self):
+        """Admit the next record: run it, unless it has finished here or still runs."""
+        offset, self.position = self.position, self.position + 1
+        admission = Admission(KEY, offset, identity=offset, timestamp=offset)
+        earlier = self.partition.admit(admission)
+        outlived = next((run for run in self.outlived if run.offset == offset), None)
+        if earlier is not None and (earlier.entry is None or earlier.entry.is_finished):
+            assert offset in self.finished, "taken for finished"
+            admission.is_finished = True
+            admission.ledger.complete(offset)
+            return
+        assert offset not in self.finished, "handled again"
+        if earlier is not None:
+            assert outlived is not None
+            assert outlived.admission is earlier.entry
+            self.outlived.remove(outlived)
+        else:
+            assert outlived is None, "run beside itself"
+        self.running.append(Run(offset, admission))
+
+    @rule(number=st.integers(0, 100), is_outlived=st.booleans())
+    def finish(self, number, is_outlived):
+        """End one of the records that run."""
+        runs = self.outlived if is_outlived else self.running
+        if runs:
+            run = runs.pop(number % len(runs))
+            run.admission.is_finished = True
+            run.admission.ledger.complete(run.offset)
+            self.finished.add(run.offset)
+
+    @precondition(lambda self: self.is_assigned)
+    @rule(is_answered=st.booleans())
+    def commit(self, is_answered):
+        """Commit what is to be committed; the answer may get lost."""
+        to_commit = self.partition.to_commit(with_metadata=False)
+        if to_commit is None:
+            return
+        sent = self.partition.prepare(metadata_limit=0, with_metadata=False, made_since=0.0, now=0.0)
+        assert sent is not None
+        assert (sent.frontier, sent.value()) == (to_commit, to_commit)
+        self.committed = sent.frontier
+        if is_answered:
+            sent.ledger.ack(sent.frontier, sent.finished)
+            assert self.partition.to_commit(with_metadata=False) is None
+
+    @precondition(lambda self: self.is_assigned)
+    @rule()
+    def revoke(self):
+        """Lose the partition: what runs goes on."""
+        self.partition.end_epoch()
+        assert self.partition.to_commit(with_metadata=False) is None
+        self.is_assigned = False
+        # What another member may have committed past them does not come back here.
+        self.outlived += self.running
+        self.running = []
+
+    @precondition(lambda self: self.is_assigned and not self.running and not self.outlived and self.position)
+    @rule(back=st.integers(1, 5))
+    def seek_back(self, back):
+        """Have records delivered once more: all of them are wanted."""
+        self.partition.forget()
+        self.position = max(0, self.position - back)
+        self.finished = {offset for offset in self.finished if offset < self.position}
+
+    @rule(since=st.floats(0, 10), later_sec=st.floats(0, 10))
+    def refuse(self, since, later_sec):
+        """Have a commit refused: it is news once, and its age is that of the first time."""
+        known = self.partition.refusal
+        assert self.partition.refuse("refused", since=since, now=since + later_sec) == (known is None)
+        refusal = self.partition.refusal
+        assert refusal is not None
+        assert refusal.again_at == since + later_sec + AGAIN_SEC
+        assert refusal.since == (since if known is None else known.since)
+
+    @invariant()
+    def marks_are_in_order(self):
+        """The frontier is the first record that runs, and nothing else is to be committed."""
+        ledger = self.partition.ledger
+        assert (ledger is not None) == self.is_assigned
+        if ledger is None:
+            return
+        first = min((run.offset for run in self.running), default=ledger.admitted)
+        assert ledger.frontier == first <= ledger.admitted
+        assert ledger.acked <= ledger.frontier
+        to_commit = self.partition.to_commit(with_metadata=False)
+        assert to_commit == (first if first > ledger.acked else None)
+        assert ledger.window <= ledger.admitted - ledger.acked
+
+
+TestOnePartition = OnePartition.TestCase
+TestOnePartition.settings = settings(max_examples=50, stateful_step_count=60, deadline=None)
