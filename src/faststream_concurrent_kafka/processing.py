@@ -20,6 +20,7 @@ from faststream_concurrent_kafka._kafka_types import AnyRecord
 from faststream_concurrent_kafka._record.failure import Failures
 from faststream_concurrent_kafka._record.in_flight import InFlight
 from faststream_concurrent_kafka._record.record import (
+    NACKED,
     UP_TO_POLICY,
     Outcome,
     Record,
@@ -31,7 +32,7 @@ from faststream_concurrent_kafka._record.record import (
     records_in,
 )
 from faststream_concurrent_kafka._record.slots import Slots
-from faststream_concurrent_kafka._record.state import READY
+from faststream_concurrent_kafka._record.state import READY, RUNNING
 from faststream_concurrent_kafka._record.threads import Threads
 from faststream_concurrent_kafka._record.time_limit import TimeLimits
 from faststream_concurrent_kafka._record.topic_group import for_group
@@ -54,6 +55,8 @@ logger: logging.Logger = logging.getLogger("faststream_concurrent_kafka")
 _TICK_SEC = 1.0
 # Where handlers take their time, the warning that they do comes once an hour.
 HUNG_AGAIN_SEC = 3600.0
+# An attribute of an Enum class is looked up slowly before Python 3.12, and these are used for every record.
+_DONE, _NOT_DONE = Outcome.DONE, Outcome.NOT_DONE
 _MOST_LOOKED_AT = 1000
 _MOST_PLACES = 5
 # An event loop that has been blocked for so long is not late, but stuck.
@@ -396,17 +399,18 @@ class KafkaConcurrentHandler:
         record.share = self.slots.unshared if record.source is None else record.source.share
         record.share.reserve()
         record.get_ready()
-        record.task = self.background.create_task(self._own(record), context=record.context)
+        # One name for all: asyncio would format a number for each.
+        record.task = self.background.create_task(self._own(record), name="kafka-record", context=record.context)
 
     async def _own(self, record: Record) -> None:
         # A task factory may have started it before anybody else has it.
         record.task = asyncio.current_task()
         current_record.set(record)
         share = record.share
-        outcome = Outcome.NOT_DONE
+        outcome = _NOT_DONE
         try:
             while True:
-                outcome, error = Outcome.NOT_DONE, None
+                outcome, error = _NOT_DONE, None
                 await share.take()
                 try:
                     if record.attempt == 0 and record.is_passed_over:
@@ -417,6 +421,11 @@ class KafkaConcurrentHandler:
                     error = raised
                 finally:
                     share.leave()
+                message = record.message
+                if error is None and record.state is RUNNING and (message is None or message.committed is not NACKED):
+                    # What nearly every pass comes to: `outcome_of` says the same.
+                    outcome = _DONE
+                    break
                 outcome = self._meaning_of(record, error)
                 if outcome in UP_TO_POLICY:
                     record.fail()

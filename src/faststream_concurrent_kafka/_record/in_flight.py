@@ -17,6 +17,8 @@ logger = logging.getLogger("faststream_concurrent_kafka")
 # For handlers that go on after they were cancelled: they are cancelled again until this has passed.
 CANCELLATION_GRACE_SEC = 1.0
 _LONGEST_WAIT_SEC = 0.2
+# An attribute of an Enum class is looked up slowly before Python 3.12, and this one is used for every record.
+_DONE = Outcome.DONE
 
 
 class InFlight:
@@ -99,7 +101,7 @@ class InFlight:
         state = record.state
         if state is ENDED:
             return
-        is_cancelled_by_others = outcome is not Outcome.DONE and record.is_cancelled_by_others
+        is_cancelled_by_others = outcome is not _DONE and record.is_cancelled_by_others
         record.state = ENDED
         del self._records[record]
         source = record.source
@@ -110,7 +112,7 @@ class InFlight:
         if self._drains and not (source is not None and source.in_flight):
             for changed in self._drains:
                 changed.set()
-        if outcome is Outcome.DONE:
+        if outcome is _DONE:
             for admission in record.admissions:
                 self._complete(admission)
             return

@@ -129,6 +129,9 @@ class Outcome(enum.Enum):
 
 UP_TO_POLICY = frozenset({Outcome.FAILED, Outcome.NACKED})
 
+# An attribute of an Enum class is looked up slowly before Python 3.12, and this one is used for every record.
+NACKED = AckStatus.NACKED
+
 # For `Record.retry_until`.
 NEVER, FOREVER = float("-inf"), float("inf")
 
@@ -320,7 +323,7 @@ def outcome_of(record: Record, error: BaseException | None) -> Outcome:
         return Outcome.NOT_DONE
     # Under other ack policies FastStream acknowledges by itself, and nack() moves the consumer back.
     acknowledged = record.message.committed if isinstance(record.message, KafkaAckableMessage) else None
-    if acknowledged is AckStatus.NACKED:
+    if acknowledged is NACKED:
         return Outcome.NACKED if record.source is None or record.source.commits else Outcome.DONE
     if isinstance(error, NackMessage):
         return Outcome.NACKED

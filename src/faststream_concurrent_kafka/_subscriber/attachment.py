@@ -248,7 +248,7 @@ class SubscriberAttachment:
             if admission is None:
                 return
             admissions = (admission,)
-        wanted = for_group(raw, self.subscriber.group_id)
+        wanted = for_group(raw, self.subscriber.group_id) if raw.headers else raw
         if wanted is None:
             self.complete(admissions)
         else:
@@ -283,7 +283,7 @@ class SubscriberAttachment:
         return tuple(wanted), admissions, tuple(delivered)
 
     def _handle(self, raw: Any, admissions: Sequence[Admission], delivered: Any) -> None:
-        order_keys = self.order_keys_of(raw)
+        order_keys = () if self.settings.ordering == "unordered" else self.order_keys_of(raw)
         self.handler.submit(
             Record(raw, self.process, source=self, admissions=admissions, order_keys=order_keys, delivered=delivered)
         )
