@@ -12,7 +12,7 @@ from testkit.oracle import Claim
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 async def test_stops_kills_freezes_and_broker_faults_lose_nothing_and_keep_the_order(own_kafka, tmp_path):
     """None lost, none out of order, none twice by the same process or after a clean stop; and there were faults."""
     asked = RunSettings(seed=int(os.environ.get("CHAOS_SEED", "24")), minutes=0.4, records=12_000, gap_sec=2.8)

@@ -57,13 +57,13 @@ async def test_a_full_batch_is_committed_before_its_time(cluster, new_broker, ne
             pass
 
     async with serving(broker, commit_batch_size=10, commit_batch_timeout_sec=600):
-        await cluster.send(topic, range(20))
-        await cluster.until_committed(topic, {0: 20})
+        await cluster.send(topic, range(10))
+        await cluster.until_committed(topic, {0: 10})
         await cluster.send(topic, range(9))
-        await seen.until(29)
-        assert await cluster.committed(topic) == {0: 20}
+        await seen.until(19)
+        assert await cluster.committed(topic) == {0: 10}
         await cluster.send(topic, range(1))
-        await cluster.until_committed(topic, {0: 30})
+        await cluster.until_committed(topic, {0: 20})
 
 
 async def test_a_single_record_is_committed_when_its_time_has_passed(cluster, new_broker, new_topic):

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from faststream_concurrent_kafka._commit.loop import CommitLoop
 from faststream_concurrent_kafka._partition.ledger import PartitionLedger
 from faststream_concurrent_kafka._record import ordering
 from faststream_concurrent_kafka._record.failure import Failures
@@ -151,13 +152,10 @@ def the_observer_outlives_a_stop(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(KafkaConcurrentHandler, "_stop", stop_)
 
 
-@mutant("commits go forward", "committed before partitions go")
+@mutant("commits go forward", "committed before partitions go", "no task is left")
 def commits_are_not_held_over_a_rebalance(patch: pytest.MonkeyPatch) -> None:
-    async def hold(_self: Any, _consumer: Any) -> None:
+    async def nothing(*_arguments: Any) -> None:
         pass
 
-    async def cancel_request(offsets: Any) -> None:
-        offsets.cancel_retry()
-
-    patch.setattr(KafkaBatchCommitter, "hold", hold)
-    patch.setattr(KafkaBatchCommitter, "_cancel_request", staticmethod(cancel_request))
+    patch.setattr(KafkaBatchCommitter, "hold", nothing)
+    patch.setattr(CommitLoop, "_cancel", nothing)

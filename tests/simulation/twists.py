@@ -16,6 +16,7 @@ Twist = Literal[
     "one refused",
     "wide gaps",
     "another tail",
+    "thrown out",
     "polls",
     "late",
     "pauses",
@@ -27,7 +28,8 @@ Twist = Literal[
 ]
 _HAS_ONE = 0.45
 _HAS_TWO = 0.1
-# Not yet: "another tail", which is played alone, and "late", whose records the handler of these worlds does not know.
+# Not yet: "another tail" and "thrown out", which are played alone, and "late", whose records the handler of these
+# worlds does not know.
 _DRAWN: tuple[Twist, ...] = (
     "latest",
     "one refused",
@@ -145,6 +147,18 @@ def _another_tail(plan: Plan, rng: random.Random) -> Plan:
     return plan
 
 
+def _thrown_out(plan: Plan, rng: random.Random) -> Plan:
+    """A member loses its membership unnoticed; another one takes over, commits, and leaves the group empty."""
+    events = list(plan.events)
+    for _ in range(rng.choice([2, 4])):
+        at = rng.uniform(0.1, 0.8) * plan.ends_at
+        events.append(_event(rng, at - rng.choice([0.0, 0.5]), "start", slot=1))
+        events.append(_event(rng, at, "lose membership", slot=rng.choice([0, 0, 1])))
+        leaves_at = at + rng.choice([0.05, 0.3, 1.0, 3.0]) * rng.random()
+        events.append(_event(rng, leaves_at, rng.choice(["stop", "stop", "lose membership"]), slot=1))
+    return dataclasses.replace(plan, events=tuple(events))
+
+
 def _polls(plan: Plan, rng: random.Random) -> Plan:
     """Handlers, drains and stops may all outlast what a member may take between two fetches."""
     return dataclasses.replace(plan, max_poll_sec=rng.choice([0.3, 0.8, 2.0]))
@@ -239,6 +253,7 @@ _TWISTS: dict[Twist, Callable[[Plan, random.Random], Plan]] = {
     "one refused": _one_refused,
     "wide gaps": _wide_gaps,
     "another tail": _another_tail,
+    "thrown out": _thrown_out,
     "polls": _polls,
     "late": _late,
     "pauses": _user_does("pause"),
