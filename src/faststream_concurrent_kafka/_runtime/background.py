@@ -1,4 +1,4 @@
-"""Tasks and timers in contexts of their own, not in that of the code which creates them."""
+"""Tasks and callbacks in contexts of their own, not in that of the code which creates them."""
 
 import asyncio
 import contextvars
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Background:
-    """Creates tasks and timers in the context (of `contextvars`) in which it was made itself.
+    """Creates tasks and callbacks in the context (of `contextvars`) in which it was made itself.
 
     asyncio would copy the context of the caller, which may be the task of a record: what its handler has set would be
     seen by the next record, and kept alive.
@@ -27,10 +27,6 @@ class Background:
 
     def _create(self, work: Coroutine[Any, Any, Any], name: str | None) -> asyncio.Task[Any]:
         return self._loop.create_task(work, name=name)
-
-    def call_later(self, delay_sec: float, callback: Callable[..., object], *arguments: Any) -> asyncio.TimerHandle:
-        """Call something later, in the context."""
-        return self._loop.call_later(delay_sec, callback, *arguments, context=self.context)
 
     def call_soon(self, callback: Callable[..., object], *arguments: Any) -> asyncio.Handle:
         """Call something at the next turn of the loop, in the context."""
