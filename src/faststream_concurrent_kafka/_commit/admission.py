@@ -1,4 +1,4 @@
-"""`Admission`: one record on its way to being committed."""
+"""`Admission`: a delivered record whose offset is to be committed."""
 
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Protocol
@@ -30,10 +30,10 @@ class Consumer(Protocol):
 
 
 class Admission:
-    """A record that was delivered: from `KafkaBatchCommitter.admit` on, nothing is committed past it.
+    """A delivered record: from `KafkaBatchCommitter.admit` to `complete`, no commit passes its offset.
 
-    `KafkaBatchCommitter.complete` ends that. `identity` tells the record from another one at the same offset. Without
-    its `timestamp`, in milliseconds, commit metadata says nothing of the records behind it.
+    `identity` distinguishes the record from another one at the same offset. Without its `timestamp` (milliseconds),
+    commit metadata can't list the records behind it that have finished.
     """
 
     __slots__ = (
@@ -55,14 +55,14 @@ class Admission:
         self.identity: int = identity
         self.timestamp: int | None = timestamp
         self.is_finished: bool = False
-        # These are known when it is admitted.
+        # Set by `KafkaBatchCommitter.admit`.
         self.ledger: PartitionLedger[Admission]
         self.loop: CommitLoop
         self.admitted_at: float
 
     @property
     def is_fenced(self) -> bool:
-        """Whether its epoch is over: nothing that is done for the record can be committed any more."""
+        """Whether its epoch is over, so that its offset can't be committed any more."""
         return self.ledger.closed
 
     @property

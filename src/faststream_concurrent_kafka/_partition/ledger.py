@@ -4,12 +4,13 @@ Three marks, all "next to read" offsets in delivery order:
 
     acked <= frontier <= admitted    (I1)
 
-`frontier` is the first unfinished offset (or one past the last admitted one), so committing it never passes
-unfinished work. `acked` is what the broker has confirmed; between the two lies what a crash would run again.
+`frontier` is the first unfinished offset (or one past the last admitted one), so committing it never passes unfinished
+work. `acked` is what the broker has confirmed; after a crash, the records between the two are handled again.
 
-One ledger serves one epoch: an assignment of the partition up to its revocation, a seek back or a reset. The next
-epoch gets a new ledger; the old one may still be completed by its running records, and commits nothing any more. Where
-the position has moved within one assignment, they go on to pin the frontier, from behind.
+One ledger serves one epoch: from the assignment of the partition to its revocation, a seek back or a reset. The next
+epoch has a new ledger; records that still run complete the old one, from which nothing is committed any more. Where the
+position has moved within one assignment, the unfinished records of the old ledger also hold back the frontier of the
+new one.
 
 Invariants: I1, I2, I3, I4, I5, I6, I7, I32.
 """
@@ -24,10 +25,10 @@ T = TypeVar("T")
 
 
 class PartitionLedger(Generic[T]):
-    """Offsets of one partition in one epoch; every operation is O(1) amortised.
+    """The offsets of one partition in one epoch; every operation is O(1) amortised.
 
-    `T` is whatever the caller wants to find again by its unfinished offset. Offsets are admitted in delivery order,
-    so gaps (transactions, compaction) are nothing special; only an offset at or below the last one is refused.
+    `T` is the caller's object for an unfinished offset. Offsets are admitted in delivery order; gaps (transactions,
+    compaction) need no special case, and an offset at or below the last admitted one is refused.
     """
 
     __slots__ = (
@@ -53,47 +54,48 @@ class PartitionLedger(Generic[T]):
     def __init__(
         self, first_offset: int, *, is_committed: bool = True, behind: "PartitionLedger[T] | None" = None
     ) -> None:
-        """Begin an epoch at an offset; `behind` is the last one of the same assignment, whose records may still run."""
-        # Everything below belongs to others.
+        """Begin an epoch at an offset; records of `behind`, the last ledger of the assignment, may still run."""
+        # Offsets below were committed before this epoch.
         self.acked: int = first_offset
         self.admitted: int = first_offset
-        # Whether the broker has an offset of this epoch; else the first one is to be committed as it is.
+        # Whether the broker has a committed offset of this epoch; if not, the first one has to be committed as it is.
         self.is_committed: bool = is_committed
-        # The last offset that a commit was sent with: the broker may have it, without our knowing.
+        # The offset of the last commit that was sent: the broker may have it although no answer has come.
         self.sent: int = first_offset if is_committed else -1
         self.closed: bool = False
-        # How many records have finished, and how many had when what the broker has confirmed was sent.
+        # How many records have finished, and how many had finished when the last confirmed commit was sent.
         self.finished: int = 0
         self.finished_acked: int = 0
-        # How far a commit should go to be made at once, while the window is full; 0 = it is not.
+        # While the window is full: how many places a commit has to free to be sent at once; else 0.
         self.room_wanted: int = 0
         # The first record that was left undone, if any, and why.
         self.stopped_at: int | None = None
         self.stopped_because: str = ""
-        # Offsets in delivery order, from the last acknowledged one on, and beside each what tells its record from
-        # another one at the same offset: 120 bytes, which is all that is kept of a finished record while an older one
-        # is stuck. A plain dict would do for `_unfinished`, but finding its first key again and again while keys are
-        # removed from its front is quadratic.
+        # Unacknowledged offsets in delivery order, and the identity of each record. This is all that is kept of a
+        # finished record while an older one is stuck: 120 bytes. `_unfinished` is no plain dict: to find the first key
+        # of a dict is quadratic while keys are removed from its front.
         self._unacked: deque[int] = deque()
         self._identities: deque[int] = deque()
-        # Their time stamps, by which the next owner of the partition recognises them, and the largest one of all.
+        # The time stamps of these records, by which the next owner of the partition recognises them, and the largest
+        # one.
         self._timestamps: deque[int | None] = deque()
         self.newest: int | None = None
         self._unfinished: OrderedDict[int, T] = OrderedDict()
         self._behind: PartitionLedger[T] | None = None
         self._next: PartitionLedger[T] | None = None
         if behind is not None and behind.stopped_at is None and behind.pin is not None:
-            # What was left undone before the position moved was passed over on purpose; what still runs was not.
+            # Where a record was left undone, the user has moved the position past it on purpose: then nothing is held
+            # back.
             self._behind, behind._next = behind, self  # noqa: SLF001 - its own class
 
     def admit(self, offset: int, entry: T, identity: int = 0, timestamp: int | None = None) -> None:
-        """Note a delivered record that pins the frontier until it is completed.
+        """Add a delivered record, which pins the frontier until it is completed.
 
-        `identity` tells it from another record at the same offset, of a topic that was truncated or made anew; so does
-        its `timestamp`, in milliseconds, in another process.
+        `identity` distinguishes it from another record at the same offset, in a topic that was truncated or recreated;
+        its `timestamp` (milliseconds) does so in another process.
 
         Raises:
-            ValueError: the offset was passed already in this epoch.
+            ValueError: the offset is below one that was admitted in this epoch.
 
         """
         if offset < self.admitted:
@@ -107,19 +109,19 @@ class PartitionLedger(Generic[T]):
         self._unfinished[offset] = entry
 
     def complete(self, offset: int) -> None:
-        """Note that the record at `offset` needs no more work. Once only (I4).
+        """Mark the record at `offset` as finished; at most once (I4).
 
         Raises:
-            KeyError: the offset is not unfinished here.
+            KeyError: the ledger has no unfinished record at this offset.
 
         """
         del self._unfinished[offset]
         self.finished += 1
 
     def ack(self, offset: int, finished: int = 0) -> None:
-        """Note that the broker has confirmed `offset` as committed; what lies below is forgotten (I32).
+        """Take `offset` as confirmed by the broker, and forget the records below it (I32).
 
-        `finished` is how many records had finished when that was sent.
+        `finished` is how many records had finished when the commit was sent.
         """
         self.is_committed = True
         self.finished_acked = max(self.finished_acked, finished)
@@ -133,7 +135,7 @@ class PartitionLedger(Generic[T]):
             self._timestamps.popleft()
 
     def stop_at(self, offset: int, reason: str = "it was left undone") -> None:
-        """Note that the record at `offset` will not be finished: the frontier stays at or below it (I5)."""
+        """Mark the record at `offset` as left undone: the frontier stays at or below it (I5)."""
         if self.stopped_at is None or offset < self.stopped_at:
             self.stopped_at = offset
             self.stopped_because = reason
@@ -141,7 +143,7 @@ class PartitionLedger(Generic[T]):
             self._next.stop_at(offset, reason)
 
     def stops_before(self, offset: int) -> bool:
-        """Whether a record below `offset` will not be finished, so that all from there on is delivered again."""
+        """Whether a record below `offset` was left undone, so that the records from it on are delivered again."""
         return self.stopped_at is not None and self.stopped_at < offset
 
     @property
@@ -152,7 +154,7 @@ class PartitionLedger(Generic[T]):
 
     @property
     def pin(self) -> int | None:
-        """The first unfinished offset, also of the epochs before this one while their records run (I7)."""
+        """The first unfinished offset, of this ledger or of the earlier ones of the same assignment (I7)."""
         own = next(iter(self._unfinished), None)
         earlier = None if self._behind is None else self._behind.pin
         if earlier is None:
@@ -162,32 +164,32 @@ class PartitionLedger(Generic[T]):
 
     @property
     def is_held_back(self) -> bool:
-        """Whether it is a record of an earlier epoch that pins the frontier."""
+        """Whether an unfinished record of an earlier epoch pins the frontier."""
         return self._behind is not None and self.frontier < next(iter(self._unfinished), self.admitted)
 
     @property
     def window(self) -> int:
-        """How many records were admitted and are not below an acknowledged offset."""
+        """How many admitted records are not acknowledged."""
         return len(self._unacked)
 
     @property
     def unfinished(self) -> int:
-        """How many admitted records still need work."""
+        """How many admitted records are unfinished."""
         return len(self._unfinished)
 
     def unfinished_offsets(self) -> Iterator[int]:
-        """Yield the offsets that need more work, in delivery order."""
+        """Yield the unfinished offsets, in delivery order."""
         yield from self._unfinished
 
     def unacked(self) -> Iterator[tuple[int, int, T | None]]:
-        """Yield offset, identity and, where it is unfinished, entry of what the broker has not confirmed."""
+        """Yield the offset and identity of each unacknowledged record, and its entry if it is unfinished."""
         for offset, identity in zip(self._unacked, self._identities, strict=True):
             yield offset, identity, self._unfinished.get(offset)
 
     def delivered_from(self, offset: int, most: int) -> tuple[list[tuple[int, int]], bool]:
-        """Return offset and time stamp of so many unacknowledged records from `offset` on, and whether that is all.
+        """Return offset and time stamp of up to `most` unacknowledged records from `offset` on; whether these are all.
 
-        They are spread evenly, and end with the last one.
+        They are evenly spaced, and the last one is always among them.
         """
         first, end = bisect.bisect_left(self._unacked, offset), len(self._unacked)
         step = max(1, -((first - end) // most))
@@ -198,7 +200,7 @@ class PartitionLedger(Generic[T]):
 
     @property
     def last_timestamp(self) -> int | None:
-        """That of the record that was admitted last, unless it is acknowledged."""
+        """The time stamp of the last admitted record; None if it is acknowledged."""
         return self._timestamps[-1] if self._timestamps else None
 
     def first_unfinished(self) -> T | None:

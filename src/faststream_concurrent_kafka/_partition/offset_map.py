@@ -1,18 +1,19 @@
-"""Which offsets above the committed one are finished already, to and from the metadata of a commit. Pure.
+"""Which offsets above the committed one have finished: written to and read from the metadata of a commit. Pure.
 
-A commit says "everything below is finished". What has finished behind an unfinished record would all be handled again
-after a crash, so it travels beside the offset as text, `magic:offset:timestamp:newest:first:packed`:
+A committed offset says that everything below it has finished. Records that have finished behind an unfinished one would
+all be handled again after a crash, so the commit lists them in its metadata, as text
+`magic:offset:timestamp:newest:first:packed`:
 
 - `offset` is the committed one, and `timestamp` that of its record, the first unfinished one as a rule. A map that was
   written for another offset is stale, and one for another record at that offset is of a topic that was truncated or
   made anew.
-- `newest` is the largest time stamp of the records that had been delivered: what has finished can't be newer.
-- `packed` is base64 of zlib, which checks it, of some records that had been delivered, each with the end of its time
-  stamp, and then one bit per offset from `first` on, which is at or below `offset`. What does not fit into the metadata
-  is cut off from the far end: it is only handled again.
+- `newest` is the largest time stamp of all records that had been delivered: a finished record can't be newer.
+- `packed` is base64 of zlib (which has a checksum) of samples, which are delivered records with the low bits of their
+  time stamps, and then of one bit per offset from `first` on, where `first <= offset`. Offsets that do not fit into the
+  metadata are cut off at the far end: those records are only handled again.
 
-A log loses records from its end only (an unclean election), and goes on with others at their offsets. So the records of
-a map are compared as they are delivered: from the first difference on nothing of it is believed.
+A log loses records only at its end (an unclean election), and new records then take their offsets. So the records of a
+map are compared as they are delivered: from the first difference on, the map is ignored.
 
 Invariants: I15.
 """
@@ -28,25 +29,26 @@ MAX_BYTES = 4096
 """What a broker takes, unless its `offset.metadata.max.bytes` says otherwise."""
 
 _MAGIC = "fsck2"
-# Far more than fits into the metadata, far less than hurts: compaction leaves gaps of any size.
+# Bounds the time that a map takes, since compaction leaves gaps of any size; far more than fits into the metadata.
 _MOST_OFFSETS = 2**20
 MOST_SAMPLES = 256
 """Records by which a map can be compared with the log, beside the first one."""
-# The end of a time stamp that is kept of a sample.
+# The low bits of a time stamp, which are kept of a sample.
 _CHECK = 0xFFFF
-# Added to the number of samples when they are all records that had been delivered.
+# Added to the number of samples when they are all the records that had been delivered.
 _ALL = 0x8000
-# In a byte that is not the last one of a number, and how far the first digits of an offset can be shifted.
+# The bit that marks a byte as not the last one of a number; and by how many bits an offset can be shifted at most.
 _MORE, _MOST_SHIFT = 0x80, 63
-# Of `dump`'s bytes, for each sample: packed they take three, as text four, and they may take a quarter.
+# One sample per so many bytes of metadata: a sample takes three bytes packed and four as text, and samples may take a
+# quarter of the metadata.
 _BYTES_PER_SAMPLE = 16
-# Of bits, in bytes.
+# How many bytes of bits the first attempt packs.
 _FIRST_GUESS = 8192
 _MOST_GUESSES = 8
 
 
 class OffsetMap:
-    """The finished ones of the offsets from `base` on; offsets that hold no record may count as finished."""
+    """Which offsets from `base` on have finished; an offset without a record may count as finished."""
 
     __slots__ = ("_all_sampled", "_base", "_bits", "_first", "_is_confirmed", "_newest", "_samples", "_timestamp")
 
@@ -68,7 +70,7 @@ class OffsetMap:
         self._first = base if first is None else first
         self._newest = newest
         self._samples = {} if samples is None else samples
-        # Whether no other record than these was delivered: where none was, none had finished.
+        # Whether the samples are all records that were delivered: then no other record can have finished.
         self._all_sampled = all_sampled
         self._is_confirmed = False
 
@@ -86,11 +88,11 @@ class OffsetMap:
         newest: int | None = None,
         all_delivered: bool = False,
     ) -> Self:
-        """Make the map of what was admitted but the `unfinished` offsets, which are at or above `base`.
+        """Make the map of all admitted offsets from `base` on but the `unfinished` ones.
 
-        `beyond` are the finished ones among those that are not admitted yet, and `earlier` is a map that knows more
-        of them. `delivered` are offsets, in order, and time stamps of records that have been delivered, which may be
-        all of them; `newest` is the largest one of all.
+        `beyond` are finished offsets above the admitted ones, and `earlier` is a map with more of them. `delivered` are
+        offsets and time stamps of delivered records, in order (all of them, or a selection); `newest` is the largest
+        time stamp of all.
         """
         count = min(admitted - base, _MOST_OFFSETS)
         bits = bytearray(b"\xff" * (count // 8 + 1))
@@ -114,7 +116,7 @@ class OffsetMap:
         return cls(base, timestamp, packed.rstrip(b"\0"), newest=newest, samples=samples, all_sampled=all_delivered)
 
     def _or_into(self, bits: bytes, base: int, start: int) -> bytes:
-        """Add what this map knows from `start` on to bits that begin at `base`."""
+        """Add the finished offsets of this map from `start` on to bits that begin at `base`."""
         start = max(start, self._first)
         if start - base >= _MOST_OFFSETS:
             return bits
@@ -157,7 +159,7 @@ class OffsetMap:
         """Return the metadata, with as many offsets as fit into so many bytes, or nearly; empty if none is finished."""
         samples = _thinned(self._samples, min(MOST_SAMPLES, max_bytes // _BYTES_PER_SAMPLE))
         text, fits, whole = "", 0, len(self._bits)
-        # To pack all of a large map only to see that it is too large would be dear: the guess grows, or shrinks.
+        # To pack all of a large map only to find it too large would take too long: begin with a part, and adjust it.
         count = min(whole, _FIRST_GUESS)
         for _ in range(_MOST_GUESSES):
             longer = self._text(count, samples)
@@ -193,8 +195,8 @@ class OffsetMap:
     def claim(self, offset: int, timestamp: int | None) -> bool:
         """Return whether a record that is delivered now, in delivery order, had finished.
 
-        The first one decides: if it is not the record that the map was written for, nothing of it is believed. Nor is
-        the rest of it from the first record on that is not the one that was there.
+        If the first one is not the record that the map was written for, the whole map is ignored. From the first record
+        on that differs from the map's sample, the rest of it is ignored.
         """
         if not self._is_confirmed:
             self._is_confirmed = True
@@ -235,20 +237,20 @@ class OffsetMap:
 
 
 def rebased(metadata: str, base: int, timestamp: int) -> str:
-    """Return what `dump` has returned, for a later committed offset: it is as true as it was."""
+    """Return the metadata that `dump` has returned, for a later committed offset: its bits still hold."""
     magic, _, _, rest = metadata.split(":", 3)
     return f"{magic}:{base}:{timestamp}:{rest}"
 
 
 def _thinned(samples: Mapping[int, int], most: int) -> dict[int, int]:
-    """Choose so many of them, as far apart as can be, the last one among them."""
+    """Choose up to so many of them, evenly spaced, with the last one."""
     offsets = sorted(samples)
     step = max(1, -(-len(offsets) // max(most, 1)))
     return {offset: samples[offset] for offset in offsets[::-1][::step][::-1]} if most else {}
 
 
 def _pack(samples: Mapping[int, int], first: int, *, all_chosen: bool) -> bytes:
-    """Whether they are all, their number, the steps between them, seven bits a byte, the ends of their time stamps."""
+    """Encode whether they are all, their number, the steps between them (seven bits a byte), and their time stamps."""
     packed = bytearray((len(samples) + _ALL * all_chosen).to_bytes(2, "big"))
     for offset in samples:
         step, first = offset - first, offset
@@ -262,7 +264,7 @@ def _pack(samples: Mapping[int, int], first: int, *, all_chosen: bool) -> bytes:
 
 
 def _unpack(packed: bytes, first: int) -> tuple[dict[int, int], bool, bytes]:
-    """Return what `_pack` was given, and what follows it."""
+    """Return the samples that `_pack` has encoded, whether they are all, and the bytes that follow."""
     all_chosen, count = divmod(packed[0] << 8 | packed[1], _ALL)
     place = 2
     if count > MOST_SAMPLES:

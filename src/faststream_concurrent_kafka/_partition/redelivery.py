@@ -1,12 +1,12 @@
-"""What may come back: records of a partition that was revoked before their offsets were committed. Pure.
+"""Records that may be delivered again: their partition was revoked before their offsets were committed. Pure.
 
-A rebalance revokes every partition, also those that this consumer keeps, and they are delivered again from the
-committed offset on. What has finished here, or is still running, must not be run again by this process, whether or not
-another member owned the partition meanwhile.
+aiokafka revokes every partition at a rebalance, also those that this consumer keeps, and delivers their records again
+from the committed offset on. This process must not run a record again that it has finished or still runs, whether or
+not another member owned the partition meanwhile.
 
-Only a delivery that follows from a rebalance is taken for one. If it begins below what the broker has confirmed,
-the position was moved back (a seek, a reset, a truncation), and everything is run; so is a record that is not
-the one that was at its offset.
+Only deliveries after a rebalance count as that. If they begin below the acknowledged offset, the position was moved
+back (a seek, a reset, a truncation), and every record is run; so is a record that is not the one that was at its
+offset.
 
 Invariants: I8, I9.
 """
@@ -26,14 +26,14 @@ class _Left(NamedTuple, Generic[T]):
 
 
 class Earlier(NamedTuple, Generic[T]):
-    """A record that was delivered before."""
+    """What is known of a record that was delivered before."""
 
     entry: T | None
-    """Of the record that had not finished when its partition was revoked; None if it had."""
+    """The entry of the record if it had not finished when its partition was revoked; None if it had."""
 
 
 class Redeliverable(Generic[T]):
-    """Of one partition; holds at most what was admitted and not acknowledged, which the window bounds."""
+    """The records of one partition that may come back: admitted and not acknowledged, so bounded by the window."""
 
     __slots__ = ("_acked", "_begun", "_left", "newest")
 
@@ -42,15 +42,15 @@ class Redeliverable(Generic[T]):
         self._begun = False
         self._left: dict[int, _Left[T]] = {}
         self.newest: int | None = None
-        """The largest time stamp of what was delivered."""
+        """The largest time stamp of all delivered records."""
 
     def __len__(self) -> int:
         """Return how many records may come back."""
         return len(self._left)
 
     def absorb(self, ledger: PartitionLedger[T]) -> None:
-        """Take over what an epoch that ends has not committed."""
-        # What was delivered in it is in it; only what lies behind can still be of an earlier one.
+        """Take over the uncommitted records of an epoch that ends."""
+        # The ledger has everything that was delivered in its epoch; only offsets beyond that can be of an earlier one.
         self._left = {offset: left for offset, left in self._left.items() if offset >= ledger.admitted}
         self._left |= {offset: _Left(identity, entry) for offset, identity, entry in ledger.unacked()}
         self._acked = ledger.acked
@@ -59,19 +59,19 @@ class Redeliverable(Generic[T]):
         self._begun = False
 
     def remaining(self, offset: int) -> Iterator[tuple[int, T | None]]:
-        """Yield offset and entry, as in `Earlier`, of what may still come back from `offset` on."""
+        """Yield offset and entry (as in `Earlier`) of the records from `offset` on that may still come back."""
         return ((left, record.entry) for left, record in self._left.items() if left >= offset)
 
     def begin(self, offset: int) -> None:
-        """Keep what can come back when deliveries begin at this offset."""
+        """Keep the records that can come back when deliveries begin at this offset."""
         if offset < self._acked:
             self._left.clear()
         else:
-            # The position lies behind these: another owner has committed them meanwhile.
+            # These lie below the position: another owner has committed them.
             self._left = {left: record for left, record in self._left.items() if left >= offset}
 
     def claim(self, offset: int, identity: int) -> Earlier[T] | None:
-        """Return what is known of a record that is delivered now, in delivery order; each at most once."""
+        """Return what is known of a record that is delivered now (in delivery order); each at most once."""
         if not self._begun:
             self._begun = True
             self.begin(offset)

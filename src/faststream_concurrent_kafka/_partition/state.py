@@ -1,14 +1,15 @@
 """Everything that is known of one partition of one consumer. Pure: no asyncio, clock, logging or Kafka types.
 
-An epoch is one assignment of the partition, or the time since a seek or a reset. It has a ledger; what is known beside
-it is from before. State changes at once, and what is to be done is returned.
+An epoch is one assignment of the partition, or the time since a seek or a reset in it. Each epoch has a ledger; the
+other attributes hold what is known from earlier epochs and other members. Methods change the state at once and return
+what the caller has to do.
 
-Invariants for the ledger of the present epoch, beside I1 to I7 of `docs/invariants.md`, and I8, I9 and I15 for what is
-delivered again:
+Invariants for the ledger of the present epoch, in addition to I1 to I7 of `docs/invariants.md`, and to I8, I9 and I15
+for records that are delivered again:
 
 - `frontier <= admitted`, and all records below `frontier` are finished, also those of earlier epochs that still run.
 - `acked <= frontier`, unless a record of an earlier epoch of the same assignment holds the frontier back.
-- Only what was finished when it was sent is acknowledged, so `acked` never passes an unfinished record of the epoch.
+- A commit acknowledges only records that had finished when it was sent: `acked` passes no unfinished record.
 - `to_commit` never returns more than `frontier`, and within an epoch never less than was sent before, unless a record
   of an earlier epoch holds the frontier back.
 - `redeliverable`, `restored` and `told` are None after a seek: a user who moves the position wants the records again.
@@ -24,15 +25,15 @@ from faststream_concurrent_kafka._partition.offset_map import MOST_SAMPLES, Offs
 from faststream_concurrent_kafka._partition.redelivery import Earlier, Redeliverable
 
 
-# A refused commit is tried again after so many seconds.
+# Seconds after which a refused commit is sent again.
 AGAIN_SEC = 5.0
-# To make a map takes about so long.
+# About how long it takes to make an offset map.
 _SEC_PER_BYTE = 3e-8
 _SEC_PER_RECORD = 5e-7
 
 
 class Entry(Protocol):
-    """A delivered record, as far as its partition has to know it."""
+    """What `Partition` needs of a delivered record."""
 
     offset: int
     identity: int
@@ -65,7 +66,7 @@ class Sent(NamedTuple, Generic[E]):
     """How many records of the ledger had finished."""
     metadata: str
     is_new: bool
-    """Whether this offset has not been sent before: if the broker has it, it has it from this request."""
+    """Whether this offset was not sent before: if the broker has it, it comes from this request."""
 
     def value(self) -> int | tuple[int, str]:
         """Return it as `consumer.commit` takes it."""
@@ -87,49 +88,50 @@ class Partition(Generic[E]):
     __slots__ = ("ledger", "missing", "redeliverable", "refusal", "restored", "sought", "told")
 
     def __init__(self) -> None:
-        # Of the present epoch; None while the partition is not assigned, or its position is not known.
+        # The ledger of the present epoch; None while the partition is not assigned, or its position is not known.
         self.ledger: PartitionLedger[E] | None = None
-        # What may be delivered again since the partition was revoked.
+        # The records that may be delivered again since the partition was revoked.
         self.redeliverable: Redeliverable[E] | None = None
-        # What had finished above the committed offset when the partition was assigned, whichever member had it before.
+        # Read from commit metadata at the assignment: which records above the committed offset have finished.
         self.restored: OffsetMap | None = None
         # What the last commit has said of the records above its offset.
         self.told: Told | None = None
-        # Whether the user has asked aiokafka to find the beginning or the end, and it has not been found yet.
+        # Whether the user has sought to the beginning or the end, and aiokafka has not found that offset yet.
         self.sought: bool = False
         self.refusal: Refusal | None = None
-        # What commits that have failed since the last success should have committed.
+        # The highest offset of the commits that have failed since the last success.
         self.missing: int | None = None
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing of it has to be kept."""
+        """Whether this object holds nothing that has to be kept."""
         known = (self.ledger, self.redeliverable, self.restored, self.refusal, self.missing)
         return not self.sought and all(each is None for each in known)
 
     # -- epochs --------------------------------------------------------------------------------------------------
 
     def begin(self, offset: int, *, is_committed: bool) -> PartitionLedger[E]:
-        """Begin an epoch: at the committed offset, or at one that is to be committed.
+        """Begin an epoch at an offset that is committed, or that has to be committed first.
 
-        What was finished in the last one of the same assignment says nothing about the records of this one.
+        A second epoch in the same assignment follows from a seek or a reset: its records are handled even if they had
+        finished.
         """
         last = self.ledger
         if last is not None:
-            # Its records that still run go on to pin the offset that may be committed.
+            # Its records that still run go on to pin the frontier.
             last.closed = True
             self.forget()
         elif self.redeliverable is not None:
             self.redeliverable.begin(offset)
             self._drop_redelivered()
         if is_committed and self.missing is not None and offset >= self.missing:
-            # Another member has committed it meanwhile.
+            # Another member has committed that offset.
             self.missing = None
         self.ledger = PartitionLedger[E](offset, is_committed=is_committed, behind=last)
         return self.ledger
 
     def end_epoch(self) -> None:
-        """End the ledger: what still runs of its records commits nothing, unless it is delivered again."""
+        """End the epoch: records that still run are committed only if they are delivered to this process again."""
         if self.ledger is not None:
             self.ledger.closed = True
             self.redeliverable = self.redeliverable or Redeliverable()
@@ -139,7 +141,7 @@ class Partition(Generic[E]):
         self.sought = False
 
     def forget(self) -> None:
-        """Forget what was handled: the records are delivered because the user wants them handled again."""
+        """Forget which records were handled: the user has moved the position, and wants them handled again."""
         self.redeliverable = self.restored = self.told = None
 
     def _drop_redelivered(self) -> None:
@@ -149,10 +151,10 @@ class Partition(Generic[E]):
     # -- records -------------------------------------------------------------------------------------------------
 
     def admit(self, entry: E) -> Earlier[E] | None:
-        """Admit a record, in delivery order; return what is known of it if it was delivered before a rebalance."""
+        """Admit a record, in delivery order; return what is known of it if it was delivered before (a rebalance)."""
         ledger = self.ledger
         if ledger is None or entry.offset < ledger.admitted:
-            # A new assignment, or the position went back: a seek's is kept as soon as something has finished.
+            # A new assignment, or a position that went back.
             ledger = self.begin(entry.offset, is_committed=True)
         entry.ledger = ledger
         ledger.admit(entry.offset, entry, entry.identity, entry.timestamp)
@@ -167,15 +169,15 @@ class Partition(Generic[E]):
         if (restored := self.restored) is not None:
             had_finished = restored.claim(entry.offset, entry.timestamp)
             if restored.ends_before(entry.offset + 1):
-                # All of it has been delivered; or it is not believed any more, and not told again.
+                # All of its records have been delivered; or it does not match the log, and must not be sent again.
                 self.restored = self.told = None
             if had_finished:
-                # Even if it was left undone here, or still runs: another member has finished it since.
+                # Even if this process left it undone or still runs it: another member has finished it since.
                 return Earlier(None)
         return earlier
 
     def _finished_beyond(self, ledger: PartitionLedger[E]) -> Iterator[int]:
-        """Yield what has finished here in an earlier epoch, and has not been delivered in this one; never 0."""
+        """Yield the offsets that finished here in an earlier epoch and were not delivered in this one; never 0."""
         if self.redeliverable is not None:
             for offset, entry in self.redeliverable.remaining(ledger.admitted):
                 if entry is None or entry.is_finished:
@@ -184,36 +186,38 @@ class Partition(Generic[E]):
     # -- commits -------------------------------------------------------------------------------------------------
 
     def to_commit(self, *, with_metadata: bool) -> int | None:
-        """Return the offset to commit; None if the broker knows all that there is to tell."""
+        """Return the offset to commit; None if the broker has it already, with up-to-date metadata."""
         ledger = self.ledger
         if ledger is None:
             return None
         offset = self._offset(ledger, with_metadata=with_metadata)
-        # With metadata, any newly finished record is to be committed.
+        # With metadata, any newly finished record makes the partition dirty.
         is_told = not with_metadata or ledger.finished <= ledger.finished_acked
         return None if offset <= ledger.acked and is_told and ledger.is_committed else offset
 
     def _offset(self, ledger: PartitionLedger[E], *, with_metadata: bool) -> int:
-        """Return the first unfinished offset; or the last one, if something behind it is known to have finished."""
+        """Return the frontier; or the last delivered offset, if records beyond it are known to have finished."""
         if not with_metadata or ledger.unfinished or self.redeliverable is self.restored is None:
             return ledger.frontier
         if ledger.is_held_back or ledger.newest is None:
-            # Where nothing has been delivered: the position.
+            # Without a delivered record there is none to recognise a map by.
             return ledger.frontier
         if ledger.room_wanted and ledger.admitted - 1 <= ledger.acked:
-            # A window of a single record: it has to be acknowledged before there is another.
+            # With a window of one record, that record has to be acknowledged before the next one is fetched.
             return ledger.frontier
         is_restored_over = self.restored is None or self.restored.ends_before(ledger.admitted)
         if is_restored_over and not any(self._finished_beyond(ledger)):
             return ledger.frontier
-        # A map of what has finished further on needs a record to recognise it by: the last delivered one, which is
-        # marked as finished, too.
+        # The map of what has finished further on is recognised by the record at the committed offset. All delivered
+        # records have finished, so the last of them serves: it is committed as not read, and marked as finished in the
+        # map.
         return max(ledger.admitted - 1, ledger.sent)
 
     def prepare(self, *, metadata_limit: int, with_metadata: bool, made_since: float, now: float) -> Sent[E] | None:
-        """Note that the partition is being committed, and return what to send; None if it is not assigned any more.
+        """Return what to send for the partition, and note it as sent; None if the partition is not assigned any more.
 
-        The metadata names what had finished above the offset at `made_since` or later, in up to `metadata_limit` bytes.
+        The metadata takes up to `metadata_limit` bytes. A map that was made at `made_since` or later is sent again,
+        because it takes time to make one.
         """
         ledger = self.ledger
         if ledger is None:
@@ -229,10 +233,10 @@ class Partition(Generic[E]):
     def _tell(
         self, ledger: PartitionLedger[E], frontier: int, limit: int, *, made_since: float, now: float
     ) -> Told | None:
-        """Say what has finished above a frontier; None if nothing has, or nothing tells its record from others."""
+        """Return the map of what has finished above the frontier; None if nothing has, or no record identifies it."""
         restored, redeliverable, newest = self.restored, self.redeliverable, ledger.newest
         if newest is None and restored is not None:
-            # Nothing has been delivered since it was read.
+            # No record was delivered since the metadata was read: send it on.
             return Told(restored.dump(limit), restored.last, ledger.finished, now, 0.0)
         first = ledger.first_unfinished()
         timestamp = ledger.last_timestamp if first is None else first.timestamp
@@ -261,7 +265,7 @@ class Partition(Generic[E]):
         return self.told
 
     def refuse(self, error: str, *, since: float, now: float) -> bool:
-        """Note that the broker has refused an attempt that began at `since`; return whether that is news."""
+        """Note that the broker has refused an attempt that began at `since`; return whether it is the first refusal."""
         is_new = self.refusal is None
         if self.refusal is not None:
             since = self.refusal.since
