@@ -1,4 +1,4 @@
-"""`KafkaBatchCommitter` commits what is finished. Nothing else calls `consumer.commit`."""
+"""`KafkaBatchCommitter` commits the offsets of finished records. Nothing else calls `consumer.commit`."""
 
 import asyncio
 import contextlib
@@ -42,8 +42,8 @@ class TopicAndPartition(Protocol):
 class KafkaCommitTask:
     """A record whose handling is a task (or future), for `KafkaBatchCommitter.send_task`.
 
-    The record is done when that has a result or an exception. If it is cancelled, the record stays unfinished, and
-    nothing is committed past it.
+    The record has finished when the task has a result or an exception. If the task is cancelled, the record stays
+    unfinished, and no commit passes it.
     """
 
     asyncio_task: asyncio.Future[Any]
@@ -53,7 +53,7 @@ class KafkaCommitTask:
 
 
 class KafkaBatchCommitter:
-    """Commits, per consumer and partition, the offset up to which everything is finished.
+    """Commits, per consumer and partition, the offset below which every record has finished.
 
     A commit is sent for a consumer when `commit_batch_size` of its records have finished since the last one, when
     `commit_batch_timeout_sec` seconds have passed since the first of them finished, or on a flush: one request in
@@ -81,7 +81,7 @@ class KafkaBatchCommitter:
         self._renewed_at = 0.0
         self._commit_metadata = commit_metadata
         self._loops: dict[Consumer, CommitLoop] = {}
-        # What `send_task` was given, until it resolves.
+        # The tasks of `send_task` that have not resolved.
         self._tasks: set[asyncio.Future[Any]] = set()
         self._fatal: BaseException | None = None
         self._has_failed = asyncio.Event()
@@ -120,7 +120,7 @@ class KafkaBatchCommitter:
     async def close(self, *, flush_timeout_sec: float = COMMIT_REQUEST_TIMEOUT_SEC) -> None:
         """Commit as `commit_all` does, then end the main task and everything else of the committer. Never raises.
 
-        What is still unfinished then is named in the log: its records are delivered again.
+        The log names the records that are still unfinished then: they will be delivered again.
         """
         if self._main is None:
             return
@@ -154,11 +154,11 @@ class KafkaBatchCommitter:
         return [problem for loop in self._loops.values() for problem in loop.problems(limit_sec, now)]
 
     def deaths(self) -> list[str]:
-        """Name what only a restart of the process brings back: the main task, once it has ended."""
+        """Name the tasks that have ended and that only a restart of the process brings back: the main task."""
         return [] if self._main is None or self.is_alive else [f"the committer has died: {self._fatal!r}"]
 
     def partitions(self) -> list[tuple[str, int, PartitionLedger[Admission]]]:
-        """Return topic, partition and ledger of everything that is consumed now."""
+        """Return topic, partition and ledger of each assigned partition."""
         return [
             (*key, partition.ledger)
             for loop in self._loops.values()
@@ -169,7 +169,7 @@ class KafkaBatchCommitter:
     # -- records -------------------------------------------------------------------------------------------------
 
     async def send_task(self, task: KafkaCommitTask) -> None:
-        """Take a record on, in the order of its delivery: nothing is committed past it before its task has resolved.
+        """Admit a record, in delivery order: no commit passes it before its task has resolved.
 
         Raises:
             CommitterIsDeadError: the main task has died or was never spawned.
@@ -188,7 +188,7 @@ class KafkaBatchCommitter:
     def admit(self, consumer: Consumer, admission: Admission) -> Earlier[Admission] | None:
         """Admit a record, in delivery order: from now on the commit of its partition waits for `complete`.
 
-        Returns what is known of it if it was delivered before a rebalance, and had begun or finished by then.
+        Returns what is known of the record if it was delivered before a rebalance, and had begun or finished by then.
 
         Raises:
             CommitterIsDeadError: the main task has died or was never spawned.
@@ -202,7 +202,7 @@ class KafkaBatchCommitter:
         return partition.admit(admission)
 
     def complete(self, admission: Admission) -> None:
-        """Note that a record needs no more work."""
+        """Mark an admitted record as finished."""
         admission.is_finished = True
         ledger, loop = admission.ledger, admission.loop
         ledger.complete(admission.offset)
@@ -215,14 +215,14 @@ class KafkaBatchCommitter:
             loop.make_room(ledger)
 
     def make_room(self, admission: Admission) -> None:
-        """Commit soon, whatever batch and timer say, if that makes room in the full window of a record's partition."""
+        """Make a commit due, without waiting for batch or timer, if that frees places in a partition's full window."""
         if not admission.is_fenced:
             admission.loop.make_room(admission.ledger)
 
     # -- consumers -----------------------------------------------------------------------------------------------
 
     def watch(self, consumer: Consumer) -> ConsumerOffsets:
-        """Return the partitions of a consumer, none for a new consumer."""
+        """Return the partitions of a consumer; those of a new consumer are empty."""
         return self._loop_of(consumer).offsets
 
     def _loop_of(self, consumer: Consumer) -> CommitLoop:
@@ -241,7 +241,7 @@ class KafkaBatchCommitter:
         return self._background.create_task(work, name="kafka-commit")
 
     def forget(self, consumer: Consumer) -> dict[tuple[str, int], Redeliverable[Admission]]:
-        """Commit nothing for this consumer any more; return what may be delivered again of what it has had."""
+        """Send no commit for this consumer any more; return its records that may be delivered again to another one."""
         loop = self._loops.pop(consumer, None)
         if loop is None:
             return {}
@@ -262,7 +262,7 @@ class KafkaBatchCommitter:
             self._loop_of(consumer).release()
 
     def renew(self) -> None:
-        """Commit once more what is committed already, if it is time: a broker forgets the offsets of idle groups."""
+        """Commit committed offsets again, when it is time: a broker expires the offsets of idle groups."""
         if not self.is_alive or not 0 < self._commit_renewal_sec <= self._loop.time() - self._renewed_at:
             return
         self._renewed_at = self._loop.time()
@@ -271,19 +271,19 @@ class KafkaBatchCommitter:
             loop.request()
 
     def request(self, consumer: Consumer) -> None:
-        """Commit now what is to be committed for this consumer, unless commits are held."""
+        """Make a commit of this consumer due now, unless commits are held."""
         if self.is_alive:
             self._loop_of(consumer).request()
 
     def end_epoch(self, consumer: Consumer) -> None:
-        """End the ledgers of a consumer: what still runs of its records commits nothing, unless it comes back."""
+        """End the epoch of a consumer's partitions: records that still run count only if they are delivered again."""
         self.watch(consumer).end_epoch()
 
     async def flush(self, consumer: Consumer, *, timeout_sec: float) -> bool:
-        """Commit what is finished, now, in place of the request in flight; another flush is awaited first.
+        """Commit now what has finished; cancels the request in flight, and waits for another flush first.
 
-        Returns whether nothing finished is left uncommitted. A held consumer stays held. On cancellation the commit
-        may or may not have reached the broker.
+        Returns whether everything that has finished is committed. A held consumer stays held. When cancelled, the
+        commit may or may not have reached the broker.
         """
         loop = self._loop_of(consumer)
         if self.is_alive:
@@ -291,7 +291,7 @@ class KafkaBatchCommitter:
         return not loop.offsets.dirty()
 
     async def commit_all(self, *, flush_timeout_sec: float = COMMIT_REQUEST_TIMEOUT_SEC) -> None:
-        """Wait for the tasks that were sent, then commit, for every consumer, what is finished.
+        """Wait for the tasks that were sent, then commit what has finished, for every consumer.
 
         The wait takes at most `flush_timeout_sec` seconds, the commits after it at most 5 s; a task that has not
         resolved by then holds back the offset of its partition. A cancellation of this call cancels no task.
@@ -303,7 +303,7 @@ class KafkaBatchCommitter:
         self._check_alive()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=flush_timeout_sec)
-            # Their callbacks are called in the same turn of the event loop as this task goes on, or in the next one.
+            # The tasks' callbacks, which mark the records as finished, may run only in the next turn of the event loop.
             await asyncio.sleep(0)
         flushes = (self.flush(consumer, timeout_sec=COMMIT_REQUEST_TIMEOUT_SEC) for consumer in list(self._loops))
         await asyncio.gather(*flushes)

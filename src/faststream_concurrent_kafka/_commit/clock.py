@@ -1,10 +1,11 @@
 """For how long no commit of a consumer has succeeded. Pure: the clock is the caller's.
 
-Only a commit that succeeds resets it. A rebalance does not: in an endless one each assignment would, and nothing would
-ever be committed. Failures are over without a success only when others have the partitions, or have committed them.
+Only a successful commit resets it. An assignment does not: in an endless series of rebalances the age would begin anew
+every few seconds, although nothing is ever committed. Failures also end when other members own the partitions, or have
+committed their offsets.
 """
 
-# Longer than from the end of one failed attempt to that of the next: what is older says nothing about now.
+# Longer than the time between the ends of two failed attempts: an older failure says nothing about the present.
 _RECENT_SEC = 15.0
 
 
@@ -15,11 +16,11 @@ class CommitClock:
 
     def __init__(self) -> None:
         self.error: str = ""
-        """Why the last attempt has failed; empty if none has since the last success."""
+        """Why the last attempt failed; empty after a success."""
         self.failures: int = 0
-        """How many attempts have failed since the last success."""
+        """The number of failed attempts since the last success."""
         self._attempt_since: float | None = None
-        # When the first attempt began that has failed since the last success.
+        # When the first failed attempt since the last success began.
         self._since: float | None = None
         self._failed_at = 0.0
 
@@ -28,7 +29,7 @@ class CommitClock:
         self._attempt_since = now
 
     def end(self) -> None:
-        """Note that the attempt is over, be it by a cancellation, which says nothing."""
+        """Note that the attempt is over; a cancelled one neither succeeds nor fails."""
         self._attempt_since = None
 
     def fail(self, error: str, now: float) -> None:
@@ -40,13 +41,13 @@ class CommitClock:
         self.error = error
 
     def forget(self) -> None:
-        """Forget the failures: a commit has succeeded, or others have committed what was to be committed."""
+        """Forget the failures: a commit has succeeded, or other members have committed the offsets."""
         self._since = None
         self.error, self.failures = "", 0
 
     def age_sec(self, now: float, *, is_held: bool) -> float:
-        """Return for how long commits have been failing; `is_held`: something is to be committed, and may not be."""
+        """Return for how long commits have been failing; `is_held`: commits are held, and offsets wait for them."""
         if self._since is None:
             return 0.0 if self._attempt_since is None else now - self._attempt_since
-        # Between failures lie the drain and the handlers of the next assignment: only the next attempt can tell.
+        # After a rebalance the next attempt may be long in coming: only that one can show whether commits still fail.
         return now - self._since if is_held or now - self._failed_at < _RECENT_SEC else 0.0

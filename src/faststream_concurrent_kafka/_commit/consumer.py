@@ -1,4 +1,4 @@
-"""The partitions of one consumer: what of them is to be committed, and for how long that has been failing."""
+"""The partitions of one consumer: which offsets have to be committed, and for how long commits have been failing."""
 
 from collections.abc import Callable, Iterable, Mapping
 
@@ -12,9 +12,9 @@ from faststream_concurrent_kafka._partition.state import Partition, Sent
 from faststream_concurrent_kafka._upstream import hooks
 
 
-# In less than this nothing can be told.
+# A map does not fit into fewer bytes.
 _LEAST_METADATA = 32
-# To make all maps may take no more than this share of the time.
+# Making offset maps may take no more than this share of the time.
 _SHARE_FOR_MAPS = 0.04
 
 
@@ -24,20 +24,20 @@ class ConsumerOffsets:
     def __init__(self, consumer: Consumer, *, writes_metadata: bool = False) -> None:
         self.consumer = consumer
         self.partitions: dict[tuple[str, int], Partition[Admission]] = {}
-        # How many bytes a commit may take to tell what has finished above its offset; 0 = it does not.
+        # The size of a partition's commit metadata, in bytes; 0 = commits carry none.
         self.metadata_limit = MAX_BYTES if writes_metadata else 0
-        # Called with the partitions and ledgers of a commit that the broker has confirmed.
+        # Called for each partition, with its ledger, when the broker has confirmed a commit.
         self.on_ack: Callable[[TopicPartition, PartitionLedger[Admission]], None] | None = None
-        # What is still owned between a `subscribe` at run time and the rebalance that it asks for.
+        # The partitions that are owned until the rebalance that `subscribe` at run time has caused.
         self.outgoing: hooks.Outgoing | None = None
         # Whether a rebalance listener will release held commits: not so with manually assigned partitions.
         self.is_group_managed = False
-        # Whether no commit may be sent, but by a flush.
+        # Whether no commit may be sent, except by a flush.
         self.is_held: bool = False
         self.clock: CommitClock = CommitClock()
 
     def partition(self, key: tuple[str, int]) -> Partition[Admission]:
-        """Return what is known of a partition, which may be nothing yet."""
+        """Return the state of a partition; make an empty one if there is none."""
         partition = self.partitions.get(key)
         if partition is None:
             partition = self.partitions[TopicPartition(*key)] = Partition[Admission]()
@@ -46,7 +46,7 @@ class ConsumerOffsets:
     # -- what is to be committed ---------------------------------------------------------------------------------
 
     def dirty(self) -> dict[TopicPartition, int]:
-        """Return what may and should be committed. Unassigned partitions would fail the whole request."""
+        """Return the offsets to be committed, of assigned partitions: any other would fail the whole request."""
         assigned = self.consumer.assignment() if self.outgoing is None else self.outgoing.partitions
         with_metadata = self.metadata_limit > 0
         return {
@@ -56,11 +56,11 @@ class ConsumerOffsets:
         }
 
     def healthy(self) -> dict[TopicPartition, int]:
-        """Return what of it is committed in one request: all but what the broker has refused."""
+        """Return the dirty partitions whose commits the broker does not refuse: they go into one request."""
         return {key: offset for key, offset in self.dirty().items() if self.partitions[key].refusal is None}
 
     def refused(self, until: float = float("inf")) -> dict[TopicPartition, int]:
-        """Return what of it the broker has refused, and is to be tried again by then."""
+        """Return the dirty partitions whose commits the broker has refused, and that are due again by `until`."""
         if all(partition.refusal is None for partition in self.partitions.values()):
             return {}
         return {
@@ -70,23 +70,23 @@ class ConsumerOffsets:
         }
 
     def map_pause_sec(self) -> float:
-        """Return for how long a map is good enough: to make all of them may take no more than its share of the time."""
+        """Return for how many seconds a map is used again, so that making maps stays within its share of the time."""
         costs = (each.told.cost_sec for each in self.partitions.values() if each.told is not None)
         return sum(costs) / _SHARE_FOR_MAPS
 
     def prepare(
         self, key: TopicPartition, *, with_metadata: bool, made_since: float, now: float
     ) -> Sent[Admission] | None:
-        """Note that a partition is being committed, and return what to send; None if it is not assigned any more."""
+        """Return what to send for a partition, and note it as sent; None if the partition is not assigned any more."""
         return self.partition(key).prepare(
             metadata_limit=self.metadata_limit, with_metadata=with_metadata, made_since=made_since, now=now
         )
 
     def take_less_metadata(self, sent: Iterable[Sent[Admission]]) -> None:
-        """Have less of it sent from now on: this was too much for the broker."""
+        """Send less metadata from now on: the broker found this too large."""
         for partition in self.partitions.values():
             partition.told = None
-        # By a quarter: half of what was a little too much may be too little for anything.
+        # Less by a quarter: where it was only a little too large, half of it would leave out more than needed.
         less = 3 * max(len(each.metadata) for each in sent) // 4
         self.metadata_limit = less if less >= _LEAST_METADATA else 0
 
@@ -95,14 +95,14 @@ class ConsumerOffsets:
         await (self.consumer if self.outgoing is None else self.outgoing).commit(offsets)
 
     def acknowledge(self, taken: Mapping[TopicPartition, Sent[Admission]]) -> None:
-        """Note what the broker has confirmed as committed."""
+        """Note which offsets the broker has confirmed as committed."""
         for key, each in taken.items():
             each.ledger.ack(each.frontier, each.finished)
             if self.on_ack is not None and not each.ledger.closed:
                 self.on_ack(key, each.ledger)
 
     def renew(self) -> None:
-        """Have everything committed once more, whether or not there is news."""
+        """Have the offsets of all partitions committed once more."""
         for partition in self.partitions.values():
             if partition.ledger is not None:
                 partition.ledger.is_committed = False
@@ -118,7 +118,7 @@ class ConsumerOffsets:
         return error
 
     def failed(self, missing: Mapping[TopicPartition, int], error: str, now: float) -> None:
-        """Note that a commit of these has failed."""
+        """Note that a commit of these offsets has failed."""
         self._last_error()
         self.clock.fail(error, now)
         for key, offset in missing.items():
@@ -126,23 +126,23 @@ class ConsumerOffsets:
 
     def _last_error(self) -> str:
         if all(partition.missing is None for partition in self.partitions.values()):
-            # Others have the partitions, or have committed them.
+            # Other members own the partitions, or have committed their offsets.
             self.clock.forget()
         return self.clock.error
 
     def failing_sec(self, now: float) -> float:
-        """Return for how long no commit has succeeded, where there is something to commit."""
+        """Return for how many seconds commits have been failing."""
         return self.clock.age_sec(now, is_held=bool(self._last_error()) and self.is_held and bool(self.dirty()))
 
     # -- assignments ---------------------------------------------------------------------------------------------
 
     def expect(self, redeliverable: Mapping[tuple[str, int], Redeliverable[Admission]]) -> None:
-        """Note what may be delivered again of what another consumer has had."""
+        """Take over the records that the last consumer has not committed: they may be delivered again."""
         for key, each in redeliverable.items():
             self.partition(key).redeliverable = each
 
     def assigned(self) -> None:
-        """Note that partitions have been assigned: commits may start again, also those that were refused."""
+        """Note that partitions have been assigned: release commits, and retry refused ones at once."""
         self.is_held = False
         self.outgoing = None
         assignment = self.consumer.assignment()
@@ -155,19 +155,19 @@ class ConsumerOffsets:
                 del self.partitions[key]
 
     def end_epoch(self) -> dict[tuple[str, int], Redeliverable[Admission]]:
-        """End the ledgers: what still runs of their records commits nothing; return what may be delivered again."""
+        """End the epoch of every partition; return the records that may be delivered again."""
         for partition in self.partitions.values():
             partition.end_epoch()
         return {key: each.redeliverable for key, each in self.partitions.items() if each.redeliverable is not None}
 
     def subscribe(self, subscribe: Callable[[], None]) -> None:
-        """Subscribe; aiokafka gives the assignment up at once, but it can be committed for until the rebalance."""
+        """Subscribe; aiokafka gives the assignment up at once, but its offsets can be committed until the rebalance."""
         outgoing = hooks.outgoing(self.consumer)
         subscribe()
         self.outgoing = outgoing or self.outgoing
 
     def forget_on_seek(self, key: TopicPartition, is_found_later: bool) -> None:  # noqa: FBT001
-        """Forget what was handled of a partition: a user who moves its position wants the records."""
+        """Forget which records of a partition were handled: a user who moves its position wants them handled again."""
         partition = self.partition(key)
         partition.forget()
         if is_found_later:

@@ -33,11 +33,11 @@ _LOST_OWNERSHIP = (
 
 
 def classify(error: BaseException) -> CommitFailure:
-    """Translate what a commit can raise; unless stated otherwise it is a fault of this library, and fatal."""
+    """Classify an exception of a commit; one that is not listed is a fault of this library, and fatal."""
     if isinstance(error, _LOST_OWNERSHIP):
         return CommitFailure.LOST_OWNERSHIP
-    # A refused authorisation is retried as well: an operator can grant it, and only a restart could do more.
-    # CancelledError: aiokafka cancels its own tasks when a consumer closes under a commit.
+    # A refused authorisation is retriable: an operator can grant it without a restart of this process. CancelledError:
+    # aiokafka cancels its own tasks when a consumer closes under a commit.
     if isinstance(error, KafkaError | OSError | TimeoutError | asyncio.CancelledError):
         return CommitFailure.RETRIABLE
     return CommitFailure.FATAL

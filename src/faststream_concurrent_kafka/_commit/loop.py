@@ -1,4 +1,4 @@
-"""When commits are sent for one consumer: by one background task, with one request in flight (I10, I11, I12)."""
+"""When commits of one consumer are sent: by one background task, with one request in flight (I10, I11, I12)."""
 
 import asyncio
 import contextlib
@@ -15,19 +15,19 @@ from faststream_concurrent_kafka._partition.ledger import PartitionLedger
 
 logger = logging.getLogger("faststream_concurrent_kafka")
 
-# aiokafka retries a commit for ever inside; this bounds one attempt.
+# Bounds one attempt: `consumer.commit` retries for ever.
 COMMIT_REQUEST_TIMEOUT_SEC = 5.0
 FIRST_BACKOFF_SEC = 0.1
 LONGEST_BACKOFF_SEC = 5.0
-# A full window whose frontier moves in small steps is not worth a request for each.
+# While the frontier of a full window moves in small steps, one request takes several of them.
 _ROOM_PAUSE_SEC = 0.02
 _NEVER = float("inf")
 
 
 class CommitLoop:
-    """Sends a commit when one is due, or at once on a flush; after a failure it backs off.
+    """Sends a commit when one is due, or at once in a flush; backs off after a failure.
 
-    Any number of requests for a commit are one moment at which it is due, the earliest of them.
+    Requests for a commit are kept as one point in time, the earliest at which one is due.
     """
 
     def __init__(
@@ -48,15 +48,15 @@ class CommitLoop:
         self._not_before = -_NEVER
         self._backoff_sec = FIRST_BACKOFF_SEC
         self._changed = asyncio.Event()
-        # What sends: the loop, or a flush in its place.
+        # The task that sends: the loop, or a flush in its place.
         self._sender: asyncio.Task[Any] | None = None
-        # One flush at a time: a stop and a rebalance may wait for the same last record, and then both commit.
+        # A stop and a rebalance may wait for the same last record, and then both flush: one after the other.
         self._flushing = asyncio.Lock()
 
     # -- when ----------------------------------------------------------------------------------------------------
 
     def request(self, after_sec: float = 0.0) -> None:
-        """Have what is to be committed sent after so many seconds, or earlier."""
+        """Make a commit due in so many seconds, unless one is due earlier."""
         self._request_at(asyncio.get_running_loop().time() + after_sec)
 
     def _request_at(self, due_at: float) -> None:
@@ -65,7 +65,7 @@ class CommitLoop:
             self._go_on()
 
     def make_room(self, ledger: PartitionLedger[Admission]) -> None:
-        """Commit soon, whatever batch and timer say, if that makes room in a full window."""
+        """Make a commit due, without waiting for batch or timer, if it frees places in a full window."""
         room = ledger.frontier - ledger.acked
         if room >= ledger.room_wanted:
             self.request()
@@ -79,10 +79,10 @@ class CommitLoop:
             self._sender = self._create_task(self._run())
 
     async def _run(self) -> None:
-        # A task factory may start it before `create_task` returns.
+        # An eager task factory starts this before `create_task` returns, so before `_sender` is set.
         await asyncio.sleep(0)
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        # aiokafka may have swallowed a cancellation.
+        # `consumer.commit` may have swallowed a cancellation, so ask the task.
         while not (self.offsets.is_held or task is None or task.cancelling()):
             due_at = max(self._due_at, self._not_before)
             if due_at > loop.time():
@@ -97,7 +97,7 @@ class CommitLoop:
 
     async def _attempt(self, timeout_sec: float, *, is_last: bool = False) -> None:
         self._due_at, self.finished = _NEVER, 0
-        # A cancellation says nothing: what was to be committed still is.
+        # A cancelled attempt leaves everything to be committed.
         failure: CommitFailure | None = CommitFailure.RETRIABLE
         try:
             error = await (commit_last if is_last else commit)(self.offsets, timeout_sec=timeout_sec)
@@ -108,8 +108,8 @@ class CommitLoop:
             if failure is None:
                 self._succeeded()
             elif failure is CommitFailure.LOST_OWNERSHIP and self.offsets.is_group_managed:
-                # A rejoin follows, and the listener releases the commits when it is over. Another attempt before that
-                # would only force one more rejoin.
+                # aiokafka joins again, and the listener then releases the commits. An attempt before that would only
+                # cause another rejoin.
                 self.offsets.is_held = True
             elif failure is not CommitFailure.FATAL:
                 self._not_before = asyncio.get_running_loop().time() + self._backoff_sec
@@ -121,19 +121,20 @@ class CommitLoop:
         if failure is CommitFailure.FATAL:
             self._on_fatal(error)
         elif self.offsets.clock.failures == 1:
-            # Once for a row of failures, not at every attempt.
+            # Logged once for a series of failures.
             logger.warning("Commit failed, %s is kept and tried again: %r", describe(self.offsets.dirty()), error)
         return failure
 
     def _succeeded(self) -> None:
         self._begin_anew()
-        # What is not dirty, or refused, would be due again and again: nothing that is sent now makes room there.
+        # Only for dirty partitions that are not refused: for others a commit frees nothing, and would be due without
+        # end.
         for key in self.offsets.dirty():
             partition = self.offsets.partitions[key]
             if partition.refusal is not None:
                 self._request_at(partition.refusal.again_at)
                 continue
-            # Metadata may have been sent that was made before, and nothing else may finish.
+            # This commit may have carried an older map, and no record that finishes may cause the next commit.
             self.request(self._batch_timeout_sec)
             if partition.ledger is not None and partition.ledger.room_wanted:
                 self.make_room(partition.ledger)
@@ -144,9 +145,9 @@ class CommitLoop:
     # -- rebalances and stops ------------------------------------------------------------------------------------
 
     async def hold(self) -> None:
-        """Send nothing until `release`; the request in flight is cancelled and awaited.
+        """Send no commit until `release`; the request in flight is cancelled and awaited.
 
-        A flush in flight (of a stop, while a rebalance begins, or the other way round) is awaited first.
+        A flush in flight is awaited first: a stop's when a rebalance begins, or a rebalance's when a stop begins.
         """
         self.offsets.is_held = True
         with contextlib.suppress(TimeoutError):
@@ -155,14 +156,14 @@ class CommitLoop:
         await self._cancel()
 
     def release(self) -> None:
-        """Go on: partitions are assigned. Records may have been delivered and finished while commits were held."""
+        """Send commits again: partitions are assigned. Records may have finished while commits were held."""
         self._begin_anew()
         self.offsets.assigned()
         self.request()
         self._go_on()
 
     async def flush(self, timeout_sec: float) -> None:
-        """Commit what is finished, now, in place of the request in flight; another flush is awaited first."""
+        """Commit now; cancels the request in flight, and waits for another flush first."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_sec
         with contextlib.suppress(TimeoutError):
@@ -191,7 +192,7 @@ class CommitLoop:
             await asyncio.wait({sender})
 
     def close(self) -> asyncio.Task[Any] | None:
-        """Send nothing any more; return the task that is ending, if any."""
+        """Send no commit any more; return the cancelled task to be awaited, if any."""
         self.offsets.is_held = True
         sender, self._sender = self._sender, None
         if sender is not None:
@@ -201,7 +202,7 @@ class CommitLoop:
     # -- health --------------------------------------------------------------------------------------------------
 
     def problems(self, limit_sec: float, now: float) -> list[str]:
-        """Say what has not been committed for so many seconds although it should have been."""
+        """Name the commits that have been failing or refused for `limit_sec` or longer."""
         offsets = self.offsets
         problems: list[str] = []
         if (age_sec := offsets.failing_sec(now)) >= limit_sec:

@@ -18,20 +18,20 @@ from faststream_concurrent_kafka._upstream import consumers
 
 logger = logging.getLogger("faststream_concurrent_kafka")
 
-# For what the broker has refused: the others wait meanwhile, and aiokafka retries some refusals for ever.
+# For one request of refused partitions: other partitions wait meanwhile, and aiokafka retries some refusals for ever.
 REFUSED_TIMEOUT_SEC = 2.0
 _ASK_TIMEOUT_SEC = 2.0
-# Between the attempts of a last commit; what aiokafka can retry, it has retried inside.
+# The pauses between the attempts of a last commit.
 _LAST_PAUSES_SEC = (0.1, 0.2, 0.4, 0.0)
-# Too short to be noticed.
+# A map that takes longer to make gives the event loop a turn.
 _SHORT_SEC = 0.0005
 _TOO_LARGE = (OffsetMetadataTooLargeError, InvalidCommitOffsetSizeError)
 
 
 async def commit(offsets: ConsumerOffsets, *, timeout_sec: float) -> BaseException | None:
-    """Commit what has finished, then what was refused and is due again; return why that has failed, if it has.
+    """Commit what has finished, then the refused partitions that are due again; return the error, if any.
 
-    A refused partition does not hold up the others. Raises only when it is itself cancelled.
+    A refused partition does not hold up the others. Raises only its own cancellation.
     """
     if healthy := offsets.healthy():
         error = await _commit_healthy(offsets, healthy, _now() + timeout_sec)
@@ -43,7 +43,7 @@ async def commit(offsets: ConsumerOffsets, *, timeout_sec: float) -> BaseExcepti
 
 
 async def commit_last(offsets: ConsumerOffsets, *, timeout_sec: float) -> BaseException | None:
-    """Do the same before the partitions go: the healthy ones first, several times if need be, then all the others."""
+    """Commit before partitions go: the healthy ones first, in several attempts if need be, then the refused ones."""
     deadline = _now() + timeout_sec
     error = await _commit_healthy_last(offsets, deadline)
     if error is not None and not _is_retriable(error):
@@ -52,7 +52,7 @@ async def commit_last(offsets: ConsumerOffsets, *, timeout_sec: float) -> BaseEx
         if (lost := await _commit_refused(offsets, refused, left_sec)) is not None:
             return lost
         if _now() < deadline:
-            # Of the others, more may have finished meanwhile.
+            # Records of healthy partitions may have finished meanwhile.
             error = await _commit_healthy_last(offsets, deadline)
     return error
 
@@ -77,7 +77,7 @@ def _is_retriable(error: BaseException) -> bool:
 
 
 def _without_deleted(offsets: ConsumerOffsets, frontiers: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
-    """Leave out what was deleted: aiokafka would try until there is another topic of that name, and commit there."""
+    """Leave out deleted partitions: aiokafka would retry until there is a new topic of that name, and commit there."""
     existing = {key: offset for key, offset in frontiers.items() if consumers.exists(offsets.consumer, key)}
     if deleted := frontiers.keys() - existing.keys():
         logger.warning("Not committed, because the partition does not exist any more: %s", describe(frontiers, deleted))
@@ -114,7 +114,7 @@ async def _commit_healthy(
 
 
 def _are_refused(error: BaseException, taken: Mapping[TopicPartition, Sent[Admission]]) -> bool:
-    """Whether a failure is that of single partitions: the broker has said so, or has taken others of the request."""
+    """Whether the broker refuses single partitions: it has given a final answer, or has taken others of the request."""
     is_answer = isinstance(error, KafkaError) and not error.retriable
     return any(is_answer or each.is_new for each in taken.values())
 
@@ -142,7 +142,7 @@ async def _commit_refused(
 async def _prepare(
     offsets: ConsumerOffsets, keys: Iterable[TopicPartition], *, with_metadata: bool = True, is_last: bool = False
 ) -> dict[TopicPartition, Sent[Admission]]:
-    """Gather what is to be committed of these; other tasks run between two large maps."""
+    """Collect what to send for these partitions; lets other tasks run between two large maps."""
     sent: dict[TopicPartition, Sent[Admission]] = {}
     made_since = math.inf if is_last else _now() - offsets.map_pause_sec()
     for key in keys:
@@ -151,7 +151,7 @@ async def _prepare(
             sent[key] = each
         if (told := offsets.partition(key).told) is not None and told.cost_sec > _SHORT_SEC:
             await asyncio.sleep(0)
-    # The position of one may have gone back meanwhile.
+    # An epoch may have ended meanwhile (a seek, a reset).
     return {key: each for key, each in sent.items() if not each.ledger.closed}
 
 
@@ -178,7 +178,7 @@ async def _send_less(
     *,
     is_last: bool,
 ) -> tuple[dict[TopicPartition, Sent[Admission]], BaseException | None]:
-    """Send it with less metadata, which must never keep an offset from being committed; at last with none."""
+    """Send with less metadata, and at last with none: metadata must never keep an offset from being committed."""
     answer: BaseException | None = error
     while isinstance(answer, _TOO_LARGE) and any(each.metadata for each in sent.values()):
         offsets.take_less_metadata(sent.values())
@@ -203,9 +203,9 @@ def _note_refused(
 async def _taken(
     offsets: ConsumerOffsets, sent: Mapping[TopicPartition, Sent[Admission]], deadline: float
 ) -> dict[TopicPartition, Sent[Admission]]:
-    """Ask the broker which of these are committed; none if it doesn't answer.
+    """Ask the broker which of these offsets are committed; none if it does not answer.
 
-    Where the offset is, but other metadata, nothing above it is known to be told.
+    Where the offset is committed with other metadata, the broker does not have our map: `finished` is 0.
     """
     stored: dict[TopicPartition, tuple[int | None, str | None]] = {}
     try:
@@ -213,7 +213,7 @@ async def _taken(
             try:
                 stored = await _ask(offsets.consumer, list(sent))
             except KafkaError:
-                # It may be about a single one of them.
+                # The error may concern one partition only.
                 for key in sent:
                     with contextlib.suppress(KafkaError):
                         stored |= await _ask(offsets.consumer, [key])
@@ -238,6 +238,6 @@ async def _ask(
 
 
 def describe(frontiers: Mapping[TopicPartition, int], keys: Iterable[TopicPartition] | None = None) -> str:
-    """Name partitions and offsets, for a log."""
+    """Return partitions and offsets as text for a log."""
     chosen: Collection[TopicPartition] = list(frontiers if keys is None else keys)
     return ", ".join(f"{key.topic}[{key.partition}]@{frontiers[key]}" for key in chosen)
