@@ -1,4 +1,4 @@
-"""Dead letters: records that could not be handled, published as they came to a topic of their own."""
+"""Dead letters: records that could not be handled are published unchanged to another topic."""
 
 import asyncio
 import logging
@@ -18,7 +18,7 @@ logger = logging.getLogger("faststream_concurrent_kafka")
 
 FIRST_BACKOFF_SEC = 0.5
 LONGEST_BACKOFF_SEC = 30.0
-# Enough to tell what has happened; a message may hold the whole record, or more.
+# The length of an exception's text in a header: a text may contain the whole record.
 MOST_MESSAGE_BYTES = 1024
 MOST_NAME = 250
 
@@ -35,7 +35,7 @@ ATTEMPTS_HEADER = "kafka_dlt-attempts"
 
 
 class Producer(Protocol):
-    """What is needed of an `AIOKafkaProducer` that waits for all in-sync replicas."""
+    """The methods that are used of an `AIOKafkaProducer` that waits for all in-sync replicas."""
 
     async def start(self) -> None:
         """Connect."""
@@ -63,7 +63,7 @@ class Producer(Protocol):
 
 
 class DeadLetterPublisher:
-    """Publishes the dead letters of one subscriber, each tried again until it is acknowledged."""
+    """Publishes the dead letters of one subscriber, each again and again until the broker acknowledges it."""
 
     def __init__(
         self, make_producer: Callable[[], Producer], background: Background, reads: Callable[[str], bool]
@@ -76,23 +76,23 @@ class DeadLetterPublisher:
         self._stuck: dict[Hashable, str] = {}
 
     def check(self, raws: Iterable[ConsumerRecord[Any, Any]], to: DeadLetter) -> None:
-        """Refuse to publish any of these records if the subscriber would read it again.
+        """Check that the subscriber does not read the dead letter topic of any of these records.
 
         Raises:
-            SetupError: one would go to a topic that the subscriber reads.
+            SetupError: it reads one of these topics.
 
         """
         for raw in raws:
-            # What else is wrong with the topic may be mended while `publish` goes on trying.
+            # Other problems with a topic can be mended while `publish` goes on trying.
             self._topic_of(raw, to)
 
     async def publish(self, raw: ConsumerRecord[Any, Any], to: DeadLetter, more: Mapping[str, str]) -> None:
-        """Publish a record with its key, value and headers, and `more` headers; return when it is safe.
+        """Publish a record with its key, value and headers, and `more` headers; return when it is acknowledged.
 
-        Tries for ever. When cancelled, it may or may not have been published.
+        Retries for ever. When cancelled, the record may or may not have been published.
 
         Raises:
-            SetupError: it would go to a topic that the subscriber reads.
+            SetupError: the subscriber reads that topic.
 
         """
         place = (raw.topic, raw.partition, raw.offset)
@@ -120,7 +120,7 @@ class DeadLetterPublisher:
             self._stuck.pop(place, None)
 
     def _topic_of(self, raw: ConsumerRecord[Any, Any], to: DeadLetter) -> tuple[str | None, BaseException | None]:
-        """Return the topic for a record, or what keeps it from being known."""
+        """Return the topic for a record, or the error of the callable that names it."""
         try:
             topic = check_topic_name(ordinary("topic", to.topic(raw)) if callable(to.topic) else to.topic)
         except KeyboardInterrupt:
@@ -164,7 +164,7 @@ class DeadLetterPublisher:
             if self._producer is None:
                 producer = self._make_producer()
                 try:
-                    # It goes on in tasks that it creates now.
+                    # In the library's context: the producer creates its background tasks now.
                     await self._background.create_task(producer.start(), name="kafka-dead-letters")
                 except BaseException:
                     await producer.stop()
@@ -173,7 +173,7 @@ class DeadLetterPublisher:
             return self._producer
 
     def problems(self) -> list[str]:
-        """Name the dead letters that could not be published so far."""
+        """Name the dead letters that can't be published."""
         return list(self._stuck.values())
 
     async def close(self) -> None:
@@ -186,7 +186,7 @@ class DeadLetterPublisher:
 def describe(
     raw: ConsumerRecord[Any, Any], group_id: str | None, error: BaseException, attempts: int
 ) -> dict[str, str]:
-    """Return the headers that say where a dead letter comes from, and why it is one."""
+    """Return the headers of a dead letter: where the record was, and how it failed."""
     message = escaped(text_of(error), MOST_MESSAGE_BYTES).encode()[:MOST_MESSAGE_BYTES].decode(errors="ignore")
     return {
         TOPIC_HEADER: str(raw.topic),

@@ -1,4 +1,4 @@
-"""What happens to a record after a pass that has failed: retry, dead letter, halt, or done all the same.
+"""What happens to a record after a failed pass: retry, dead letter, halt, or commit.
 
 Invariants: I18, I25, I26.
 """
@@ -21,21 +21,21 @@ from faststream_concurrent_kafka.settings import Settings
 
 logger = logging.getLogger("faststream_concurrent_kafka")
 
-# A record that was not acknowledged is handled again after this: long enough not to spin, short enough to be "now".
+# The delay before a nacked record is handled again: at once, but not in a busy loop.
 NACK_DELAY_SEC = 0.5
 _MOST_CAUSES = 10
 _MOST_TEXT = 200
 
 
 class Failures:
-    """Carries out the failure policies. What it awaits holds no slot, and keeps the record's place in its order."""
+    """Carries out the failure policies. While it waits, the record holds no slot, and keeps its place in its order."""
 
     def __init__(self, settings: Settings, jitter: Callable[[], float] = random.random) -> None:
         self._settings = settings
         self._jitter = jitter
 
     async def deal_with(self, record: Record, outcome: Outcome, error: BaseException | None) -> Outcome:
-        """Do what the record's policy says; return AGAIN after the wait for another attempt, or DONE or NOT_DONE."""
+        """Carry out the record's policy; return AGAIN when its next attempt is due, else DONE or NOT_DONE."""
         policy = (record.source.settings if record.source is not None else self._settings).on_failure
         error = NackMessage() if error is None else error
         delay_sec = self._delay_sec(policy, record, outcome, error)
@@ -52,16 +52,16 @@ class Failures:
             await self._wait(record, delay_sec)
             return Outcome.AGAIN
         if record.is_ending and record.is_fenced and policy.then != "commit":
-            # The new owner of its partition gets it as well, and decides. With "commit" it commits nothing, and is not
-            # run again if it comes back.
+            # The next owner of its partition gets the record as well, and decides. With "commit" it counts as done, so
+            # that this process does not run it again if it comes back.
             return Outcome.NOT_DONE
         return await self._give_up(record, policy.then, error)
 
     def _delay_sec(self, policy: FailurePolicy, record: Record, outcome: Outcome, error: BaseException) -> float | None:
-        """Return after how many seconds the record is tried again; None if it is not."""
+        """Return the seconds before the next attempt; None if there is none."""
         attempt = record.attempt
         if outcome is Outcome.NACKED:
-            # Without retries there is no last attempt: the handler has asked for another, and gets it.
+            # Without retries in the policy, a nack asks for another attempt and gets it.
             return _nack_delay_sec(error) if not policy.retries or policy.has_attempts_left(attempt) else None
         if not policy.has_attempts_left(attempt):
             return None
@@ -111,11 +111,12 @@ def _without_slot(record: Record) -> Generator[None]:
 
 
 def _is_unreadable(record: Record, error: BaseException | None) -> bool:
-    """Whether the record itself can't be read: an error of FastStream's parser, its decoder or a filter."""
+    """Whether FastStream can't read the record: its parser, its decoder or a filter has raised the error."""
     for _ in range(_MOST_CAUSES):
         if error is None or is_unreadable(error, record.raw):
             return error is not None
-        # What a middleware makes of it counts as well, but not what a handler does.
+        # A middleware may raise its own error from FastStream's one, so causes count; causes of a handler's error do
+        # not.
         error = (error.__cause__ or error.__context__) if record.message is None else None
     return False
 

@@ -1,4 +1,4 @@
-"""The records in flight: which of them wait for others, how all of them come to an end, and the wait for that."""
+"""The records in flight: each is started when its order allows, and settled once; `drain` waits for them."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ from faststream_concurrent_kafka._record.state import BACKOFF, ENDED, QUEUED
 
 logger = logging.getLogger("faststream_concurrent_kafka")
 
-# For handlers that go on after they were cancelled: they are cancelled again until this has passed.
+# A handler that goes on after a cancellation is cancelled again for this long, and then given up.
 CANCELLATION_GRACE_SEC = 1.0
 _LONGEST_WAIT_SEC = 0.2
 # An attribute of an Enum class is looked up slowly before Python 3.12, and this one is used for every record.
@@ -22,15 +22,15 @@ _DONE = Outcome.DONE
 
 
 class InFlight:
-    """Every record from its admission until it needs no more work, or gets none.
+    """Every record from its admission until it is settled: done, or left undone.
 
-    `start` gives a record its task; `complete` notes that its offset is done.
+    `start` creates the task of a record; `complete` marks an admission as finished.
     """
 
     def __init__(self, start: Callable[[Record], None], complete: Callable[[Admission], None]) -> None:
         self._start = start
         self._complete = complete
-        # In the order of their delivery, which is that of their cancellation, too.
+        # In delivery order: they are cancelled in this order, too.
         self._records: dict[Record, None] = {}
         self._queues: OrderQueues[Record] = OrderQueues()
         self._drains: list[asyncio.Event] = []
@@ -38,33 +38,33 @@ class InFlight:
         self._is_handing_on = False
 
     def __len__(self) -> int:
-        """Return how many there are."""
+        """Return the number of records in flight."""
         return len(self._records)
 
     def __contains__(self, record: Record) -> bool:
-        """Whether a record is one of them."""
+        """Whether a record is in flight."""
         return record in self._records
 
     def __iter__(self) -> Iterator[Record]:
-        """Go over all of them."""
+        """Iterate over the records in flight."""
         return iter(self._records)
 
     @property
     def waiting(self) -> int:
-        """How many are not being handled: they wait for others, a slot, a thread, a turn, or for another attempt."""
+        """How many records wait: for their order, a slot, a thread, a turn of the loop, or another attempt."""
         return sum(record.is_idle or record.waits > 0 for record in self._records)
 
     @property
     def retrying(self) -> int:
-        """How many wait for another attempt."""
+        """How many records wait for another attempt."""
         return sum(record.state is BACKOFF for record in self._records)
 
     def matching(self, belongs: Callable[[Record], bool]) -> list[Record]:
-        """Return those that `belongs` accepts."""
+        """Return the records that `belongs` accepts."""
         return [record for record in self._records if belongs(record)]
 
     def enter(self, record: Record) -> None:
-        """Take a record on; it is started at once, or when those before it in its order have ended."""
+        """Add a record; it is started at once, or when the records before it in its order have ended."""
         self._records[record] = None
         if record.source is not None:
             record.source.in_flight += 1
@@ -72,7 +72,7 @@ class InFlight:
             self._start(record)
 
     def leave(self, record: Record, outcome: Outcome) -> None:
-        """Note that the task of a record has ended, and start those that waited for it."""
+        """Settle a record whose task has ended, and start the records that waited for it in their order."""
         self._settle(record, outcome)
         if record.order_keys:
             self._left.append(record)
@@ -80,7 +80,8 @@ class InFlight:
 
     def _hand_on(self) -> None:
         if self._is_handing_on:
-            # A successor has started eagerly, and ended: one in each other would be as deep as the queue is long.
+            # Called by a successor that started eagerly and has ended already: recursion would be as deep as the queue
+            # is long.
             return
         self._is_handing_on = True
         try:
@@ -97,7 +98,7 @@ class InFlight:
             self._is_handing_on = False
 
     def _settle(self, record: Record, outcome: Outcome) -> None:
-        """Note that a record needs no more work, or gets none. Those behind it in its order wait for its task."""
+        """Mark a record as done or left undone. Records behind it in its order go on to wait for its task."""
         state = record.state
         if state is ENDED:
             return
@@ -117,7 +118,7 @@ class InFlight:
                 self._complete(admission)
             return
         for admission in record.admissions:
-            # What comes after it will be delivered again with it.
+            # The records behind it will be delivered again with it.
             admission.ledger.stop_at(admission.offset)
         if source is not None and is_cancelled_by_others:
             source.halt(record, "its task was cancelled by other code")
@@ -129,12 +130,12 @@ class InFlight:
         timeout_sec: float,
         spared: Callable[[], Collection[Record]] = tuple,
     ) -> bool:
-        """Wait until no such record is in flight, at most `timeout_sec`; return whether that was reached.
+        """Wait until no record that `belongs` is in flight, at most `timeout_sec`; return whether that was reached.
 
-        Those that are `spared` at that moment are not waited for.
+        It does not wait for the records that `spared` returns.
 
-        A record that fails is tried again if the attempt begins in time, one that is nacked at most once more; a record
-        that is not done then is left to the next owner.
+        A failed record is tried again if the attempt begins before the deadline, a nacked one at most once; the next
+        owner of the partition gets the records that are not done.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_sec
@@ -143,7 +144,7 @@ class InFlight:
         try:
             while records := self.matching(belongs):
                 for record in records:
-                    # Fenced records are not retried here: the new owner of their partition does that.
+                    # Fenced records are not retried here: the next owner of their partition does that.
                     record.end_by(deadline)
                     if record.state is BACKOFF and record.wakes_at >= deadline and record.task is not None:
                         record.task.cancel()
@@ -154,7 +155,7 @@ class InFlight:
                     return False
                 changed.clear()
                 with contextlib.suppress(TimeoutError):
-                    # More may be delivered meanwhile.
+                    # Look again from time to time: more records may be delivered meanwhile.
                     async with asyncio.timeout_at(min(deadline, loop.time() + _LONGEST_WAIT_SEC)):
                         await changed.wait()
         finally:
@@ -162,13 +163,13 @@ class InFlight:
         return True
 
     async def cancel(self, belongs: Callable[[Record], bool]) -> list[Record]:
-        """Cancel such records and wait for them, a moment longer than a swallowed cancellation; return them."""
+        """Cancel the records that `belongs` accepts, wait up to `CANCELLATION_GRACE_SEC` for them, and return them."""
         loop = asyncio.get_running_loop()
         cancelled = self.matching(belongs)
         running: list[asyncio.Task[None]] = []
         for record in cancelled:
             if record.task is None:
-                # First, or it would be started when the record before it has ended.
+                # Before its predecessor ends, or that would start it.
                 self._settle(record, Outcome.NOT_DONE)
             else:
                 record.cancel()

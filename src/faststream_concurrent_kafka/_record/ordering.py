@@ -21,9 +21,9 @@ class OrderQueues(Generic[T]):
     __slots__ = ("_blocked", "_waiting")
 
     def __init__(self) -> None:
-        # Per key, the entries behind the first. Most queues never have more than one: None costs nothing.
+        # Per key, the entries behind the first; None while there are none, as in most queues.
         self._waiting: dict[Hashable, deque[T] | None] = {}
-        # In how many queues an entry is behind others.
+        # For each entry that waits: in how many queues it is behind another one.
         self._blocked: dict[T, int] = {}
 
     def __len__(self) -> int:

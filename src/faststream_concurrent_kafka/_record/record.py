@@ -1,4 +1,4 @@
-"""A record in flight, where it comes from, and what a pass over it means."""
+"""`Record`, a record in flight; its source; and `outcome_of`, what a finished pass means for it."""
 
 import asyncio
 import contextvars
@@ -19,52 +19,52 @@ from faststream_concurrent_kafka.settings import Settings
 
 
 class Stop(Protocol):
-    """A stop of a source that its callers share, as far as this layer has to know it."""
+    """What this layer needs of `SharedStop`, a stop of a source that its callers share."""
 
     @property
     def callers(self) -> Iterable[asyncio.Task[Any]]:
-        """Those who wait for it."""
+        """The tasks that await the stop."""
         ...
 
     def has_let_go(self, record: "Record") -> bool:
-        """Whether a record has waited for it: what that needs to go on with may be closed by now."""
+        """Whether the stop has let a call of this record return: what the record uses next may be closed by now."""
         ...
 
 
 class RecordSource(Protocol):
-    """Where records come from: an attached subscriber, as far as this layer has to know it."""
+    """What this layer needs of an attached subscriber, from which records come."""
 
     settings: Settings
-    """The handler's, with what this subscriber has of its own."""
+    """The handler's settings, with the overrides of this subscriber."""
 
     commits: bool
     """Whether the library commits for it."""
 
     in_flight: int
-    """How many of its records are in flight; counted by the handler."""
+    """The number of its records in flight; the handler counts them."""
 
     context: contextvars.Context | None
-    """What the tasks of its records get a copy of; None = what the handler was started with."""
+    """The context that the tasks of its records get a copy of; None = the one that the handler was started in."""
 
     share: Share
-    """Its part in the slots."""
+    """Its share of the slots."""
 
     @property
     def stopping(self) -> Stop | None:
-        """Its stop, from its begin until the source starts again."""
+        """Its stop, from the beginning of that until the source is started again; else None."""
         ...
 
     @property
     def name(self) -> str:
-        """How logs and reports call it."""
+        """Its name in logs and reports."""
         ...
 
     def problems(self) -> list[str]:
-        """Say why records may not be arriving; empty when all is well."""
+        """Say why its records may not arrive or not be finished; empty when there is no problem."""
         ...
 
     def deaths(self) -> list[str]:
-        """Name what has ended, and begins again only with the process; asked from any thread."""
+        """Name the tasks that have ended and that only a restart of the process brings back; from any thread."""
         ...
 
     def look(self) -> None:
@@ -73,15 +73,15 @@ class RecordSource(Protocol):
 
     @property
     def process(self) -> Callable[[Any], Coroutine[Any, Any, Any]]:
-        """What makes one whole FastStream pass over a record."""
+        """Makes one whole FastStream pass over a record."""
         ...
 
     async def stop(self, *, to_the_end: bool = False) -> bool:
-        """Drain, commit and stop it; False if a call from inside of a record was let go before the end."""
+        """Drain, commit and stop it; False if the call came from inside a record, and returned before the end."""
         ...
 
     def detach(self) -> None:
-        """Leave it as it was found."""
+        """Restore the methods that were replaced."""
         ...
 
     def stop_application(self) -> None:
@@ -93,37 +93,37 @@ class RecordSource(Protocol):
         ...
 
     def halt(self, record: "Record", reason: str, error: BaseException | None = None) -> None:
-        """Take nothing more from the record's partitions, and log why, with an error that nobody has logged."""
+        """Fetch nothing more of the record's partitions, and log why; with the traceback of an error not logged yet."""
         ...
 
     async def dead_letter(self, record: "Record", error: BaseException) -> None:
-        """Publish the record to the dead letter topic of its settings; returns when that is acknowledged."""
+        """Publish the record to the dead letter topic of its policy; return when the broker has acknowledged it."""
         ...
 
 
 class TimeLimit(Protocol):
-    """The time limit of a handler that runs, as far as this layer has to know it."""
+    """What this layer needs of the time limit of a running handler."""
 
     task: asyncio.Task[Any]
-    """The one that is cancelled at the limit."""
+    """The task that is cancelled at the limit."""
 
     def pause(self) -> None:
-        """Let no time pass."""
+        """Stop the clock of the limit."""
         ...
 
     def resume(self) -> None:
-        """Let time pass again."""
+        """Start the clock of the limit again."""
         ...
 
 
 class Outcome(enum.Enum):
-    """What one pass means for its record, and what its policy makes of that."""
+    """What a pass means for its record, before and after the record's failure policy."""
 
     DONE = enum.auto()
     NOT_DONE = enum.auto()
     FAILED = enum.auto()
     NACKED = enum.auto()
-    # Of these two the policy may make another pass.
+    # For these two the failure policy decides.
     AGAIN = enum.auto()
 
 
@@ -137,7 +137,7 @@ NEVER, FOREVER = float("-inf"), float("inf")
 
 
 class Record:
-    """A record (or a batch) in flight: what its task works on."""
+    """A record (or a batch) in flight."""
 
     __slots__ = (
         "__weakref__",
@@ -172,80 +172,81 @@ class Record:
         context: contextvars.Context | None = None,
     ) -> None:
         self.raw: Any = raw
-        # As the broker delivered it, where FastStream could not have read it like that.
+        # The record as the broker delivered it; `raw` may be a copy without a header that FastStream can't read.
         self.delivered: Any = raw if delivered is None else delivered
         self.process: Callable[[Any], Coroutine[Any, Any, Any]] = process
         self.source: RecordSource | None = source
         self.admissions: Sequence[Admission] = admissions
-        # What its task gets a copy of; None = what the handler was started with.
+        # The context that its task gets a copy of; None = the one that the handler was started in.
         self.context: contextvars.Context | None = context if source is None else source.context
         self.order_keys: Sequence[Hashable] = order_keys
         self.message: StreamMessage[Any] | None = None
         self.attempt: int = 0
         self.state: State = QUEUED
-        # When the next attempt begins, in state BACKOFF.
+        # In state BACKOFF: when the next attempt begins.
         self.wakes_at: float
-        # After a failure another attempt may begin before that. FOREVER: the failure policy alone decides.
+        # No further attempt begins at or after this time. FOREVER: the failure policy alone decides.
         self.retry_until: float = FOREVER
-        # While its handler runs under a time limit.
+        # The time limit of the running handler, if it has one.
         self.limit: TimeLimit | None = None
-        # How many things keep its pass waiting that are none of its own: a free thread, a turn of the event loop.
+        # For how many resources its pass waits that the handler does not control: a free thread, a turn of the event
+        # loop.
         self.waits: int = 0
-        # None in state QUEUED; with it comes its part in the slots.
+        # None in state QUEUED. `share` is set with the task.
         self.task: asyncio.Task[None] | None = None
         self.share: Share
-        # The task that its pass runs in, where that is not its own.
+        # The task in which its pass runs, if other than its own.
         self.driver: asyncio.Task[Any] | None = None
 
     def begin(self) -> None:
-        """Note that an attempt begins."""
+        """Begin an attempt."""
         self.attempt += 1
         self.state = RUNNING
         self.message = None
 
     def fail(self) -> None:
-        """Note that an attempt has failed: its failure policy decides."""
+        """Note that an attempt has failed: the failure policy decides now."""
         self.state = FAILED
 
     def back_off(self, wakes_at: float) -> None:
-        """Note when its next attempt begins."""
+        """Wait for the next attempt, which begins at `wakes_at`."""
         self.wakes_at = wakes_at
         self.state = BACKOFF
 
     def get_ready(self) -> None:
-        """Note that it waits for a slot."""
+        """Wait for a slot."""
         self.state = READY
 
     def cancel(self) -> None:
-        """Give it up: it ends undone."""
+        """Give the record up: it ends undone."""
         if self.state is not ENDED:
             self.state = CANCELLED
 
     def end_by(self, deadline: float) -> None:
-        """Let no further attempt begin at the deadline or later; none at all where it could not be committed."""
+        """Let no further attempt begin at or after the deadline, and none at all if the record is fenced."""
         self.retry_until = NEVER if self.is_fenced else deadline
 
     def readmit(self, earlier: Admission, admission: Admission) -> None:
-        """Let its end count for its new delivery, in place of an earlier one that was revoked while it ran."""
+        """Let the end of the running record count for its new delivery, in place of the revoked one."""
         admission.admitted_at = earlier.admitted_at
         self.admissions = [admission if each is earlier else each for each in self.admissions]
         self.retry_until = FOREVER
 
     def begin_to_wait(self) -> None:
-        """Note that its pass is kept from going on: its time limit stands still."""
+        """Note that its pass waits for a thread or a turn: its time limit stands still."""
         self.waits += 1
         if self.limit is not None and self.waits == 1:
             self.limit.pause()
 
     def go_on(self) -> None:
-        """Note that its pass goes on."""
+        """Note that its pass has got that thread or turn."""
         self.waits -= 1
         if self.limit is not None and not self.waits:
             self.limit.resume()
 
     @property
     def runner(self) -> asyncio.Task[Any] | None:
-        """The task that its pass runs in."""
+        """The task in which its pass runs."""
         return self.driver or self.task
 
     @property
@@ -258,28 +259,28 @@ class Record:
 
     @property
     def is_cancelled_by_others(self) -> bool:
-        """Whether other code than this library has cancelled its task."""
+        """Whether code outside this library has cancelled its task."""
         if self.state is CANCELLED or self.is_ending:
             return False
         return self.task is not None and self.task.cancelling() > 0
 
     @property
     def is_ending(self) -> bool:
-        """Whether a stop, a rebalance or a direct caller waits for its end."""
+        """Whether a stop, a rebalance or a direct caller waits for its end, so that retries are limited."""
         return self.retry_until < FOREVER
 
     @property
     def is_idle(self) -> bool:
-        """Whether no pass over it is going on."""
+        """Whether no pass over the record is running."""
         return self.state not in (RUNNING, CANCELLED)
 
     @property
     def is_fenced(self) -> bool:
-        """Whether nothing that it does can be committed any more."""
+        """Whether none of its offsets can be committed any more."""
         return bool(self.admissions) and all(admission.is_fenced for admission in self.admissions)
 
     def whereabouts(self) -> str:
-        """Say how far it has come, for people."""
+        """Describe what the record is doing, for logs and reports."""
         if self.state is BACKOFF:
             return f"waiting for attempt {self.attempt + 1}"
         if self.state is FAILED:
@@ -298,7 +299,8 @@ def records_in(raw: Any) -> Sequence[Any]:
     return raw if isinstance(raw, tuple | list) else (raw,)
 
 
-# Two that stop something (or the restart would stop at the same record), and three that a handler raises to say so.
+# The first two stop the subscriber or the application (which after a restart would stop at the same record again); by
+# the other three a handler says that the record is done.
 _MEANS_DONE = (StopConsume, SystemExit, AckMessage, RejectMessage, SkipMessage)
 
 # The record whose task the running code belongs to. Tasks that a handler starts inherit it.
@@ -306,20 +308,21 @@ current_record: contextvars.ContextVar[Record | None] = contextvars.ContextVar("
 
 
 def is_interrupt(error: BaseException) -> bool:
-    """Whether somebody has pressed Ctrl-C while a record was handled: that says nothing about the record."""
+    """Whether an exception is a KeyboardInterrupt, or contains one: it is meant for the process, not for the record."""
     if isinstance(error, BaseExceptionGroup):
         return error.subgroup(KeyboardInterrupt) is not None
     return isinstance(error, KeyboardInterrupt)
 
 
 def outcome_of(record: Record, error: BaseException | None) -> Outcome:
-    """Decide what a finished pass means for its record, whatever has ended it: any exception is a failure."""
+    """Decide what a finished pass means for its record; any exception not named here is a failure."""
     if record.state is not RUNNING:
-        # It was given up. Whatever it made of its cancellation, nobody can tell that its work was done.
+        # It was given up. A pass that ends in any other way after its cancellation does not prove that the work was
+        # done.
         return Outcome.NOT_DONE
     if isinstance(error, asyncio.CancelledError) and record.task is not None and record.task.cancelling():
-        # A handler may raise it by itself, or leak it from a task that it awaited: a failure like any other.
-        # Only a cancellation of this task leaves its record undone.
+        # The record's own task was cancelled. A CancelledError that the handler raises, or that comes from a task which
+        # it awaits, is a failure like any other.
         return Outcome.NOT_DONE
     # Under other ack policies FastStream acknowledges by itself, and nack() moves the consumer back.
     acknowledged = record.message.committed if isinstance(record.message, KafkaAckableMessage) else None

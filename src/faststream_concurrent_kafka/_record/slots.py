@@ -6,15 +6,16 @@ from collections.abc import Hashable
 from typing import Any
 
 
-# For so many ticks after its last record a slot is left for a subscriber that holds none.
+# A subscriber counts as active for this many ticks (seconds) after its last record.
 _ACTIVE_TICKS = 5
 
 
 class Pool:
-    """A limit for some subscribers: that of all, or one of their own inside it.
+    """One concurrency limit and the subscribers under it: the limit of all, or a router's own one inside it.
 
-    Each active subscriber has its part of the limit. What others leave it may take as well, but not the last slots: for
-    each active one that holds none a slot is left, in up to half of the pool.
+    An active subscriber may always use its part of the limit, which is the limit divided by the number of active
+    subscribers. Beyond that it may use free slots, but leaves one for each active subscriber that holds none (at most
+    half of the pool is left in this way).
     """
 
     __slots__ = ("active", "limit", "most_reserved", "reserved", "running")
@@ -24,13 +25,13 @@ class Pool:
         self.most_reserved: float = most_reserved
         self.reserved: int = 0
         self.running: int = 0
-        # Those that have records, or had some lately.
+        # The subscribers that have records, or had some lately.
         self.active: dict[Share, None] = {}
 
     def is_full_for(self, share: "Share") -> bool:
-        """Whether a subscriber should fetch nothing.
+        """Whether a subscriber must not fetch.
 
-        Up to its part it always may, so that its records are in line for whatever becomes free.
+        It may always fetch up to its part, so that it has a record waiting when a slot becomes free.
         """
         most = self.most_reserved
         if share.reserved * len(self.active) < most:
@@ -39,7 +40,7 @@ class Pool:
         return free <= 0 or free <= self._left_for_others(most, [each for each in self.active if not each.reserved])
 
     def has_room_for(self, share: "Share") -> bool:
-        """Whether a record of a subscriber may begin."""
+        """Whether there is a slot for a record of this subscriber."""
         free = self.limit - self.running
         if free <= 0 or share.running * len(self.active) < self.limit:
             return free > 0
@@ -51,14 +52,14 @@ class Pool:
 
 
 class Slots:
-    """A semaphore for those who have a record, and a place to wait for those who might fetch one.
+    """The slots: record tasks take one for each pass; fetchers wait until one may be free.
 
-    A fetcher looks at a free slot without taking it, since an idle subscriber must not hold one; the record's task
-    takes it from `semaphore` (None = no limit). So what is in flight but has not begun counts as well, or thousands
-    would be fetched for one free slot.
+    A fetcher only checks that a slot is free, since an idle subscriber must not hold one; the record's task takes it
+    from `semaphore` (None = no limit). Records whose task has not taken its slot yet are therefore counted as
+    `reserved`, or thousands would be fetched for one free slot.
 
-    Each subscriber has a `Share`. A slot that becomes free goes to the one that holds the fewest among those with a
-    record that waits, and among equals to the one whose last turn is the longest ago.
+    Each subscriber has a `Share`. Among the subscribers with a waiting record, a slot that becomes free goes to the one
+    that holds the fewest slots, and among equals to the one that has waited the longest since it was last given one.
     """
 
     def __init__(self, limit: int, most_reserved: float) -> None:
@@ -71,28 +72,28 @@ class Slots:
         self._pools: dict[Hashable, Pool] = {}
         self.unshared: Share = self.share()
         self.released = 0
-        """How often a slot was let go; while that stays the same, nothing comes to an end."""
+        """How many reservations were released so far; while this does not change, no record ends."""
 
     @property
     def reserved(self) -> int:
-        """How many hold a slot or are about to take one; what pools of their own keep waiting is not counted."""
+        """The records that hold a slot or are about to take one, without those that wait for their own pool's limit."""
         return self.everybody.reserved
 
     @property
     def is_full(self) -> bool:
-        """Whether every slot is taken or claimed."""
+        """Whether every slot is taken or reserved."""
         return self.reserved >= self.everybody.most_reserved
 
     def share(self, pool: Pool | None = None) -> "Share":
-        """Return the share of one more subscriber."""
+        """Make the share of one subscriber."""
         return Share(self, pool)
 
     def pool(self, key: Hashable, limit: int) -> Pool:
-        """Return the pool that belongs to `key`."""
+        """Return the pool of `key`; make it if there is none."""
         return self._pools.setdefault(key, Pool(limit, limit))
 
     def tick(self) -> None:
-        """Forget who has had no records lately: called about once a second."""
+        """Drop subscribers that have had no records lately from the active ones; called about once a second."""
         self.ticks += 1
         for pool in (self.everybody, *self._pools.values()):
             for share in [each for each in pool.active if not each.reserved and each.seen < self.ticks - _ACTIVE_TICKS]:
@@ -101,7 +102,7 @@ class Slots:
             pass
 
     async def wait_for_change(self, timeout_sec: float) -> None:
-        """Return when a slot may have become free, and after `timeout_sec` seconds at the latest."""
+        """Wait until a slot may have become free, at most `timeout_sec` seconds."""
         loop = asyncio.get_running_loop()
         waiter = loop.create_future()
         timer = loop.call_later(timeout_sec, _resolve, waiter)
@@ -112,13 +113,13 @@ class Slots:
             timer.cancel()
 
     def wake_waiters(self) -> None:
-        """Let everybody who waits look again."""
+        """Wake all fetchers, so that they check again."""
         waiters, self.fetchers = self.fetchers, []
         for waiter in waiters:
             _resolve(waiter)
 
     def hand_over(self) -> bool:
-        """Give a free slot to the record whose turn it is; False if none can take it."""
+        """Give a free slot to the waiting record whose turn it is; False if no waiting record may take one."""
         while able := [share for share in self.waiting if share.has_room]:
             share = min(able, key=lambda each: (each.running, each.turn))
             waiter, _ = share.queue.popitem(last=False)
@@ -135,7 +136,7 @@ class Slots:
 
 
 class Share:
-    """One subscriber's part in the slots."""
+    """One subscriber's share of the slots."""
 
     __slots__ = ("_everybody", "_pool", "_slots", "queue", "reserved", "running", "seen", "turn")
 
@@ -145,20 +146,20 @@ class Share:
         self._pool = pool
         self.reserved: int = 0
         self.running: int = 0
-        # At which tick it had a record last, and at which turn it was handed a slot.
+        # The tick of its last record, and the turn at which it was last given a slot.
         self.seen: int = -1
         self.turn: int = 0
         self.queue: OrderedDict[asyncio.Future[Any], None] = OrderedDict()
 
-    # -- for who fetches -----------------------------------------------------------------------------------------
+    # -- for the fetcher -----------------------------------------------------------------------------------------
 
     @property
     def is_full(self) -> bool:
-        """Whether nothing should be fetched."""
+        """Whether the subscriber must not fetch."""
         return self._everybody.is_full_for(self) or (self._pool is not None and self._pool.is_full_for(self))
 
     def reserve(self) -> None:
-        """Count a record that holds a slot or is about to take one."""
+        """Count one more record that holds a slot or is about to take one."""
         self.reserved += 1
         pool = self._pool
         if self.seen != self._slots.ticks:
@@ -173,7 +174,7 @@ class Share:
         self._everybody.reserved += 1
 
     def release(self) -> None:
-        """Count one less, and let those who wait to fetch look again."""
+        """Count one record less, and wake the fetchers."""
         self.reserved -= 1
         pool = self._pool
         if pool is not None:
@@ -185,18 +186,18 @@ class Share:
         if slots.fetchers:
             slots.wake_waiters()
 
-    # -- for who has a record ------------------------------------------------------------------------------------
+    # -- for a record's task --------------------------------------------------------------------------------------
 
     @property
     def has_room(self) -> bool:
-        """Whether one of its records may begin."""
+        """Whether there is a slot for one of its records."""
         return self._everybody.has_room_for(self) and (self._pool is None or self._pool.has_room_for(self))
 
     async def take(self) -> None:
         """Wait for a slot, and take it."""
         everybody = self._everybody
         if self._pool is None and len(everybody.active) == 1 and everybody.running < everybody.limit:
-            # Alone, as most are.
+            # The only active subscriber, as in most applications.
             self.running += 1
             everybody.running += 1
         elif self.has_room:
@@ -205,7 +206,7 @@ class Share:
             await self._wait()
         semaphore = self._slots.semaphore
         if semaphore is not None:
-            # There is one, so this does not suspend.
+            # One is free, so this does not suspend.
             await semaphore.acquire()
 
     async def _wait(self) -> None:
@@ -216,7 +217,7 @@ class Share:
             await waiter
         except BaseException:
             if waiter.done() and not waiter.cancelled():
-                # It was handed over already.
+                # The slot was handed over before the cancellation came.
                 self.count(-1)
                 self._slots.hand_over()
             else:
@@ -226,7 +227,7 @@ class Share:
             raise
 
     def leave(self) -> None:
-        """Give the slot back, or to the record whose turn it is."""
+        """Give the slot back, and hand it over if records wait."""
         slots = self._slots
         self.running -= 1
         self._everybody.running -= 1
@@ -238,7 +239,7 @@ class Share:
             slots.hand_over()
 
     def count(self, more: int) -> None:
-        """Count the slots that are taken."""
+        """Add to the number of slots that are taken."""
         self.running += more
         self._everybody.running += more
         if self._pool is not None:

@@ -9,16 +9,16 @@ class State(enum.Enum):
     """What a record in flight is doing."""
 
     QUEUED = "waiting for those before it in its order"
-    """It has no task yet."""
+    """The record has no task yet."""
     READY = "waiting for a slot"
     RUNNING = "in an attempt"
     FAILED = "being dealt with after an attempt"
-    """Its failure policy is carried out; holds no slot."""
+    """The failure policy is carried out; the record holds no slot."""
     BACKOFF = "waiting for another attempt"
     CANCELLED = "cancelled"
-    """A stop or a rebalance of this library has given it up: it ends undone, whatever its handler does."""
+    """A stop or a rebalance has given the record up: it ends undone, whatever its handler does."""
     ENDED = "ended"
-    """Its offset is done, or will be delivered again. Its task may go on, if its handler swallows the cancellation."""
+    """The record is finished, or will be delivered again. Its task goes on if the handler swallows its cancellation."""
 
 
 # An attribute of an Enum class is looked up slowly before Python 3.12, and these are used for every record.
@@ -26,7 +26,7 @@ QUEUED, READY, RUNNING, FAILED, BACKOFF, CANCELLED, ENDED = State
 
 TRANSITIONS: Mapping[State, frozenset[State]] = MappingProxyType(
     {
-        # The records before it have ended; or it is cancelled or passed over before that.
+        # The records before it have ended; or it is cancelled or passed over.
         QUEUED: frozenset({READY, ENDED}),
         # It gets a slot; or it is passed over, or its task is cancelled by other code.
         READY: frozenset({RUNNING, CANCELLED, ENDED}),

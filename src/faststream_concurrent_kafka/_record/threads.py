@@ -1,4 +1,4 @@
-"""The threads in which FastStream runs synchronous handlers and dependencies: how many, and who waits for one."""
+"""The threads in which FastStream runs synchronous handlers: how many there are, and which records wait for one."""
 
 import asyncio
 import contextlib
@@ -11,15 +11,15 @@ from faststream_concurrent_kafka._record.record import current_record
 from faststream_concurrent_kafka._upstream.tasks import surround_waits
 
 
-# anyio's default for an event loop. Look-ups of parameters take no longer than before, if they have as many.
+# anyio's default limit. As many threads stay for FastStream's look-ups of parameters, in addition to one per slot.
 _FOR_LOOK_UPS = 40
 
 
 class Threads:
-    """Raises anyio's limit of threads, which is 40, and lets records that wait for one be seen.
+    """Raises anyio's limit of 40 threads, and notes which records wait for a thread.
 
-    Only what is anyio's default is raised: another limit is the application's. Without a `concurrency_limit` nothing
-    says how many threads are meant, and the default stays.
+    Only anyio's default is raised: another limit was set by the application. Without a `concurrency_limit` the default
+    stays.
     """
 
     def __init__(self, concurrency_limit: int) -> None:
@@ -27,7 +27,7 @@ class Threads:
         self._undo: Callable[[], None] = lambda: None
 
     def start(self) -> None:
-        """Begin, with the threads of the running event loop."""
+        """Raise the limit for the running event loop."""
         limiter = current_default_thread_limiter()
         restore = surround_waits(limiter, _waiting)
         raised_to = _FOR_LOOK_UPS + self._concurrency_limit
@@ -53,7 +53,7 @@ def _lower(limiter: CapacityLimiter, raised_to: float) -> None:
 @contextlib.contextmanager
 def _waiting() -> Generator[None]:
     record, task = current_record.get(), asyncio.current_task()
-    # Not what a handler runs beside itself: it goes on meanwhile.
+    # Only the task of the pass itself: a task that the handler has started does not keep the handler waiting.
     own = None if record is None else record.task if record.limit is None else record.limit.task
     if record is None or task is not own:
         yield

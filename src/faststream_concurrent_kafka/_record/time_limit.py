@@ -1,4 +1,4 @@
-"""The time limit of a handler: cancels it, says where it was waiting, and remembers handlers that go on regardless.
+"""The time limit of handlers: cancels them, logs where they were waiting, and lists those that go on regardless.
 
 Invariants: I27.
 """
@@ -16,7 +16,7 @@ from faststream_concurrent_kafka.errors import HandlerTimeoutError
 
 logger = logging.getLogger("faststream_concurrent_kafka")
 
-# A handler that has not ended so long after its cancellation has swallowed it.
+# Seconds after its cancellation at which a handler that has not ended is reported.
 GRACE_SEC = 1.0
 _THREAD_CHECK_SEC = 0.1
 
@@ -25,15 +25,15 @@ class TimeLimits:
     """Runs handlers under a time limit."""
 
     def __init__(self) -> None:
-        # Those that came to their limit and have not ended: since when, and what to call them.
+        # The handlers that have exceeded their limit and not ended: since when, and their description.
         self._overdue: dict[_Limit, tuple[float, str]] = {}
 
     async def run(self, handle: Callable[[], Awaitable[Any]], limit_sec: float, record: object) -> Any:
-        """Await `handle()` for at most `limit_sec` seconds; while a `Record` is kept waiting none of them passes.
+        """Await `handle()` for at most `limit_sec` seconds; waits for a thread or a turn of the loop do not count.
 
         Raises:
-            HandlerTimeoutError: it took longer, whatever it made of its cancellation. A TimeoutError of the handler's
-                own passes through.
+            HandlerTimeoutError: it took longer, even if it swallowed its cancellation. A TimeoutError that the handler
+            itself raises passes through.
 
         """
         limit = _Limit(self, limit_sec, record)
@@ -43,7 +43,7 @@ class TimeLimits:
             async with limit.scope:
                 result = await handle()
         except BaseException as error:
-            # A CancelledError that the scope has let through is not its own: other code cancels the task as well.
+            # A CancelledError that the timeout has let through comes from other code, which cancels the task as well.
             if limit.is_over and not isinstance(error, asyncio.CancelledError | KeyboardInterrupt | SystemExit):
                 raise HandlerTimeoutError(limit.describe()) from error
             raise
@@ -56,7 +56,7 @@ class TimeLimits:
         return result
 
     def problems(self, now: float) -> list[str]:
-        """Name the handlers that go on after their limit."""
+        """Describe the handlers that go on after their limit."""
         return [
             f"{name}, and goes on {now - since:.0f} s later, in its slot, {limit.now_at}"
             for limit, (since, name) in self._overdue.items()
@@ -64,11 +64,11 @@ class TimeLimits:
         ]
 
     def exceeded(self, limit: "_Limit", since: float) -> None:
-        """Note that a handler has come to its limit, and is cancelled where that is possible."""
+        """Note that a handler has exceeded its limit."""
         self._overdue[limit] = (since, limit.describe())
 
     def ended(self, limit: "_Limit") -> None:
-        """Note that it has ended."""
+        """Note that the handler has ended."""
         self._overdue.pop(limit, None)
 
 
@@ -88,27 +88,28 @@ class _Limit:
         self._deadline = self._loop.time() + limit_sec
         self._left_sec = limit_sec
         self._complaint: asyncio.TimerHandle | None = None
-        # asyncio's own, but started by this limit's timer: once it has cancelled the task, that place is lost.
+        # `asyncio.timeout`, but expired by this limit's timer, which first notes where the task is suspended: after the
+        # cancellation that is lost.
         self.scope: asyncio.Timeout = asyncio.timeout(None)
         self._place = ""
         self.is_over: bool = False
         self._is_cancelled = False
 
     def pause(self) -> None:
-        """Let no time pass, unless it is over."""
+        """Stop the clock, unless the limit is exceeded."""
         if not self.is_over:
             self._left_sec = self._deadline - self._loop.time()
             self._timer.cancel()
 
     def resume(self) -> None:
-        """Let time pass again."""
+        """Start the clock again."""
         if not self.is_over:
             self._deadline = self._loop.time() + self._left_sec
             self._timer = self._loop.call_later(self._left_sec, self._expire)
 
     def _expire(self) -> None:
         now = self._loop.time()
-        # Otherwise the await would end, and the thread go on: in no slot, and beside the next attempt.
+        # Not cancelled: the await would end, and the thread go on without a slot, at the same time as the next attempt.
         self._is_cancelled = not is_in_thread(self.task)
         if self._is_cancelled:
             self.scope.reschedule(now)
@@ -129,16 +130,16 @@ class _Limit:
 
     @property
     def now_at(self) -> str:
-        """Where it is waiting now."""
+        """Where the handler is waiting now."""
         return f"at {suspended_at(self.task) or 'no await'}"
 
     def describe(self) -> str:
-        """Say what happened."""
+        """Describe how the limit was exceeded."""
         came = "was cancelled after" if self._is_cancelled else "runs in a thread, and is over its limit of"
         return f"The handler of {self._record!r} {came} {self._limit_sec:g} s, at {self._place or 'no await'}"
 
     def end(self) -> None:
-        """Note that the handler has ended, in time or not."""
+        """End the timer: the handler has ended."""
         self._timer.cancel()
         if self._complaint is not None:
             self._complaint.cancel()

@@ -1,6 +1,6 @@
 """The `topic_group` header: one topic shared by several consumer groups, each record meant for one of them.
 
-Of several such headers the first that can be read decides. One that can't be read counts as absent, and is taken out:
+Of several such headers the first readable one decides. An unreadable one counts as absent and is removed, because
 FastStream would fail to parse the whole record.
 """
 
@@ -18,7 +18,7 @@ TOPIC_GROUP_HEADER = "topic_group"
 
 
 def for_group(raw: ConsumerRecord[Any, Any], group_id: str | None) -> ConsumerRecord[Any, Any] | None:
-    """Return the record as FastStream can read it, or None if its header names another consumer group."""
+    """Return the record, without unreadable `topic_group` headers; None if its header names another consumer group."""
     for name, _ in raw.headers:
         if name == TOPIC_GROUP_HEADER:
             return _if_meant_for(raw, group_id)
@@ -34,7 +34,7 @@ def _if_meant_for(raw: ConsumerRecord[Any, Any], group_id: str | None) -> Consum
 
 
 def make_readable(raw: ConsumerRecord[Any, Any]) -> None:
-    """Take out of the record itself the header that FastStream can't read."""
+    """Remove the header that FastStream can't read from the record itself."""
     if any(name == TOPIC_GROUP_HEADER for name, _ in raw.headers):
         raw.headers = _readable(raw)
 
