@@ -1,4 +1,4 @@
-"""Python's garbage collector, tuned for thousands of records in flight, and put back."""
+"""Tunes Python's garbage collector for thousands of records in flight, and undoes it."""
 
 import gc
 import logging
@@ -7,14 +7,14 @@ import logging
 logger = logging.getLogger("faststream_concurrent_kafka")
 
 _TUNED = (50_000, 20, 20)
-# The first threshold that Python itself has: up to 3.12, and later.
+# Python's own first threshold: up to 3.12, and later.
 _PYTHONS_OWN = (700, 2000)
-# From this many records in flight on it is worth it.
+# The number of records in flight from which tuning is worth it.
 _MANY_RECORDS = 500
 
 
 class Collector:
-    """Tunes the collector of the process once, and restores what no other code has changed since."""
+    """Tunes the collector of the process, and later restores the settings that no other code has changed since."""
 
     def __init__(self) -> None:
         self._before: tuple[int, int, int] | None = None
@@ -22,14 +22,15 @@ class Collector:
         self._frozen = 0
 
     def tune(self) -> None:
-        """Have the collector look less often, and never at what exists now."""
+        """Let the collector run less often, and leave out the objects that exist now."""
         self._before = gc.get_threshold()
         gc.set_threshold(*_TUNED)
-        # Not always what was set: some versions of Python have no third generation.
+        # Read back, since some versions of Python have no third generation and ignore that threshold.
         self._tuned = gc.get_threshold()
-        # What the application has frozen would be unfrozen with the rest: then nothing more is frozen.
+        # If the application has frozen objects, unfreezing at the stop would unfreeze those as well: then freeze
+        # nothing.
         if not gc.get_freeze_count():
-            # Garbage that is frozen would stay.
+            # Collect first: frozen garbage would never be freed.
             gc.collect()
             gc.freeze()
             self._frozen = gc.get_freeze_count()
@@ -40,17 +41,17 @@ class Collector:
         )
 
     def restore(self) -> None:
-        """Put back the thresholds that were there, and unfreeze; twice does nothing."""
+        """Restore the previous thresholds, and unfreeze; a second call does nothing."""
         if self._before is not None and gc.get_threshold() == self._tuned:
             gc.set_threshold(*self._before)
-        # More than was frozen here is frozen by others.
+        # If more objects are frozen than before, other code has frozen them: leave them.
         if gc.get_freeze_count() <= self._frozen:
             gc.unfreeze()
         self._before, self._tuned, self._frozen = None, None, 0
 
 
 def hint_at_tuning(concurrency_limit: int) -> None:
-    """Log that the collector can be tuned, where that would help and the application has not done it."""
+    """Log that `tune_gc` exists, if it would help and the application has not tuned the collector itself."""
     if not 0 < concurrency_limit < _MANY_RECORDS and gc.isenabled() and gc.get_threshold()[0] in _PYTHONS_OWN:
         logger.info(
             "concurrency_limit=%d: with that many records in flight Python's garbage collector costs up to half of "

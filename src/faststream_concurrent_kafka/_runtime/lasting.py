@@ -1,4 +1,4 @@
-"""For how long a state has lasted. Pure: the clock is the caller's."""
+"""For how long states have lasted. Pure: `now` is a parameter."""
 
 from collections.abc import Mapping
 from typing import Generic, TypeVar
@@ -9,7 +9,7 @@ V = TypeVar("V")
 
 
 class Lasting(Generic[K, V]):
-    """Since when states have been the same, by samples. A limit of 0 finds nothing."""
+    """Notes, from samples, since when each key has had the same state. A limit of 0 reports nothing."""
 
     __slots__ = ("_limit_sec", "_seen")
 
@@ -18,14 +18,14 @@ class Lasting(Generic[K, V]):
         self._seen: dict[K, tuple[V, float]] = {}
 
     def look(self, states: Mapping[K, V], now: float) -> None:
-        """Take in the states of now; one that is not named is over."""
+        """Take a sample of all states; a key that is missing has none any more."""
         self._seen = {
             key: seen if (seen := self._seen.get(key)) is not None and seen[0] == state else (state, now)
             for key, state in states.items()
         }
 
     def for_long(self, now: float) -> list[tuple[K, V, float]]:
-        """Return the states that have been the same for the limit, and for how many seconds."""
+        """Return key, state and seconds of each state that has lasted for the limit."""
         if not self._limit_sec:
             return []
         return [

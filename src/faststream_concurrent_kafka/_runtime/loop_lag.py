@@ -23,7 +23,7 @@ logger = logging.getLogger("faststream_concurrent_kafka")
 
 TICK_SEC = 0.25
 REMEMBERED_SEC = 60.0
-# aiokafka's own, as long as no consumer is known.
+# aiokafka's default, until a consumer is known.
 _DEFAULT_SESSION_TIMEOUT_SEC = 10.0
 _ADVICE = (
     "Heartbeats wait meanwhile, and a broker evicts a member that it has not heard from for {session:g} s. A handler "
@@ -34,14 +34,15 @@ _ADVICE = (
 class LoopLag:
     """Measures how late the timers of the loop are; a thread names the line at which the loop is while none comes.
 
-    It counts as late from a fifth of the shortest session timeout on. In virtual time there is nothing to measure.
+    The loop counts as late when its lag exceeds a fifth of the shortest session timeout. With virtual time there is
+    nothing to measure.
     """
 
     def __init__(self, turns: Turns) -> None:
         self.is_late: bool = False
         self._turns = turns
         self._session_timeout_sec: float | None = None
-        # How late it was and when, of the last minute; a lag that a larger one followed is left out.
+        # Lags of the last minute and their times; a lag that a larger one followed is left out.
         self._worst: deque[tuple[float, float]] = deque()
         self._warned_at = float("-inf")
         self._place = ""
@@ -55,16 +56,16 @@ class LoopLag:
         self._is_over = threading.Event()
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin to measure."""
+        """Start to measure."""
         self._loop = loop
         if clock_of(loop) is time.monotonic:
             self._loop_thread = threading.get_ident()
             self._schedule()
-            # It keeps no process alive, and sleeps while the timers come.
+            # A daemon, so it does not keep the process alive; it sleeps as long as the timers fire in time.
             threading.Thread(target=self._watch, name="kafka-loop-watch", daemon=True).start()
 
     def stop(self) -> None:
-        """End the measuring, and the thread, without waiting for it."""
+        """Stop measuring, and end the thread without waiting for it."""
         self._is_over.set()
         if self._timer is not None:
             self._timer.cancel()
@@ -80,18 +81,18 @@ class LoopLag:
 
     @property
     def limit_sec(self) -> float:
-        """The lag from which on the loop counts as late."""
+        """The lag from which the loop counts as late."""
         return self.session_timeout_sec / 5
 
     @property
     def worst_sec(self) -> float:
-        """How late it was at worst within the last minute."""
+        """The largest lag within the last minute."""
         while self._worst and self._worst[0][1] < time.monotonic() - REMEMBERED_SEC:
             self._worst.popleft()
         return self._worst[0][0] if self._worst else 0.0
 
     def problems(self) -> list[str]:
-        """Return that members are about to be evicted, or have been."""
+        """Say that the loop was so late that the group may evict its members."""
         worst_sec = self.worst_sec
         if worst_sec < self.session_timeout_sec / 2:
             return []
@@ -137,7 +138,7 @@ class LoopLag:
 
     def _watch(self) -> None:
         seen, missed, is_logged = -1, 0, False
-        # Counted by its own waits: a process that was stopped as a whole is not reported.
+        # Counted by the waits of this thread: a process that was suspended as a whole is not reported.
         while not self._is_over.wait(TICK_SEC) and not self._loop.is_closed():
             if self._ticks != seen or not self._loop.is_running():
                 seen, missed, is_logged = self._ticks, 0, False
@@ -153,7 +154,7 @@ class LoopLag:
                 )
 
 
-# The callers of a handler: the frames behind them in a stack are the application's.
+# Modules that call handlers: frames further in belong to the application.
 _CALLERS = tuple(
     str(Path(path).parent)
     for path in (asyncio.__file__, faststream.__file__, fast_depends.__file__, Path(__file__).parent)

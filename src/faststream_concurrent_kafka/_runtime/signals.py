@@ -20,8 +20,8 @@ _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGQUI
 class SignalGuard:
     """Runs `stop` before the default action of SIGINT, SIGTERM and SIGQUIT.
 
-    A signal that FastStream's `run`, uvicorn or the application handles is left to them: they stop the broker, and that
-    drains and commits. This guard covers plain scripts, and SIGQUIT under any host.
+    A signal for which FastStream's `run`, uvicorn or the application has a handler is left to that: it stops the
+    broker, which drains and commits. This guard is for plain scripts, and for SIGQUIT everywhere.
     """
 
     def __init__(self, stop: Callable[[], Awaitable[None]]) -> None:
@@ -32,7 +32,7 @@ class SignalGuard:
         self._loop: asyncio.AbstractEventLoop
 
     def install(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Take over the signals that have their default handler. Outside of the main thread this does nothing."""
+        """Install handlers for the signals that have their default action; does nothing outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
             return
         self._loop = loop
@@ -40,12 +40,13 @@ class SignalGuard:
         for number in _SIGNALS:
             previous = signal.getsignal(number)
             if _is_default(previous):
-                # Not `loop.add_signal_handler`: that replaces the handlers that FastStream installs in the loop.
+                # Not by `loop.add_signal_handler`, which would replace the handlers that FastStream installs in the
+                # loop.
                 self._previous[number] = previous
                 signal.signal(number, self._on_signal)
 
     def uninstall(self) -> None:
-        """Restore the previous handlers, unless this one has been replaced since."""
+        """Restore the previous handlers, except where other code has replaced this one since."""
         self._is_installed = False
         if threading.current_thread() is threading.main_thread():
             for number, previous in self._previous.items():
@@ -54,17 +55,17 @@ class SignalGuard:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if not self._is_installed or not self._loop.is_running():
-            # The loop has ended without a stop, or a handler that was installed later still calls this one.
+            # The loop has ended without a stop, or a handler that was installed later calls this one after its end.
             previous = self._previous[number]
             if callable(previous):
                 previous(number, frame)
             else:
                 self._reraise(number)
         elif self._stopping is not None:
-            # The second signal: its sender does not want to wait any longer.
+            # A second signal: the sender does not want to wait.
             self._reraise(number)
         else:
-            # In a context of its own: a signal handler runs in that of the code that it interrupts, perhaps a record's.
+            # In a new context: a signal handler runs in that of the code that it interrupts, which may be a record's.
             self._loop.call_soon_threadsafe(self._begin, number, context=contextvars.Context())
 
     def _begin(self, number: int) -> None:

@@ -1,4 +1,4 @@
-"""Where the code of a task is waiting."""
+"""The lines at which a task is suspended."""
 
 import asyncio
 import sys
@@ -14,7 +14,7 @@ _MOST_FRAMES = 3
 def suspended_at(task: asyncio.Task[Any]) -> str:
     """Name the innermost lines at which a task is suspended, outermost first; empty if it is not.
 
-    They are followed from coroutine to coroutine, so what runs in a thread or another task is seen as the wait for it.
+    Follows the coroutines of this task only: for code in a thread or another task, it names the await.
     """
     return places(frames_of(task))
 
@@ -28,7 +28,7 @@ def places(frames: Sequence[FrameType]) -> str:
 
 
 def frames_of(task: asyncio.Task[Any]) -> list[FrameType]:
-    """Return the frames of a task that is suspended, or of the running one, outermost first."""
+    """Return the frames of a suspended or running task, outermost first."""
     frames: list[FrameType] = []
     awaited: Any = task.get_coro()
     if getattr(awaited, "cr_running", False):
@@ -52,7 +52,7 @@ def _running(outermost: FrameType) -> list[FrameType]:
         if frame is outermost:
             return frames[::-1]
         frame = frame.f_back
-    # It runs in another thread.
+    # The task runs in another thread.
     return []
 
 

@@ -1,4 +1,4 @@
-"""Turns of the event loop: passes that compute run one after the other, and everything else runs in between (I21)."""
+"""Turns of the event loop: passes that compute are spread over several turns, so that other tasks run too (I21)."""
 
 import asyncio
 import contextvars
@@ -8,23 +8,24 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Protocol
 
 
-# What passes may use of one turn, in steps that are worth counting: a hundred of them may wake in the same turn.
+# How long the steps of all passes may take in one turn (a hundred passes may wake in the same turn), and from which
+# duration a step is counted.
 BUDGET_SEC = 0.05
 _WORTH_COUNTING_SEC = 0.0002
-# Where turns take long by themselves (a slow machine, a tracer), the budget is larger, up to this many times, so that
-# the turns between take no more than this share of the time.
+# Where the turns in between take long (a slow machine, a tracer), the budget grows, up to this factor, so that these
+# turns take no more than this share of the time.
 _MOST_BUDGETS = 4
 _SHARE_BETWEEN = 0.005
-# A heartbeat that has become due is sent by its second turn; with these, other waiting tasks run as well.
+# Turns without passes after a used-up one. A heartbeat that is due is sent in the second of them.
 _TURNS_BETWEEN = 4
-# Passes that begin in one turn. Fewer where they compute, or most would only be put off.
+# How many passes begin in one turn; fewer when they compute, or most would only be put off.
 _MOST_PER_TURN = 32
 
 
 def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
-    """Return the clock by which steps within one turn are measured; uvloop's own stands still there.
+    """Return the clock that measures steps within one turn, in which uvloop's `time()` stands still.
 
-    A loop that overrides the clock of asyncio's loops, such as one in virtual time, is asked itself.
+    A loop that overrides the clock of asyncio's loops, such as one with virtual time, is used as the clock.
     """
     if (
         isinstance(loop, asyncio.BaseEventLoop)
@@ -35,29 +36,29 @@ def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
 
 
 class Waiting(Protocol):
-    """What a pass belongs to."""
+    """What `Paced` needs of a record: to be told when its pass waits for a turn."""
 
     def begin_to_wait(self) -> None:
-        """Note that the pass can't go on."""
+        """Note that the pass waits."""
         ...
 
     def go_on(self) -> None:
-        """Note that it goes on."""
+        """Note that the pass goes on."""
         ...
 
 
 class Turns:
-    """How much of the loop's turns passes have used, and the passes that were put off for that."""
+    """How much time passes have used in this turn of the loop, and which passes are put off to later turns."""
 
     def __init__(self) -> None:
         self.clock: Callable[[], float] = time.monotonic
         self.is_closed: bool = False
-        """Whether a pass has to wait: the turn is used up, or others wait already."""
+        """Whether a pass has to wait: the turn is used up, or other passes are put off already."""
         self.is_used_up: bool = False
         self.passes_per_turn: int = _MOST_PER_TURN
-        """How many passes fit into one turn, as far as is known."""
+        """An estimate of how many passes fit into one turn."""
         self.computed_sec: float = 0.0
-        """Seconds of all steps that were worth counting."""
+        """The total time of all counted steps."""
         self._budget_sec = BUDGET_SEC
         self._used_sec = 0.0
         self._steps = 0
@@ -66,19 +67,19 @@ class Turns:
         self._still_closed = 0
         self._is_renewing = False
         self._put_off: deque[asyncio.Future[None]] = deque()
-        # Those that were resumed in a turn that was used up before they ran: they come first.
+        # Passes that were resumed, but only after their turn had been used up: they come first.
         self._put_off_again: deque[asyncio.Future[None]] = deque()
-        # Not that of the record which happens to use up a turn.
+        # An empty context, in place of that of the record which happens to use up a turn.
         self._context = contextvars.Context()
         self._loop: asyncio.AbstractEventLoop
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Count the turns of this loop."""
+        """Measure the turns of this loop."""
         self._loop = loop
         self.clock = clock_of(loop)
 
     def spend(self, sec: float) -> None:
-        """Note that a step has taken this many seconds."""
+        """Count a step that has taken this many seconds."""
         self.computed_sec += sec
         self._used_sec += sec
         self._steps += 1
@@ -92,13 +93,13 @@ class Turns:
             self._still_closed = _TURNS_BETWEEN
 
     def put_off(self, *, again: bool = False) -> asyncio.Future[Any]:
-        """Return a future that is resolved when the turn of a pass has come."""
+        """Put a pass off: return a future that is resolved when the pass may go on."""
         future = self._loop.create_future()
         (self._put_off_again if again else self._put_off).append(future)
         return future
 
     async def give_way(self) -> None:
-        """Let what is ready run, and all that was put off before: for those who begin passes."""
+        """Let other ready tasks run, and all passes that were put off; called before new passes begin."""
         await asyncio.sleep(0)
         if self.is_closed:
             try:
@@ -107,7 +108,7 @@ class Turns:
                 self.resume_next()
 
     def resume_next(self) -> None:
-        """Have the next pass that was put off run in the next turn, unless this one is used up."""
+        """Resume the next pass that was put off, unless this turn is used up."""
         if self.is_used_up:
             return
         for queue in (self._put_off_again, self._put_off):
@@ -135,9 +136,9 @@ class Turns:
 
 
 class Paced:
-    """Awaits a coroutine as `await` does, but puts its steps off while the turn is used up.
+    """Awaits a coroutine as `await` does, but puts its steps off while turns are used up.
 
-    They are resumed in a later turn, in the order in which they were put off. A cancellation is never put off.
+    Steps are resumed in the order in which they were put off. A cancellation is never put off.
     """
 
     __slots__ = ("_put_off", "_send", "_turns", "_waiting", "cr_await")
@@ -147,11 +148,11 @@ class Paced:
         self._waiting = waiting
         self._put_off: Iterator[Any] | None = None
         self._send = coroutine.send
-        # Named as a coroutine names what it waits for: that is how the stack of a task is followed.
+        # The name that a coroutine has for what it awaits, by which the stack of a task is followed.
         self.cr_await = coroutine
 
     def __await__(self) -> Iterator[Any]:
-        """Return itself: it is resumed by `__next__`."""
+        """Return this iterator: the task resumes it by `__next__`."""
         return self
 
     def __iter__(self) -> Iterator[Any]:
@@ -159,7 +160,7 @@ class Paced:
         return self
 
     def __next__(self) -> Any:
-        """Go on to the next future that it waits for, which is one of `Turns` while it is put off."""
+        """Run to the next future that the coroutine awaits; while it is put off, return a future of `Turns`."""
         turns = self._turns
         if self._put_off is not None:
             if turns.is_used_up:
@@ -182,7 +183,7 @@ class Paced:
                 turns.resume_next()
 
     def throw(self, error: Any, value: Any = None, traceback: Any = None) -> Any:
-        """Raise an error where the coroutine waits."""
+        """Raise an error in the coroutine, at its await."""
         if self._put_off is not None:
             self._go_on()
             self._turns.resume_next()
@@ -190,7 +191,7 @@ class Paced:
         return self.cr_await.throw(error if traceback is None else error.with_traceback(traceback))
 
     def close(self) -> None:
-        """End the coroutine where it waits."""
+        """Close the coroutine."""
         if self._put_off is not None:
             self._go_on()
             self._turns.resume_next()

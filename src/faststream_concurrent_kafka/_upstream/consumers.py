@@ -1,4 +1,4 @@
-"""aiokafka's consumers: what is private of them is read here, and they are asked to do what has no public method."""
+"""aiokafka's consumers: reads their private attributes, and does what they have no public method for."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -8,17 +8,17 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 _DEFAULT_MAX_POLL_INTERVAL_MS = 300_000
 _DEFAULT_SESSION_TIMEOUT_MS = 10_000
-# That of a consumer which has not joined its group, or was thrown out of it.
+# The generation of a consumer that is not a member of its group.
 NO_GENERATION = -1
 
 
 def max_poll_interval_sec(consumer: Any) -> float:
-    """Return after how many seconds without a fetch a consumer leaves its group."""
+    """Return the seconds without a fetch after which a consumer leaves its group."""
     return float(getattr(consumer, "_max_poll_interval_ms", _DEFAULT_MAX_POLL_INTERVAL_MS)) / 1000
 
 
 def count_as_polled(consumer: Any) -> None:
-    """Have a consumer take this for a fetch, which it wants to see every `max_poll_interval_ms`."""
+    """Reset the timer of `max_poll_interval_ms`, as a fetch does."""
     subscription = getattr(consumer, "_subscription", None)
     if subscription is not None:
         with subscription.fetch_context():
@@ -26,32 +26,32 @@ def count_as_polled(consumer: Any) -> None:
 
 
 def session_timeout_sec(consumer: Any) -> float:
-    """Return after how many seconds without a heartbeat a broker evicts a consumer from its group."""
+    """Return the seconds without a heartbeat after which the broker evicts a consumer from its group."""
     return float(getattr(consumer, "_session_timeout_ms", _DEFAULT_SESSION_TIMEOUT_MS)) / 1000
 
 
 def group_id(consumer: Any) -> Any:
-    """Return the consumer's group."""
+    """Return the id of the consumer's group."""
     return getattr(consumer, "_group_id", None)
 
 
 def group_instance_id(consumer: Any) -> Any:
-    """Return by which name a static member is known to its group."""
+    """Return the `group_instance_id` of a static member."""
     return getattr(consumer, "_group_instance_id", None)
 
 
 def is_member(consumer: Any) -> bool:
-    """Whether the consumer belongs to its group, as far as it knows: one that was evicted has no generation."""
+    """Whether the consumer takes itself for a member of its group: one that knows of its eviction has no generation."""
     return bool(getattr(getattr(consumer, "_coordinator", None), "generation", None) != NO_GENERATION)
 
 
 def rebalance_timeout_sec(consumer: Any) -> float:
-    """Return for how many seconds its group waits for a consumer that has to join it again."""
+    """Return the seconds that the group waits for the consumer to join again."""
     timeout_ms = getattr(consumer, "_rebalance_timeout_ms", None)
     return session_timeout_sec(consumer) if timeout_ms is None else float(timeout_ms) / 1000
 
 
-# The tasks that a consumer runs on, and never starts again: where they are kept, and what they do.
+# Tasks that a consumer needs and never restarts: the attributes that hold them, and what they do.
 _TASKS_OF_A_CONSUMER = {
     ("_coordinator", "_coordination_task"): "group coordination",
     ("_fetcher", "_fetch_task"): "fetching",
@@ -60,7 +60,7 @@ _TASKS_OF_A_CONSUMER = {
 
 
 def dead_tasks(consumer: Any) -> list[str]:
-    """Name the tasks of a consumer that have ended, after which sooner or later nothing is delivered any more."""
+    """Name the tasks of a consumer that have ended and without which it will not deliver records any more."""
     return [
         what
         for (owner, name), what in _TASKS_OF_A_CONSUMER.items()
@@ -69,9 +69,9 @@ def dead_tasks(consumer: Any) -> list[str]:
 
 
 def revive_group_membership(consumer: Any) -> None:
-    """Have a consumer join its group again when its heartbeats have ended with an error.
+    """Let a consumer join its group again if its heartbeat task has ended with an error.
 
-    aiokafka starts them with a join alone: without one, each fetch raises that same error, whatever has changed since.
+    aiokafka starts heartbeats only after a join: without one, each fetch would raise that error again for ever.
     """
     coordinator: Any = getattr(consumer, "_coordinator", None)
     for name in ("_heartbeat_task", "_commit_refresh_task"):
@@ -81,14 +81,14 @@ def revive_group_membership(consumer: Any) -> None:
 
 
 def missing_topics(consumer: Any) -> list[str]:
-    """Return the subscribed topics of which the cluster had no partitions when the consumer last asked."""
+    """Return the subscribed topics that had no partitions in the consumer's last metadata."""
     if not isinstance(consumer, AIOKafkaConsumer):
         return []
     return sorted(topic for topic in consumer.subscription() or () if not consumer.partitions_for_topic(topic))
 
 
 def ask_for_topics(consumer: Any) -> None:
-    """Have a consumer ask for its topics now; by itself it does so every `metadata_max_age_ms` (five minutes)."""
+    """Let a consumer request metadata now; by itself it does so every `metadata_max_age_ms` (five minutes)."""
     consumer._client.force_metadata_update()
 
 
@@ -98,9 +98,9 @@ class FetchState(NamedTuple):
     position: int | None
     """The offset of the next record; None while it is unknown."""
     end: int | None
-    """The offset behind the last record that could be delivered, as of the last answer."""
+    """The end of what can be delivered of the log, as of the last answer."""
     answered_at: float | None
-    """When the broker last answered a fetch, by any clock."""
+    """When the broker last answered a fetch; only compared for equality."""
 
 
 def fetch_states(consumer: Any) -> dict[TopicPartition, FetchState]:
@@ -122,7 +122,7 @@ def fetch_states(consumer: Any) -> dict[TopicPartition, FetchState]:
 
 
 def exists(consumer: Any, partition: TopicPartition) -> bool:
-    """Whether the cluster has the partition, by what the consumer was last told; what isn't aiokafka's has all."""
+    """Whether the partition exists, by the consumer's last metadata; True for a consumer that is not aiokafka's."""
     if not isinstance(consumer, AIOKafkaConsumer):
         return True
     return partition.partition in (consumer.partitions_for_topic(partition.topic) or ())
@@ -134,14 +134,14 @@ def assignment_of(consumer: Any) -> Any:
 
 
 def positions(consumer: Any) -> dict[TopicPartition, int]:
-    """Return the positions of the partitions that have one."""
+    """Return the known positions of the assigned partitions."""
     assignment = assignment_of(consumer)
     states = {} if assignment is None else {key: assignment.state_value(key) for key in assignment.tps}
     return {key: state.position for key, state in states.items() if state.has_valid_position}
 
 
 def lacks_position(consumer: Any) -> bool:
-    """Whether aiokafka is still looking for the position of a partition."""
+    """Whether aiokafka is still looking for the position of an assigned partition."""
     return isinstance(consumer, AIOKafkaConsumer) and len(positions(consumer)) < len(consumer.assignment())
 
 

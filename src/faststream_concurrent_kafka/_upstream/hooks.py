@@ -1,4 +1,4 @@
-"""Methods of aiokafka's consumers that are replaced, to see assignments, positions and seeks, and to guard commits.
+"""Replaces methods of aiokafka's consumers, to watch assignments, positions and seeks, and to guard commits.
 
 Invariants: I11, I13, I31.
 """
@@ -27,10 +27,10 @@ def wrap_listeners(
     subscribe: Callable[[Callable[[], None]], None],
     assigned: Callable[[], None],
 ) -> None:
-    """Put the listener of `wrap` around the one that `consumer.subscribe` is given, now and at run time.
+    """Let `wrap` replace the listener of each `consumer.subscribe`, also at run time.
 
-    `subscribe` is called in place of the consumer's own, which it gets. aiokafka calls no listener for a manual
-    assignment: `assigned` is called after each `consumer.assign`.
+    `subscribe` is called with the consumer's own `subscribe` to be called. aiokafka calls no listener for a manual
+    assignment, so `assigned` is called after each `consumer.assign`.
     """
     original_subscribe, original_assign = consumer.subscribe, getattr(consumer, "assign", None)
     signature = inspect.signature(original_subscribe)
@@ -57,18 +57,18 @@ def wrap_listeners(
 
 
 def wrap_listener(consumer: Any, wrap: Callable[[Any], Any]) -> None:
-    """Replace the listener of a consumer whose subscription has been made; manually assigned ones have none."""
+    """Replace the listener of a consumer that has subscribed already; one with manual assignment has no listener."""
     subscription = consumer._subscription
     if subscription.partitions_auto_assigned():
         subscription._listener = wrap(subscription._listener)
 
 
-# Whether aiokafka finds the position later, by a request.
+# The methods that seek, and whether aiokafka finds the position later, by a request.
 _SEEKS = {"seek": False, "seek_to_committed": False, "seek_to_beginning": True, "seek_to_end": True}
 
 
 def watch_seeks(consumer: Any, sought: Callable[[TopicPartition, bool], None]) -> None:
-    """Call `sought` with each partition that the user is about to seek in, and whether its position is found later."""
+    """Call `sought` before each seek, with the partition, and whether aiokafka finds its position later."""
 
     def wrap(seek: Callable[..., Any], is_found_later: bool) -> Callable[..., Any]:  # noqa: FBT001
         @functools.wraps(seek)
@@ -86,20 +86,20 @@ def watch_seeks(consumer: Any, sought: Callable[[TopicPartition, bool], None]) -
 
 
 def guard_commits(consumer: Any) -> None:
-    """Check the requests that a consumer's commits send, at each of the attempts that aiokafka makes.
+    """Check each request that `consumer.commit` sends, since aiokafka retries inside it.
 
-    A consumer of a group sends none while it is not a member: as soon as the group is empty, a broker accepts such a
-    commit from any client, and it would undo what other members have committed meanwhile.
+    A consumer of a group sends no commit while it is not a member: once the group is empty, the broker would accept it,
+    and it would move the offsets back that other members have committed meanwhile.
 
-    A cancelled `commit` leaves the request that it has sent, in a task that is not awaited: its exception is retrieved
-    here, or asyncio would log that it was not.
+    A cancelled `commit` leaves its request in a task that nothing awaits: its exception is retrieved here, or asyncio
+    would log it as never retrieved.
     """
     if getattr(consumer, "_coordinator", None) is not None:
         _guard(consumer, consumer._coordinator)
     else:
         start = consumer.start
 
-        # aiokafka makes it when the consumer starts.
+        # aiokafka creates the coordinator when the consumer starts.
         async def start_guarded() -> None:
             await start()
             _guard(consumer, consumer._coordinator)
@@ -124,15 +124,15 @@ def _guard(consumer: Any, coordinator: Any) -> None:
 
 
 class Outgoing(NamedTuple):
-    """What a consumer owns until the rebalance that its `subscribe` at run time has asked for."""
+    """The partitions that a consumer owns until the rebalance that `subscribe` at run time causes."""
 
     partitions: frozenset[TopicPartition]
     commit: Callable[[Mapping[TopicPartition, Any]], Awaitable[None]]
-    """As `consumer.commit`, which refuses everything until there is another assignment."""
+    """Commits like `consumer.commit`, which refuses all partitions until the next assignment."""
 
 
 def outgoing(consumer: Any) -> Outgoing | None:
-    """Return what a consumer owns now, and is to own until its next assignment; None if it is no member of a group."""
+    """Return the partitions that a consumer owns until its next assignment; None if it is not in a group."""
     assignment, coordinator = assignment_of(consumer), getattr(consumer, "_coordinator", None)
     if assignment is None or coordinator is None or not consumer._subscription.partitions_auto_assigned():
         return None
@@ -144,23 +144,23 @@ def outgoing(consumer: Any) -> Outgoing | None:
 
 
 class PositionWatch(Protocol):
-    """Learns how aiokafka finds the position of each partition."""
+    """Is called when aiokafka finds the position of a partition."""
 
     def committed(self, key: TopicPartition, offset: int, metadata: str) -> None:
         """Note the committed offset of a partition."""
         ...
 
     def found(self, key: TopicPartition, position: int) -> None:
-        """Note where a partition goes on: at its committed offset, or where a reset has found a place."""
+        """Note the position that a reset has found."""
         ...
 
     def sought(self, key: TopicPartition, position: int) -> None:
-        """Note where the user wants a partition to go on."""
+        """Note the position that the user has sought."""
         ...
 
 
 def watch_positions(consumer: Any, watch: PositionWatch) -> None:
-    """Tell how the position of each partition is found, in the present assignment, before anything is fetched there."""
+    """Watch how the positions of the present assignment are found; to be called before anything is fetched."""
     assignment = assignment_of(consumer)
     for key in () if assignment is None else assignment.tps:
         state = assignment.state_value(key)
@@ -176,7 +176,7 @@ def _watch_state(key: TopicPartition, state: Any, watch: PositionWatch, is_curre
             try:
                 call(key, *arguments)
             except Exception:
-                # It would end the task of aiokafka's that we are in, and with it the consumer.
+                # An exception would end the aiokafka task that runs this, and with it the consumer.
                 logger.exception("What was found of %s[%d] got lost", *key)
 
     def _update_committed(committed: Any) -> None:

@@ -11,7 +11,7 @@ from faststream.kafka.parser import AioKafkaBatchParser
 from faststream.kafka.subscriber.usecase import LogicSubscriber
 
 
-# Where FastStream parses and filters a record, and where it decodes one.
+# The functions in which FastStream parses and filters a record, and in which it decodes one.
 _PARSES = ("faststream._internal.endpoint.subscriber.call_item", "is_suitable")
 _DECODES = ("faststream.message.message", "decode")
 
@@ -20,17 +20,17 @@ def around_innermost(
     call: Callable[[Any], Awaitable[Any]],
     wrap: Callable[[Callable[[Any], Awaitable[Any]]], Callable[[Any], Awaitable[Any]]],
 ) -> Callable[[Any], Awaitable[Any]]:
-    """Wrap what the chain of middlewares `call` ends in: the handler. What is no such chain is wrapped as a whole."""
+    """Wrap the handler, at the end of the chain of middlewares `call`; wrap `call` itself if it is no such chain."""
     if isinstance(call, functools.partial) and len(call.args) == 1 and not call.keywords:
         return functools.partial(call.func, around_innermost(call.args[0], wrap))
     return wrap(call)
 
 
 async def narrow_batch(subscriber: LogicSubscriber[Any], message: Any, wanted: Sequence[bool]) -> None:
-    """Leave in the message of a batch only the wanted records: as if FastStream had parsed no others."""
+    """Remove the unwanted records from the message of a batch, as if FastStream had parsed only the others."""
     records = tuple(itertools.compress(message.raw_message, wanted))
     parsed = await cast("AioKafkaBatchParser", subscriber.parser).parse_batch(records)
-    # A parser of the user's own may have made anything of the values.
+    # A custom parser may have made something else than a list of the values.
     if isinstance(message.body, list) and len(message.body) == len(wanted):
         message.body = list(itertools.compress(message.body, wanted))
     for name in (
@@ -44,17 +44,19 @@ async def narrow_batch(subscriber: LogicSubscriber[Any], message: Any, wanted: S
 def is_unreadable(error: BaseException, raw: Any) -> bool:
     """Whether an error was raised while FastStream read a record: by its parser, its decoder or a filter."""
     for frame, place in frames_of_error(error):
-        # Nothing is asked of other frames: what is asked stays in them, and may be the error itself.
+        # `f_locals` is read of these frames only: a frame that still runs keeps its values, so possibly the error
+        # itself.
         if place == _PARSES and frame.f_locals["msg"] is raw:
             return True
-        # A message is decoded when its handler is called, after the middlewares; and a handler may decode others.
+        # Decoding happens when the handler is called, after the middlewares; the handler itself may decode other
+        # messages.
         if place == _DECODES and frame.f_locals["self"].raw_message is raw:
             return True
     return False
 
 
 def frames_of_error(error: BaseException) -> Iterator[tuple[FrameType, tuple[str, str]]]:
-    """Yield the frames that an error went through, and the module and function of each."""
+    """Yield the frames of an error's traceback, and the module and function of each."""
     trace = error.__traceback__
     while trace is not None:
         frame = trace.tb_frame
@@ -63,10 +65,10 @@ def frames_of_error(error: BaseException) -> Iterator[tuple[FrameType, tuple[str
 
 
 class MessageConsumer:
-    """Reads like the consumer, and neither commits nor seeks.
+    """The consumer that messages and handlers get: `commit` and `seek` do nothing, everything else is the consumer's.
 
-    A bare `commit` would commit the current position, past records that are still being handled, and a `seek` would
-    make other records run twice. The outcome of `ack`, `nack` and `reject` is read off the message instead.
+    A `commit` without offsets would commit the position, past records that are still being handled, and a `seek` would
+    make other records run twice. The library reads the outcome of `ack`, `nack` and `reject` from the message.
     """
 
     def __init__(self, consumer: AIOKafkaConsumer) -> None:
@@ -79,11 +81,11 @@ class MessageConsumer:
         """Do nothing: the library commits."""
 
     def seek(self, *_args: Any, **_kwargs: Any) -> None:
-        """Do nothing: a record that was not acknowledged is handled again by itself."""
+        """Do nothing: the library handles a nacked record again."""
 
 
 def consumer_of(message: Any) -> Any:
-    """Return the consumer that a message was read by; None where there is none, as under TestKafkaBroker."""
+    """Return the consumer of a message; None if it has none, as under TestKafkaBroker."""
     consumer = getattr(message, "consumer", None)
     if isinstance(consumer, MessageConsumer):
         consumer = consumer._consumer
@@ -91,5 +93,5 @@ def consumer_of(message: Any) -> Any:
 
 
 def detach_from_consumer(message: Any, consumer: AIOKafkaConsumer) -> None:
-    """Keep `ack`, `nack` and `reject` of a message that is parsed already off its consumer."""
+    """Let `ack`, `nack` and `reject` of an already parsed message neither commit nor seek."""
     message.consumer = MessageConsumer(consumer)

@@ -1,4 +1,4 @@
-"""Why partitions are paused: each is fetched again when no reason is left (I23)."""
+"""Why partitions are paused: a partition is resumed when it has no reason left (I23)."""
 
 import enum
 import functools
@@ -14,20 +14,20 @@ class Reason(enum.Flag):
     USER = enum.auto()
     """The user has called `consumer.pause`."""
     WINDOW = enum.auto()
-    """Too many of its records are not acknowledged."""
+    """Its window is full: too many of its records are not acknowledged."""
     UNCOMMITTED = enum.auto()
-    """Where it begins was found, and is not committed yet."""
+    """A reset has found its position, which is not committed yet."""
     HALTED = enum.auto()
-    """A record was left undone by policy."""
+    """Its failure policy has halted it at a record."""
 
 
 _NONE = Reason(0)
 
 
 class Pauses:
-    """The pauses of one consumer: its `pause` and `resume` are the user's from now on, and touch that reason alone.
+    """The pauses of one consumer. Its `pause` and `resume` are replaced: they add and remove the user's reason only.
 
-    aiokafka drops all pauses at each assignment: the reasons of a partition that isn't paused are of an earlier one.
+    aiokafka drops all pauses at each assignment: reasons of a partition that is not paused belong to an earlier one.
     """
 
     def __init__(self, consumer: Any) -> None:
@@ -39,7 +39,7 @@ class Pauses:
         consumer.resume = functools.partial(self.remove, Reason.USER)
 
     def add(self, reason: Reason, *partitions: TopicPartition) -> None:
-        """Pause partitions, as `consumer.pause` does, until this reason and all others are removed.
+        """Pause partitions, as `consumer.pause` does, until every reason is removed.
 
         Raises:
             IllegalStateError: a partition is not assigned.
@@ -53,7 +53,7 @@ class Pauses:
             self._reasons[partition] = known | reason
 
     def remove(self, reason: Reason, *partitions: TopicPartition) -> None:
-        """Resume those of the partitions, as `consumer.resume` does, that nothing else keeps paused.
+        """Remove a reason of these partitions; resume, as `consumer.resume` does, those that have no other one.
 
         Raises:
             IllegalStateError: a partition is not assigned.
@@ -71,5 +71,5 @@ class Pauses:
         self._resume(*free)
 
     def has(self, reason: Reason, key: tuple[str, int]) -> bool:
-        """Whether this is one of the reasons why an assigned partition is paused."""
+        """Whether an assigned partition is paused for this reason, possibly among others."""
         return reason in self._reasons.get(key, _NONE) and key in self._consumer.paused()

@@ -1,4 +1,4 @@
-"""A consumer that is not asked for records for a while, and must not be evicted from its group for that (I22)."""
+"""Keeps a consumer that does not fetch for a while from being evicted from its group (I22)."""
 
 import asyncio
 from typing import Any, Self
@@ -10,14 +10,14 @@ _LONGEST_PAUSE_SEC = 1.0
 
 
 def poll_pause_sec(consumer: Any) -> float:
-    """Return how many seconds there may be between two polls: three of them in each `max_poll_interval_ms`."""
+    """Return the seconds between two polls: a third of `max_poll_interval_ms`."""
     return min(_LONGEST_PAUSE_SEC, consumers.max_poll_interval_sec(consumer) / 3)
 
 
 class Polling:
-    """For as long as its block takes, a consumer counts as polled.
+    """A context manager in which the consumer counts as polled.
 
-    By a timer, so whatever is awaited meanwhile. It fetches nothing, and waits for no rebalance, as `getmany` would.
+    A timer does it, whatever the block awaits. Unlike `getmany`, it does not wait for a rebalance to end.
     """
 
     __slots__ = ("_consumer", "_pause_sec", "_timer")

@@ -1,4 +1,4 @@
-"""FastStream's subscribers: what is private of them is read here, and what is replaced on them is replaced here."""
+"""FastStream's subscribers: reads their private attributes, and replaces methods on them."""
 
 import asyncio
 import contextlib
@@ -15,13 +15,13 @@ from faststream_concurrent_kafka._runtime.stack import frames_of
 from faststream_concurrent_kafka._upstream.messages import frames_of_error
 
 
-# A pass over a record, in the task that makes it.
+# The function that makes a pass over a record.
 _PASS = LogicSubscriber.process_message.__code__
-# Where FastStream logs how a pass has ended.
+# The function in which FastStream logs the end of a pass.
 _LOGS = ("faststream.middlewares.logging", "__aexit__")
-# One attempt to publish: long enough for a broker that is busy, short enough to say that something is wrong.
+# The time limit of one attempt to publish: long enough for a busy broker, short enough to report a problem soon.
 _PUBLISH_TIMEOUT_MS = 10_000
-# What is too large is for the broker to decide: it can be changed there without a restart of this process.
+# No limit here: the broker decides which records are too large, and its limit can be changed without a restart.
 _ANY_SIZE = 2**31 - 1
 
 
@@ -31,25 +31,25 @@ def is_real(subscriber: LogicSubscriber[Any]) -> bool:
 
 
 def middlewares_of(subscriber: LogicSubscriber[Any]) -> Iterator[Any]:
-    """Yield what makes the middlewares of a subscriber, its broker's first; classes out of their partials."""
+    """Yield the middlewares of a subscriber, its broker's first: the classes, taken out of `functools.partial`."""
     for entry in subscriber._broker_middlewares:
         yield entry.func if isinstance(entry, functools.partial) else entry
 
 
 def reads(subscriber: LogicSubscriber[Any], topic: str) -> bool:
-    """Whether a subscriber reads a topic: as it was declared, or as its consumer has been told since."""
+    """Whether a subscriber reads a topic, by its declaration or by the present subscription of its consumer."""
     names = {*subscriber.topic_names_for_subscribe, *(each.topic for each in subscriber.partitions)}
     patterns = [] if subscriber.pattern is None else [re.compile(subscriber.pattern.broker_address)]
     if isinstance(consumer := subscriber.consumer, AIOKafkaConsumer):
         names.update(consumer.subscription() or (), (each.topic for each in consumer.assignment()))
         subscribed: Any = consumer._subscription.subscribed_pattern
         patterns += [] if subscribed is None else [subscribed]
-    # As aiokafka does: from the beginning, not to the end.
+    # Like aiokafka: `match`, which need not reach the end.
     return topic in names or any(pattern.match(topic) for pattern in patterns)
 
 
 class ReplacedMethods:
-    """Methods that were replaced on a subscriber, where FastStream's loop looks them up: it keeps `__dict__` for that.
+    """Methods that are replaced on a subscriber instance; FastStream keeps `__dict__` on subscribers for that.
 
     `TestKafkaBroker` calls none of them.
     """
@@ -67,7 +67,7 @@ class ReplacedMethods:
         return self._originals[name]
 
     def restore(self) -> None:
-        """Put back the methods that were there, but for those that others have replaced since."""
+        """Restore the original methods, except where other code has replaced them since."""
         subscriber = self._subscriber
         for name, method in self._methods.items():
             if subscriber.__dict__.get(name) == method:
@@ -77,12 +77,12 @@ class ReplacedMethods:
 
 
 def skip_wait_for_records(subscriber: LogicSubscriber[Any]) -> None:
-    """Have FastStream's stop not wait until the passes over records have ended."""
+    """Let FastStream's stop not wait for running passes."""
     subscriber.lock = contextlib.nullcontext()
 
 
 def keep_from_cancelling(subscriber: LogicSubscriber[Any], task: asyncio.Task[Any] | None) -> None:
-    """Have FastStream's stop not cancel a task, if it is one of its own loops."""
+    """Let FastStream's stop not cancel this task, if it is one of its loops."""
     if task in subscriber.tasks:
         subscriber.tasks.remove(task)
 
@@ -93,9 +93,9 @@ def context_of(subscriber: LogicSubscriber[Any]) -> Any:
 
 
 def logs_failures(subscriber: LogicSubscriber[Any], error: BaseException) -> bool:
-    """Whether FastStream has logged an error that came out of a pass, with its traceback."""
+    """Whether FastStream has logged the error of a pass, with its traceback."""
     if any(place == _LOGS for _, place in frames_of_error(error)):
-        # It has tried to, and the text of the error can't be read.
+        # FastStream has tried to log it, and its text can't be read.
         return False
     broker_logger = subscriber._outer_config.logger.logger.logger
     return broker_logger is not None and not (isinstance(broker_logger, logging.Logger) and _is_off(broker_logger))
@@ -114,16 +114,16 @@ def _is_off(broker_logger: logging.Logger) -> bool:
 
 
 class InHand(NamedTuple):
-    """What FastStream's own loop over a subscriber's records is in the middle of."""
+    """The record over which FastStream's own loop is making a pass."""
 
     loop: asyncio.Task[Any]
     raw: Any
     message: Any
-    """None until it was parsed."""
+    """The message; None until FastStream has parsed the record."""
 
 
 def in_hand(subscriber: LogicSubscriber[Any]) -> InHand | None:
-    """Return the record or batch that FastStream's own loop is making a pass over, if it is."""
+    """Return the record or batch over which FastStream's own loop is making a pass, if any."""
     for task in subscriber.tasks:
         for frame in frames_of(task):
             if frame.f_code is _PASS:
@@ -133,16 +133,16 @@ def in_hand(subscriber: LogicSubscriber[Any]) -> InHand | None:
 
 
 def replace_loop(subscriber: LogicSubscriber[Any], loop: asyncio.Task[Any]) -> None:
-    """Start another of FastStream's loops in place of this one, which gets `ConsumerStoppedError` where it goes on.
+    """Start a new loop of FastStream's in place of this one, which ends by `ConsumerStoppedError` at its next fetch.
 
-    FastStream forgets it: its supervisor would start it once more if a handler ended it by an exception.
+    FastStream forgets the old loop, because its supervisor would restart that if a handler's exception ended it.
     """
     subscriber.tasks.remove(loop)
     subscriber.add_task(subscriber._run_consume_loop, (subscriber.consumer,))
 
 
 class _Parser:
-    """In place of a subscriber's own: it is what FastStream shows each new consumer to before that subscribes."""
+    """Replaces a subscriber's parser, to which FastStream passes each new consumer before that subscribes."""
 
     def __init__(self, parser: Any, adopt: Callable[[Any], Any]) -> None:
         self.parser = parser
@@ -156,7 +156,7 @@ class _Parser:
 
 
 def tell_of_consumers(subscriber: LogicSubscriber[Any], adopt: Callable[[Any], Any] | None) -> None:
-    """Have `adopt` called with each new consumer before that subscribes; messages acknowledge through its result."""
+    """Let `adopt` be called with each new consumer before that subscribes; messages acknowledge through its result."""
     parser: Any = subscriber.parser
     own = parser.parser if isinstance(parser, _Parser) else parser
     attributes: Any = subscriber
@@ -164,7 +164,7 @@ def tell_of_consumers(subscriber: LogicSubscriber[Any], adopt: Callable[[Any], A
 
 
 def set_consumer_of_messages(subscriber: LogicSubscriber[Any], consumer: Any) -> None:
-    """Have the messages of the subscriber acknowledge through `consumer`."""
+    """Let the messages of the subscriber acknowledge through `consumer`."""
     parser: Any = subscriber.parser
     (parser.parser if isinstance(parser, _Parser) else parser)._setup(consumer)
 
@@ -172,9 +172,9 @@ def set_consumer_of_messages(subscriber: LogicSubscriber[Any], consumer: Any) ->
 def make_producer(subscriber: LogicSubscriber[Any]) -> Any:
     """Return an `AIOKafkaProducer` for the subscriber's cluster that waits for all in-sync replicas; it is not started.
 
-    Not the broker's own: there is none with `consumer_only=True`, and its `acks` are the application's.
+    Not the broker's own producer: with `consumer_only=True` there is none, and its `acks` are the application's.
     """
-    # What the consumers of the broker are made with; of that, what has to do with the consumer alone is left out.
+    # The connection options of the broker's consumers, without those that only consumers have.
     options = dict(getattr(subscriber._outer_config.builder, "keywords", {}))
     for name in ("client_rack", "group_instance_id"):
         options.pop(name, None)
@@ -182,7 +182,7 @@ def make_producer(subscriber: LogicSubscriber[Any]) -> Any:
     return AIOKafkaProducer(
         **options,
         acks="all",
-        # What has come compressed might be too large otherwise.
+        # A record that came compressed may be too large without compression.
         compression_type="gzip",
         max_request_size=_ANY_SIZE,
     )

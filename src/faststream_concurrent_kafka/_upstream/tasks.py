@@ -1,4 +1,4 @@
-"""asyncio's tasks and anyio's threads: who awaits whom, and who waits for a thread."""
+"""asyncio's tasks and anyio's threads: which task awaits which, and which tasks wait for a thread."""
 
 import asyncio
 import functools
@@ -13,18 +13,18 @@ from typing_extensions import override
 from faststream_concurrent_kafka._runtime.stack import frames_of
 
 
-# anyio's, by which a synchronous handler or dependency is run.
+# anyio's function that runs a synchronous handler or dependency in a thread.
 _THREADED = "run_sync_in_worker_thread"
 
 
 def is_in_thread(task: asyncio.Task[Any]) -> bool:
-    """Whether a task waits for a function that FastStream runs in a thread: cancelling it would not end that."""
+    """Whether a task waits for a function that FastStream runs in a thread, which a cancellation would not end."""
     frames = frames_of(task)
     return bool(frames) and frames[-1].f_code.co_name == _THREADED
 
 
 def awaiting(future: asyncio.Future[Any]) -> Iterator[asyncio.Future[Any]]:
-    """Yield the futures, tasks among them, that a future resolves or resumes when it is done.
+    """Yield the futures (also tasks) that wait for this future.
 
     Follows `await`, `gather`, `wait`, `wait_for`, `shield`, and the task groups of asyncio and anyio.
     """
@@ -33,7 +33,7 @@ def awaiting(future: asyncio.Future[Any]) -> Iterator[asyncio.Future[Any]]:
         held += callback.args if isinstance(callback, functools.partial) else ()
         held += [cell.cell_contents for cell in getattr(callback, "__closure__", None) or () if _is_filled(cell)]
         for each in held:
-            # asyncio's and anyio's: it waits by a future of its own.
+            # A task group of asyncio or anyio waits by a future of its own.
             future_of_it = each._on_completed_fut if type(each).__name__ == "TaskGroup" else each
             if isinstance(future_of_it, asyncio.Future):
                 yield future_of_it
@@ -48,9 +48,9 @@ def _is_filled(cell: CellType) -> bool:
 
 
 def surround_waits(limiter: CapacityLimiter, waiting: Callable[[], AbstractContextManager[None]]) -> Callable[[], None]:
-    """Let tasks that wait for a token of anyio's limiter wait within `waiting()`; return what ends that.
+    """Enter `waiting()` around each wait for a token of anyio's limiter; return a function that undoes this.
 
-    It has slots, so nothing can be set on the instance: it gets a class of its own.
+    The limiter has `__slots__`, so no method can be replaced on the instance: its class is replaced by a subclass.
     """
     original: Any = type(limiter)
 
