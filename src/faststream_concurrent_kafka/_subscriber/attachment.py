@@ -1,7 +1,7 @@
 """One subscriber whose records are handled concurrently.
 
-It is attached by instance attributes: FastStream's loop looks up `get_msg` and `consume_one` on the instance, and the
-broker calls its `stop`.
+It replaces methods on the subscriber instance: FastStream's loop looks up `get_msg` and `consume_one` there, and the
+broker calls its `start` and `stop`.
 """
 
 import asyncio
@@ -63,11 +63,11 @@ class SubscriberAttachment:
         self._slots = handler.slots
         self._committer = handler.committer
         self.consumer: Any = None
-        # The pass that FastStream's loop was making when we came, until that is over.
+        # The pass that FastStream's loop was making when this was attached, until that pass is over.
         self.in_hand: InlineCall | None = None
-        # The same one, if the library commits for it.
+        # The state of the consumer, if the library commits for it.
         self._committed: CommittedConsumer | None = None
-        # What was still running when its partition was revoked, until it ends.
+        # The records that still ran when their partition was revoked, until they end.
         self._outlived_revoke: MutableMapping[Admission, Record] = weakref.WeakValueDictionary()
         self._dead_letters = DeadLetterPublisher(
             lambda: subscribers.make_producer(subscriber),
@@ -75,23 +75,23 @@ class SubscriberAttachment:
             lambda topic: subscribers.reads(subscriber, topic),
         )
         self.stopping: SharedStop | None = None
-        # Since when it waits for its first start.
+        # Since when the subscriber waits for its first start; None once it was started.
         self._unstarted_since: float | None = handler.now()
         self._is_starting = False
         self._closing: asyncio.Task[None] | None = None
-        # What the last consumer has not committed: the next one may get it again.
+        # The uncommitted records of the last consumer: the next one may be delivered them again.
         self._left: Mapping[tuple[str, int], Redeliverable[Admission]] = {}
         self._turns = handler.turns
         self._fetched = 0
         self._poll_pause_sec: float
-        # Not `consume`, which swallows the outcome, and does nothing once the subscriber is not running.
+        # Not `consume`, which swallows exceptions, and does nothing once the subscriber is not running.
         self.process = subscriber.process_message
         self._health = SubscriberHealth(subscriber, self.name, stall_timeout_sec=handler.settings.stall_timeout_sec)
 
     # -- attaching -----------------------------------------------------------------------------------------------
 
     def attach(self) -> None:
-        """Put ourselves between FastStream's loop and its consumer."""
+        """Replace the subscriber's methods; take over its consumer and the record in hand, if it runs already."""
         subscriber = self.subscriber
         self._replaced = subscribers.ReplacedMethods(
             subscriber,
@@ -103,7 +103,7 @@ class SubscriberAttachment:
             consumer = subscriber.consumer
             subscribers.set_consumer_of_messages(subscriber, self._adopt(consumer))
             if self._committed is not None:
-                # Its subscription was made before we came: what it calls, we call.
+                # It has subscribed already: put the library's listener around its own.
                 hooks.wrap_listener(consumer, functools.partial(self._listener, self._committed))
         self.handler.attached.add(self)
         can_admit = subscriber.running and (self._committer.is_alive or not self.commits)
@@ -113,7 +113,7 @@ class SubscriberAttachment:
             self._committed.positions.take_over()
 
     def detach(self) -> None:
-        """Leave the subscriber as it was found."""
+        """Restore the subscriber's methods."""
         self._replaced.restore()
         subscribers.tell_of_consumers(self.subscriber, None)
 
@@ -129,9 +129,10 @@ class SubscriberAttachment:
         return record.source is self
 
     def _adopt(self, consumer: Any) -> Any:
-        """Take note of a new consumer of the subscriber; return what its messages acknowledge through.
+        """Take over a new consumer of the subscriber; return the object by which its messages acknowledge.
 
-        It has not subscribed yet, unless it was there before us: what the user does with it later, we see.
+        It has not subscribed yet (except when the subscriber was attached late), so every later call of the user's is
+        seen.
         """
         self.consumer = consumer
         self.stopping = None
@@ -169,12 +170,12 @@ class SubscriberAttachment:
             )
 
     async def start(self) -> None:
-        """Start the subscriber as FastStream does, once a stop that is under way has ended: in place of its `start`."""
+        """Start the subscriber as FastStream does, after a stop that is under way; replaces `subscriber.start`."""
         self._is_starting = True
         try:
             while (stop := self.stopping) is not None:
                 with contextlib.suppress(Exception):
-                    # Its callers have got that.
+                    # The callers of that stop get its exception.
                     await stop.join(to_the_end=True)
                 if self._closing is not None and not self._closing.done():
                     await asyncio.wait({self._closing})
@@ -184,22 +185,23 @@ class SubscriberAttachment:
             self._is_starting = False
         await self._replaced["start"]()
         if self.stopping is not None:
-            # It was stopped while it started: what FastStream has begun since then is not to go on.
+            # The subscriber was stopped during this start: stop what FastStream has started since.
             self.subscriber.running = False
             await self._replaced["stop"]()
 
     # -- what FastStream's loop calls ----------------------------------------------------------------------------
 
     async def get_msg(self, consumer: AIOKafkaConsumer) -> Any:
-        """Wait for a free slot, keep polling meanwhile, and only then fetch: nothing is in hand while waiting."""
+        """Wait for a free slot, counting as polled, and only then fetch: no record is in hand while it waits."""
         if consumer is not self.consumer or (
             self.in_hand is not None and self.in_hand.driver is asyncio.current_task()
         ):
-            # The loop of a start that is over, or one that was replaced.
+            # A loop of an earlier start, or one that was replaced.
             raise ConsumerStoppedError
         if not self._has_begun:
             self._has_begun, self._unstarted_since = True, None
-            # That of FastStream's loop, in which records would be handled without us; unless a handler has started it.
+            # FastStream would handle records in the context of its loop; but not if a handler has started the
+            # subscriber.
             self.context = contextvars.copy_context() if current_record.get() is None else None
         self._fetched += 1
         if self._fetched >= self._turns.passes_per_turn:
@@ -219,7 +221,7 @@ class SubscriberAttachment:
             raise
 
     async def _poll(self, consumer: AIOKafkaConsumer) -> None:
-        """Count as polling. What is wrong with the group is raised here as it is by a fetch, and seen to likewise."""
+        """Count as polled. An error of the group is raised here once, as by a fetch, and handled in the same way."""
         try:
             await consumer.getmany(_NO_PARTITION, timeout_ms=0)
         except KafkaError as error:
@@ -228,16 +230,16 @@ class SubscriberAttachment:
     def _must_wait(self) -> bool:
         if self.share.is_full or self.handler.loop_lag.is_late:
             return True
-        # What a dead committer can't commit would all be handled again after the restart: take nothing more. Where
-        # nothing is committed, there is no window per partition to bound what waits for its order or another attempt.
+        # Without a committer, records would be handled again after the restart: fetch none. Where the library does not
+        # commit, there is no window per partition, so `window` bounds the records of the subscriber.
         if self.commits:
             return not self._committer.is_alive
         return self.in_flight >= self.settings.window
 
     async def consume_one(self, raw: Any) -> None:
-        """Admit a record (or batch) and fire off its task. Nothing is awaited between the fetch and the admission."""
+        """Admit a record (or batch) and start its task. Nothing is awaited between the fetch and the admission."""
         if self.stopping is not None or self.subscriber.consumer is None:
-            # Fetched by a `getone` that was pending when the stop began: not admitted, so never committed past.
+            # Fetched by a `getone` that was pending when the stop began: it is not admitted, so no commit passes it.
             return
         if isinstance(raw, tuple):
             self._consume_batch(raw)
@@ -262,7 +264,7 @@ class SubscriberAttachment:
     def _admit_batch(
         self, batch: Sequence[ConsumerRecord[Any, Any]]
     ) -> tuple[tuple[ConsumerRecord[Any, Any], ...], Sequence[Admission], tuple[ConsumerRecord[Any, Any], ...]]:
-        """Return what is to be handled of a batch, its admissions, and how that was delivered."""
+        """Return the records of a batch that are to be handled, their admissions, and these records as delivered."""
         wanted: list[ConsumerRecord[Any, Any]] = []
         admissions: list[Admission] = []
         delivered: list[ConsumerRecord[Any, Any]] = []
@@ -293,18 +295,18 @@ class SubscriberAttachment:
         return order_keys_of(self.settings.ordering, id(self), raw)
 
     def complete(self, admissions: Iterable[Admission]) -> None:
-        """Note that admitted records need no more work."""
+        """Mark admitted records as finished."""
         for admission in admissions:
             self._committer.complete(admission)
 
     # -- records that fail ---------------------------------------------------------------------------------------
 
     def has_logged(self, error: BaseException) -> bool:
-        """Whether FastStream has logged the failure of a pass; what a handler raises to say something has no trace."""
+        """Whether no traceback is to be logged: FastStream has logged it, or the exception is one of its signals."""
         return isinstance(error, IgnoredException) or subscribers.logs_failures(self.subscriber, error)
 
     def halt(self, record: Record, reason: str, error: BaseException | None = None) -> None:
-        """Take nothing more from the record's partitions: what comes after it there is delivered after a restart."""
+        """Fetch nothing more of the record's partitions: it and the records behind it are delivered after a restart."""
         trace = None if error is None or self.has_logged(error) else error
         for each in record.admissions:
             if self._committed is not None and not each.is_fenced:
@@ -312,13 +314,14 @@ class SubscriberAttachment:
                 logger.error("%r has halted its partition: %s. A restart tries it again.", each, reason, exc_info=trace)
 
     async def dead_letter(self, record: Record, error: BaseException) -> None:
-        """Publish the record, each of a batch, to the dead letter topic; returns when that is acknowledged."""
+        """Publish the record, or each record of a batch, as a dead letter; return when all are acknowledged."""
         to = self.settings.on_failure.then
         if not isinstance(to, DeadLetter):
             raise TypeError(f"{to!r} is not a dead letter topic")
         raws = records_in(record.delivered)
         if len(raws) > 1:
-            # All of a batch first, or some would have been published when one of them halts the partition.
+            # Check the whole batch before the first is published, since a record that fails the check halts the
+            # partition.
             self._dead_letters.check(raws, to)
         for raw in raws:
             headers = describe(raw, self.subscriber.group_id, error, record.attempt)
@@ -332,10 +335,10 @@ class SubscriberAttachment:
     # -- a record that FastStream's own loop took before we were attached ------------------------------------------
 
     def _take_over(self, loop: asyncio.Task[Any], raw: Any, message: Any) -> None:
-        """Answer for the record or batch that FastStream's loop has in hand; the next ones do not wait for it."""
+        """Admit the record or batch that FastStream's loop has in hand, and let a new loop fetch the next ones."""
         wanted, admissions, delivered = self._admit_batch(records_in(raw))
         if not wanted:
-            # Our middleware skips it.
+            # The middleware skips it.
             return
         if message is not None:
             self.guard(message)
@@ -346,31 +349,31 @@ class SubscriberAttachment:
             self.handler,
             Record(kept[0], call.process, source=self, admissions=admissions, order_keys=keys, delivered=kept[1]),
         )
-        # Its way back to `get_msg`, or the end of its task, says that the pass is over.
+        # The pass is over when the old loop calls `get_msg`, or when its task ends.
         loop.add_done_callback(self._is_superseded)
         self.handler.background.context.copy().run(subscribers.replace_loop, self.subscriber, loop)
 
     def _is_superseded(self, loop: asyncio.Task[Any]) -> None:
         if not loop.cancelled():
-            # Our middleware has noted it.
+            # Mark the exception as retrieved: the middleware has noted it.
             loop.exception()
         if self.in_hand is not None and self.in_hand.driver is loop:
             self.in_hand.end()
             self.in_hand = None
 
     def guard(self, message: StreamMessage[Any]) -> None:
-        """Keep `ack` and `nack` of a message that was parsed before we were attached off the consumer."""
+        """Let `ack` and `nack` of a message that was parsed before this was attached neither commit nor seek."""
         if self.commits and self.consumer is not None:
             messages.detach_from_consumer(message, self.consumer)
 
     # -- stopping ------------------------------------------------------------------------------------------------
 
     async def stop(self, *, to_the_end: bool = False) -> bool:
-        """Drain, commit, then stop the subscriber as FastStream does: in place of `subscriber.stop`.
+        """Drain, commit, then stop the subscriber as FastStream does; replaces `subscriber.stop`.
 
-        Takes `shutdown_timeout_sec` and a little. Concurrent calls share one stop, and it goes on when a caller is
-        cancelled. A record that awaits it, through whatever lies between, gets control back as soon as all others have
-        ended (and False): the rest of the stop waits for that record. A stop `to_the_end` keeps its caller in any case.
+        Takes at most a little more than `shutdown_timeout_sec`. Concurrent calls share one stop, which goes on when a
+        caller is cancelled. If a record awaits this call, directly or not, the call returns False as soon as all other
+        records have ended, because the rest of the stop waits for that record; not so with `to_the_end`.
         """
         self.subscriber.running = False
         if self.stopping is None or (self.stopping.task.done() and self.subscriber.consumer is not None):
@@ -386,18 +389,20 @@ class SubscriberAttachment:
             if self.commits and consumer is not None:
                 await self._committer.hold(consumer)
                 if self.subscriber.partitions:
-                    # A group without members: from now on nothing renews its offsets, which may be old already.
+                    # Without members in the group nothing renews the committed offsets from now on: renew them once
+                    # more.
                     self._committer.watch(consumer).renew()
                 left_sec = max(deadline - handler.now(), _LEAST_STOP_SEC)
                 if not await self._committer.flush(consumer, timeout_sec=left_sec):
                     logger.error("The last commit of %s failed: its records will be delivered again", self.name)
         if remaining := handler.records.matching(self._owns):
             self._let_outlive(remaining)
-        # Never cancelled: a consumer that is interrupted while it leaves stays in the group as a ghost.
+        # In a task of its own, which is never cancelled: a cancelled `consumer.stop()` leaves a ghost member in the
+        # group.
         closing = self._closing = handler.background.create_task(self._close(), name=f"kafka-close {self.name}")
         await asyncio.wait({closing}, timeout=max(deadline - handler.now(), _LEAST_STOP_SEC))
         if consumer is not None:
-            # Only now: a rebalance that was under way while the consumer left has asked for it again.
+            # Only now: a rebalance while the consumer was leaving may have used the committer.
             self._left = self._committer.forget(consumer)
         if self in handler.sources and not self._is_starting:
             handler.sources.remove(self)
@@ -407,7 +412,7 @@ class SubscriberAttachment:
             raise error
 
     async def _end_records(self, stop: SharedStop, deadline: float) -> None:
-        """Wait for all records but those that wait for this stop, let these go, and wait for them."""
+        """Wait for the records that do not await this stop; then let the calls of the others return, and wait too."""
         handler = self.handler
         records, timeout_sec = handler.records, handler.settings.shutdown_timeout_sec
 
@@ -421,17 +426,17 @@ class SubscriberAttachment:
                 for record in await records.cancel(lambda each: self._owns(each) and each not in spared):  # noqa: B023 - awaited here
                     logger.error("Cancelled after %g s of shutdown, will be delivered again: %r", timeout_sec, record)
             if not stop.let_go(records):
-                # Those that are left, if any, wait for the end of this stop to start the subscriber again.
+                # Any records left await a start of the subscriber, which waits for the end of this stop.
                 return
 
     def _let_outlive(self, records: Iterable[Record]) -> None:
-        """Let records go on that start the subscriber again: if they are delivered then, their end counts for that."""
+        """Let records go on that await a start of the subscriber; if they are delivered again, their end counts."""
         for record in records:
             self._outlived_revoke.update((each, record) for each in record.admissions)
             subscribers.keep_from_cancelling(self.subscriber, record.runner)
 
     async def _close(self) -> None:
-        # The records have ended, or have been given up: FastStream is not to wait for them once more.
+        # The records have ended, or were given up: FastStream need not wait for them.
         subscribers.skip_wait_for_records(self.subscriber)
         try:
             await self._replaced["stop"]()
@@ -450,22 +455,22 @@ class SubscriberAttachment:
 
     @property
     def name(self) -> str:
-        """The subscriber's topics and group."""
+        """The topics and the group of the subscriber, for logs and reports."""
         return f"subscriber {','.join(self.subscriber.topic_names)} (group {self.subscriber.group_id})"
 
     def look(self) -> None:
-        """Note how far the consumer has come, for `problems`."""
+        """Take a sample of the consumer's progress, for `problems`."""
         is_busy = self.stopping is not None or self._must_wait()
         blocked = {key: first.offset for key, first in self._blocked()}
         self._health.look(self.handler.now(), is_busy=is_busy, blocked=blocked)
 
     def _blocked(self) -> Iterable[tuple[TopicPartition, Admission]]:
-        """Return the partitions that wait for room in their window, and the record that keeps it full."""
+        """Return the partitions whose window is full, and the record behind which it is."""
         is_consuming = self._is_meant_to_run and self.subscriber.consumer is self.consumer
         return self._committed.blocked() if self._committed is not None and is_consuming else ()
 
     def problems(self) -> list[str]:
-        """Say why its records may not be arriving, or not be finished."""
+        """Say why records of this subscriber may not arrive, or not be finished."""
         now = self.handler.now()
         if not self._is_meant_to_run:
             since, limit_sec = self._unstarted_since, self.handler.settings.stall_timeout_sec
@@ -475,7 +480,7 @@ class SubscriberAttachment:
         return [*self._health.problems(now), *self._blockages(now), *self._dead_letters.problems()]
 
     def _blockages(self, now: float) -> Iterator[str]:
-        """Name the records behind which nothing is delivered."""
+        """Describe the partitions whose window has been full for too long, and the record behind which it is."""
         blocked = dict(self._blocked())
         for key, offset, age_sec in self._health.blocked(now):
             if (first := blocked.get(key)) is not None and first.offset == offset:
@@ -487,7 +492,7 @@ class SubscriberAttachment:
                 )
 
     def deaths(self) -> list[str]:
-        """Name what has ended of it, and begins again only with the process."""
+        """Name the tasks that have ended and that only a restart of the process brings back."""
         return self._health.deaths() if self._is_meant_to_run else []
 
     @property

@@ -1,4 +1,4 @@
-"""A consumer for which the library commits: admits what it delivers, and pauses its partitions when need be."""
+"""A consumer for which the library commits: admits its records, and pauses its partitions."""
 
 import functools
 from collections.abc import Callable, Container, Iterator, MutableMapping
@@ -17,7 +17,7 @@ from faststream_concurrent_kafka.batch_committer import KafkaBatchCommitter
 
 
 class CommittedConsumer:
-    """One consumer of an attached subscriber, from before it subscribes until it is stopped."""
+    """One consumer of an attached subscriber, from the moment before it subscribes until it is stopped."""
 
     def __init__(  # noqa: PLR0913 - what it lies between
         self,
@@ -30,9 +30,10 @@ class CommittedConsumer:
         records: Container[Record],
         wrap_listener: Callable[["CommittedConsumer", Any], ConsumerRebalanceListener],
     ) -> None:
-        """Watch its assignments, positions, seeks and pauses, and guard its commits.
+        """Replace the consumer's methods, to watch assignments, positions, seeks and pauses, and to guard commits.
 
-        `outlived_revoke` holds the records that still ran when their partition was revoked, `records` those in flight.
+        `outlived_revoke` holds the records that still ran when their partition was revoked; `records` are those in
+        flight.
         """
         self.consumer = consumer
         self._committer = committer
@@ -58,10 +59,10 @@ class CommittedConsumer:
         self._window.acknowledged(key, ledger)
 
     def admit(self, raw: ConsumerRecord[Any, Any]) -> Admission | None:
-        """Admit a record; None if it is taken care of: it has finished, or still runs, since before a rebalance.
+        """Admit a record; return None if it was delivered before a rebalance, and has finished or still runs.
 
         Raises:
-            CommitterIsDeadError: nothing is committed any more.
+            CommitterIsDeadError: the committer's main task has died.
 
         """
         key = (raw.topic, raw.partition)
@@ -74,7 +75,7 @@ class CommittedConsumer:
         return None if earlier is not None and self._takes_over(admission, earlier.entry) else admission
 
     def _takes_over(self, admission: Admission, earlier: Admission | None) -> bool:
-        """Let a record of an epoch that is over count for this one; False if it was left undone."""
+        """Let the earlier run of a record count for its new admission; False if that run has left it undone."""
         if earlier is None or earlier.is_finished:
             self._committer.complete(admission)
             return True
@@ -85,15 +86,15 @@ class CommittedConsumer:
         return True
 
     def halt(self, admission: Admission, reason: str) -> None:
-        """Deliver nothing of a record's partition any more; what comes after it there is delivered after a restart."""
+        """Fetch nothing more of a record's partition: it and the records behind it are delivered after a restart."""
         admission.ledger.stop_at(admission.offset, reason)
         if (partition := TopicPartition(*admission.topic_partition)) in self.consumer.assignment():
             self._pauses.add(Reason.HALTED, partition)
 
     def blocked(self) -> Iterator[tuple[TopicPartition, Admission]]:
-        """Yield the partitions that wait for room in their window, and the record that keeps it full.
+        """Yield the partitions whose window is full, and the record behind which it is.
 
-        Those that have halted, or that the user has paused, wait for something else.
+        Halted partitions and those that the user has paused are left out: they do not wait for that record.
         """
         for key, partition in self.offsets.partitions.items():
             ledger = partition.ledger

@@ -1,4 +1,4 @@
-"""Which subscribers are to be concurrent, with which settings, and why one can't be."""
+"""Which subscribers become concurrent, with which settings, and why a subscriber can't."""
 
 import logging
 import weakref
@@ -20,19 +20,19 @@ from faststream_concurrent_kafka.settings import Settings
 
 logger = logging.getLogger("faststream_concurrent_kafka")
 
-# What each subscriber was warned of.
+# The warnings that were logged for each subscriber.
 _warned: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
 
 
 class Configured:
-    """Base class of our middleware, by which it is recognised among those of a subscriber."""
+    """Base class of the library's middleware, by which it is found among a subscriber's middlewares."""
 
     overrides: ClassVar[Mapping[str, Any]] = MappingProxyType({})
-    """Settings that its subscribers have of their own."""
+    """The settings in which its subscribers differ from the handler's."""
 
 
 def attach_all(brokers: Iterable[Any], handler: KafkaConcurrentHandler) -> list[str]:
-    """Attach the subscribers of the brokers that are not attached; say what is wrong with all of them.
+    """Attach the subscribers of the brokers that are not attached; return the problems of their setup.
 
     Raises:
         SetupError, SettingsError: see `why_not`.
@@ -60,7 +60,7 @@ def attach_all(brokers: Iterable[Any], handler: KafkaConcurrentHandler) -> list[
 
 
 def attach_late(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler) -> SubscriberAttachment | None:
-    """Attach a subscriber that was not found before its first record; None, and one warning, where it can't be."""
+    """Attach a subscriber that was found only by its first record; if it can't be attached, warn once, return None."""
     try:
         reason = why_not(subscriber, handler)
     except (SetupError, SettingsError) as error:
@@ -68,7 +68,7 @@ def attach_late(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandle
     if reason is not None:
         warn_once(subscriber, reason)
         return None
-    # It may have been declared a moment ago.
+    # The subscriber may have been declared since the last discovery.
     handler.discover()
     if (attachment := attachment_of(subscriber, handler)) is not None:
         return attachment
@@ -98,7 +98,7 @@ def attachment_of(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHand
 
 
 def attach(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler) -> SubscriberAttachment:
-    """Attach a subscriber that is not attached yet, and that nothing speaks against."""
+    """Attach a subscriber for which `why_not` has returned None."""
     settings = _settings_of(subscriber, handler)
     if settings.enable_batch_commit and subscriber.group_id is None:
         logger.warning(
@@ -118,8 +118,8 @@ def why_not(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler) -
     """Say why the records of a subscriber can't be handled concurrently.
 
     Raises:
-        SetupError: the subscriber has workers of its own, its dead letters would come back to it, or it can't halt.
-        SettingsError: its own settings do not go with those of the handler.
+        SetupError: the subscriber has `max_workers`, reads its own dead letter topic, or can't halt. SettingsError: its
+        settings contradict those of the handler.
 
     """
     max_workers = getattr(subscriber, "max_workers", 1)
@@ -156,7 +156,7 @@ def why_not(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler) -
 
 
 def subscribers_of(brokers: Iterable[Any]) -> list[LogicSubscriber[Any]]:
-    """Return the Kafka subscribers of the brokers that have a handler: `get_one()` and `async for` are left alone."""
+    """Return the Kafka subscribers that have a handler function: not those used by `get_one()` or `async for` only."""
     return [
         subscriber
         for broker in brokers
@@ -166,7 +166,7 @@ def subscribers_of(brokers: Iterable[Any]) -> list[LogicSubscriber[Any]]:
 
 
 def _ours(subscriber: LogicSubscriber[Any]) -> list[type[Configured]]:
-    """Return our middlewares of a subscriber: from its broker, and from routers; the nearest last."""
+    """Return the library's middlewares of a subscriber: its broker's first, its nearest router's last."""
     return [each for each in middlewares_of(subscriber) if isinstance(each, type) and issubclass(each, Configured)]
 
 
@@ -180,5 +180,5 @@ def _settings_of(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandl
 def _share_of(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler) -> Share:
     limited = [each for each in _ours(subscriber) if "concurrency_limit" in each.overrides]
     slots = handler.slots
-    # Subscribers that have the same class made by `configured()` share its limit.
+    # Subscribers with the same class, made by one call of `configured()`, share its limit.
     return slots.share(slots.pool(limited[-1], limited[-1].overrides["concurrency_limit"]) if limited else None)

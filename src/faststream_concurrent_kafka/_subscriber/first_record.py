@@ -1,4 +1,4 @@
-"""A pass over a record that somebody else drives: FastStream's own loop, or a call by hand."""
+"""A pass that the record's task does not make itself: FastStream's own loop makes it, or a direct caller."""
 
 import asyncio
 from typing import Any
@@ -10,16 +10,17 @@ from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
 
 
 class InlineCall:
-    """A record's task takes the slot for it, and is settled by its end.
+    """Connects such a pass with the record's task, which takes the slot for it and waits for its end.
 
-    The pass itself stays in its own task and context, or scopes that its middlewares have opened could not be closed.
+    The pass stays in the task and context in which it began, or its middlewares could not close the scopes that they
+    have opened.
     """
 
     def __init__(self, raw: Any, driver: asyncio.Task[Any] | None, message: Any = None) -> None:
         self.raw = raw
         # The task that makes the pass.
         self.driver = driver
-        # None until it was parsed.
+        # None until FastStream has parsed the record.
         self.message = message
         self.record: Record
         loop = asyncio.get_running_loop()
@@ -28,31 +29,32 @@ class InlineCall:
         self._error: BaseException | None = None
 
     async def process(self, _raw: Any) -> None:
-        """Be the record's pass: done when the whole of FastStream's pass is, publishing included."""
+        """Wait for the end of the whole FastStream pass, publishing included: the `process` of the record."""
         self.record.message = self.message
         if not self._turn.done():
             self._turn.set_result(None)
-        # Not the bare future: a cancellation of this task would cancel that as well.
+        # Not `await self._ended`: a cancellation of this task would cancel the future.
         await asyncio.wait({self._ended})
         if self.record.source is not None:
-            # If it has to be handled again, then like any other.
+            # Further attempts are made like those of any other record.
             self.record.process = self.record.source.process
         if self._error is not None and is_interrupt(self._error):
-            # It has ended the event loop's run there, and need not do so twice: the record is left undone.
+            # A KeyboardInterrupt has ended the event loop's run already: leave the record undone, and do not raise it
+            # again.
             self.record.cancel()
         elif self._error is not None:
             raise self._error
 
     def submit(self, handler: KafkaConcurrentHandler, record: Record) -> None:
-        """Have the record's task begin."""
+        """Start the record's task."""
         self.record = record
         record.driver = self.driver
-        # It has its task at once: nothing is before it in its order.
+        # It has a task at once, because no record is before it in its order.
         task: Any = handler.submit(record)
         task.add_done_callback(self._abandon)
 
     def _abandon(self, _task: asyncio.Task[None]) -> None:
-        """Cancel the pass if the record was given up, whatever its task was waiting for."""
+        """Cancel the pass if the record's task has ended before it."""
         if self.driver is not None and not self._ended.done():
             self.driver.cancel()
 
@@ -60,7 +62,7 @@ class InlineCall:
         """Wait until the record's task has a slot.
 
         Raises:
-            CancelledError: this task was cancelled, or the record's task was before it had one.
+            CancelledError: this task was cancelled, or the record's task was cancelled before it had a slot.
 
         """
         self.message = self.record.message = message
@@ -74,17 +76,18 @@ class InlineCall:
             raise asyncio.CancelledError("stopped before its turn came")
 
     def note(self, error: BaseException | None) -> None:
-        """Note what the pass has come to, as far as our middleware has seen it."""
+        """Note the exception of the pass, or None, as the library's middleware has seen it."""
         self._error = error
         if isinstance(error, asyncio.CancelledError):
-            # One that the handler has raised by itself is a failure like any other.
+            # Only if the task was cancelled: a CancelledError that the handler itself raises is a failure like any
+            # other.
             if self.driver is not None and self.driver.cancelling() and self.record.task is not None:
                 self.record.task.cancel()
         elif isinstance(error, StopConsume | SystemExit):
-            # FastStream's loop stops the subscriber itself then, which waits for this record.
+            # FastStream's loop now stops the subscriber, and the stop waits for this record.
             self.end()
 
     def end(self) -> None:
-        """Note that the pass is over."""
+        """End the wait: the pass is over."""
         if not self._ended.done():
             self._ended.set_result(None)

@@ -1,4 +1,4 @@
-"""Why the records of one subscriber may not be arriving, or not be finished (I30)."""
+"""Why records of one subscriber may not arrive, or not be finished (I30)."""
 
 import dataclasses
 import logging
@@ -20,14 +20,14 @@ logger = logging.getLogger("faststream_concurrent_kafka")
 _LONGEST_BETWEEN_ERRORS_SEC = 15.0
 _ASK_FOR_TOPICS_SEC = 5.0
 _LONGEST_BETWEEN_QUESTIONS_SEC = 30.0
-# One eviction is an accident. So many, each about as soon after the one before as a broker can notice, are a state.
+# So many evictions within so many session timeouts are a lasting state, and no accident.
 _EVICTIONS_IN_A_ROW = 3
 _SESSIONS_IN_A_ROW = 6
 
 
 @dataclasses.dataclass(slots=True)
 class _Trouble:
-    """Something that goes on and on."""
+    """A problem that lasts."""
 
     since: float
     last: float
@@ -35,7 +35,7 @@ class _Trouble:
 
 
 class SubscriberHealth:
-    """What has gone wrong with one subscriber, for as long as it lasts."""
+    """The problems of one subscriber, for as long as they last."""
 
     def __init__(self, subscriber: LogicSubscriber[Any], name: str, *, stall_timeout_sec: float) -> None:
         self._subscriber = subscriber
@@ -46,26 +46,26 @@ class SubscriberHealth:
         self._missing: _Trouble | None = None
         self._lost: _Trouble | None = None
         self._evictions: deque[float] = deque(maxlen=_EVICTIONS_IN_A_ROW)
-        # The offset of the record that pins a partition whose window is full.
+        # For each partition whose window is full, the offset of the record behind which it is.
         self._blocked: Lasting[TopicPartition, int] = Lasting(stall_timeout_sec)
 
     def note_fetch_error(self, error: Exception, now: float) -> None:
-        """Note that a fetch has failed; FastStream makes another one soon."""
+        """Note that a fetch has failed; FastStream fetches again soon."""
         if self._fetching is None or now - self._fetching.last > _LONGEST_BETWEEN_ERRORS_SEC:
-            # FastStream logs each of them, if it has a logger.
+            # Once per series: FastStream logs each failure, if it has a logger.
             logger.warning("%s can't fetch, and goes on trying: %r", self._name, error)
             self._fetching = _Trouble(now, now, "")
         self._fetching.last, self._fetching.what = now, repr(error)
         consumers.revive_group_membership(self._subscriber.consumer)
 
     def note_eviction(self, now: float) -> None:
-        """Note that the consumer was thrown out of its group; it joins again by itself."""
+        """Note that the consumer was evicted from its group; it joins again by itself."""
         self._evictions.append(now)
 
     def look(self, now: float, *, is_busy: bool, blocked: Mapping[TopicPartition, int]) -> None:
-        """Note how far the consumer has come; while `is_busy`, it takes nothing on purpose.
+        """Take a sample of the consumer's progress; while `is_busy`, it does not fetch on purpose.
 
-        `blocked` are the offsets of the records behind which a window is full.
+        `blocked` has, for each partition whose window is full, the offset of the record behind which it is.
         """
         consumer = self._subscriber.consumer
         self._blocked.look(blocked, now)
@@ -81,9 +81,9 @@ class SubscriberHealth:
         self._find_leaders(consumer, now)
 
     def _find_leaders(self, consumer: Any, now: float) -> None:
-        """Ask who leads the partitions, less and less often, while the position of one is not found.
+        """Request metadata, less and less often, while the position of a partition is not found.
 
-        aiokafka asks the broker for it that it last knew as the leader, each 100 ms, whatever the answer is.
+        aiokafka asks the last known leader for the position every 100 ms, even if that broker leads no more.
         """
         if not consumers.lacks_position(consumer):
             self._lost = None
@@ -94,14 +94,14 @@ class SubscriberHealth:
             consumers.ask_for_topics(consumer)
 
     def deaths(self) -> list[str]:
-        """Name what has ended of a subscriber that is meant to run, and begins again only with the process."""
+        """Name the tasks of a running subscriber that have ended and that only a restart of the process brings back."""
         subscriber = self._subscriber
         if subscriber.calls and all(task.done() for task in list(subscriber.tasks)):
             return [f"the consume loop of {self._name} has ended"]
         return [f"the {what} of {self._name} has died" for what in consumers.dead_tasks(subscriber.consumer)]
 
     def problems(self, now: float) -> list[str]:
-        """Say what is wrong with a subscriber that is meant to run; empty when all is well."""
+        """Say what is wrong with a running subscriber; empty when there is no problem."""
         return self.deaths() or [*self._evicted(now), *self._silences(now)]
 
     def blocked(self, now: float) -> list[tuple[TopicPartition, int, float]]:

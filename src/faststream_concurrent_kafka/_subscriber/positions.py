@@ -1,8 +1,8 @@
 """Where the partitions of one consumer begin: at their committed offsets, or at a position that is committed first.
 
-aiokafka finds a position by itself where nothing is committed, or where the committed offset is out of range, and keeps
-it to itself: the next owner would find another one, and skip what lies between. So what is found is committed before a
-record from there on is delivered.
+Where nothing is committed, or the committed offset is out of range, aiokafka finds a position by `auto_offset_reset`
+and does not commit it: the next owner may find a later one, and skip the records in between. So the library commits
+such a position before it lets records of the partition be delivered.
 
 Invariants: I13.
 """
@@ -36,22 +36,22 @@ class Positions:
         self._has_warned = False
 
     def watch(self) -> None:
-        """See how the positions of the present assignment are found: before the broker is asked for them."""
+        """Watch how aiokafka finds the positions of the present assignment; called before it asks the broker."""
         hooks.watch_positions(self._consumer, self)
 
     def take_over(self) -> None:
-        """Watch a consumer that is running already: what it has delivered before is not ours, what comes now is."""
+        """Watch a consumer that is running already: the library is responsible for what it delivers from now on."""
         self.watch()
         for key, position in consumers.positions(self._consumer).items():
             partition = self._offsets.partition(key)
             if partition.ledger is None:
                 partition.begin(position, is_committed=False)
             else:
-                # Of the record that was in hand.
+                # The ledger of the record that was in hand.
                 partition.ledger.is_committed = False
         self._commit()
 
-    # -- what aiokafka tells -------------------------------------------------------------------------------------
+    # -- called when aiokafka knows a position --------------------------------------------------------------------
 
     def committed(self, key: TopicPartition, offset: int, metadata: str) -> None:
         """Note the committed offset of a partition that has just been assigned."""
@@ -63,11 +63,11 @@ class Positions:
             partition.restored = self._parse(key, offset, metadata)
 
     def found(self, key: TopicPartition, position: int) -> None:
-        """Note where a partition goes on: at its committed offset, by a reset, or where the user wants it."""
+        """Begin an epoch at a position that a reset or a seek has found, and have it committed first."""
         partition = self._offsets.partition(key)
         was_sought, partition.sought = partition.sought, False
         if partition.ledger is not None and (was_sought or position == partition.ledger.admitted):
-            # If a seek goes back, the first record that is delivered begins another epoch.
+            # No new epoch. After a seek back, the first record that is delivered begins one.
             return
         partition.begin(position, is_committed=False)
         self._pauses.add(Reason.UNCOMMITTED, key)
@@ -75,13 +75,13 @@ class Positions:
         self._commit()
 
     def sought(self, key: TopicPartition, position: int) -> None:
-        """Note where the user wants a partition to go on."""
+        """Note the position of a user's seek: it ends a halt."""
         self._pauses.remove(Reason.HALTED, key)
         if self._offsets.partition(key).ledger is None:
             self.found(key, position)
 
     def acknowledged(self, key: tuple[str, int]) -> None:
-        """Let a partition go whose position has been committed."""
+        """Resume a partition that was paused until its position was committed."""
         if self._pauses.has(Reason.UNCOMMITTED, key):
             self._pauses.remove(Reason.UNCOMMITTED, TopicPartition(*key))
 

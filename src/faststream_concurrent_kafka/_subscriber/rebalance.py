@@ -16,12 +16,12 @@ from faststream_concurrent_kafka.processing import KafkaConcurrentHandler
 
 logger = logging.getLogger("faststream_concurrent_kafka")
 
-# What the commit gets when the drain has used up its time.
+# The time for the commit if the drain has used up the time of both.
 LEAST_COMMIT_SEC = 1.0
 
 
 class ConcurrentRebalanceListener(ConsumerRebalanceListener):
-    """Flushes a consumer before its partitions go, and calls the user's own listener.
+    """Drains and commits before partitions are revoked, and calls the user's own listener.
 
     aiokafka rebalances eagerly: every rebalance revokes all partitions, and the group waits meanwhile.
     """
@@ -47,11 +47,11 @@ class ConcurrentRebalanceListener(ConsumerRebalanceListener):
 
     @override
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
-        """Wait for running handlers, commit, end the epoch; then the user's listener, which may tear things down."""
+        """Wait for running handlers, commit, end the epoch; then call the user's listener."""
         if revoked and self._note_eviction is not None and not consumers.is_member(self._consumer):
             self._note_eviction()
         try:
-            # At the first join there is nothing to flush, and a record may wait for that join.
+            # At the first join nothing is revoked, and no drain may wait: a record may await that join.
             if self._handler.is_running and revoked:
                 await self._flush(self._consumer)
         finally:
@@ -60,8 +60,8 @@ class ConcurrentRebalanceListener(ConsumerRebalanceListener):
     async def _flush(self, consumer: Any) -> None:
         handler, committer = self._handler, self._handler.committer
         timeout_sec = handler.settings.rebalance_flush_timeout_sec
-        # Commits stop before anything else, and start again when partitions are assigned: none may be in flight, or
-        # be retried inside aiokafka, when the group has a new generation.
+        # Held until partitions are assigned: no commit may be in flight, or be retried inside aiokafka, when the group
+        # has a new generation.
         await committer.hold(consumer)
         try:
             deadline = handler.now() + timeout_sec
@@ -77,11 +77,11 @@ class ConcurrentRebalanceListener(ConsumerRebalanceListener):
         finally:
             committer.end_epoch(consumer)
             for record in handler.records.matching(self._belongs):
-                # The next owner of the partition tries it again; also what was delivered during the commit.
+                # The next owner of the partition retries them, also those that were delivered during the commit.
                 record.end_by(NEVER)
         # Not started: drop; the next owner of the partition gets them.
         await handler.records.cancel(lambda record: self._belongs(record) and record.is_idle)
-        # What goes on is not started again if it comes back to this consumer.
+        # These go on. If one of them is delivered to this process again, it is not run a second time.
         self._outlived_revoke.update(
             (each, record) for record in handler.records.matching(self._belongs) for each in record.admissions
         )

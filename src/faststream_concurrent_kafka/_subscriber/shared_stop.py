@@ -1,4 +1,4 @@
-"""One stop that all its callers share; those that a record itself waits for are let go before that record must end.
+"""One stop that all callers share; a call that a record awaits returns before the stop waits for that record.
 
 Invariants: I28, I29.
 """
@@ -16,23 +16,24 @@ from faststream_concurrent_kafka._upstream import tasks
 class SharedStop:
     """A stop in a task of its own: it goes on when a caller is cancelled.
 
-    A handler may await a stop of its own subscriber, which waits for that handler. Such a call is recognised by the
-    tasks that await it: a context variable is also inherited by tasks that are not awaited, and those have to wait.
+    A handler may await a stop of its own subscriber, which waits for that handler. Such a call is found by following
+    who awaits whom: a context variable would not do, since tasks that the handler starts and does not await inherit it,
+    and their calls have to wait like any other.
     """
 
     def __init__(
         self, work: Callable[["SharedStop"], Coroutine[Any, Any, None]], name: str, background: Background
     ) -> None:
-        """Begin it, in a context that has nothing to do with the record it may be called from."""
-        # Each with what lets it go; None = it waits to the end.
+        """Start the stop, in the library's context: the caller may be a record."""
+        # The callers, each with a future that lets its call return early; None = it waits to the end.
         self._callers: dict[asyncio.Task[Any], asyncio.Future[None] | None] = {}
-        # What is called from a thread is awaited there, by the record that has the thread.
+        # For a call that comes from a thread: the record whose handler runs in that thread, and waits there.
         self._called_by: weakref.WeakKeyDictionary[asyncio.Task[Any], Record] = weakref.WeakKeyDictionary()
         self._let_go: weakref.WeakSet[Record] = weakref.WeakSet()
         self.task = background.create_task(work(self), name=name)
 
     async def join(self, *, to_the_end: bool = False) -> bool:
-        """Wait for the end of the stop, and raise what it raises; False if the caller was let go before."""
+        """Wait for the end of the stop, and raise its exception; return False if the call was let go before the end."""
         caller: Any = asyncio.current_task()
         let_go = None if to_the_end else asyncio.get_running_loop().create_future()
         self._callers[caller] = let_go
@@ -49,15 +50,15 @@ class SharedStop:
 
     @property
     def callers(self) -> Iterable[asyncio.Task[Any]]:
-        """Those who wait for it."""
+        """The tasks that await the stop."""
         return self._callers
 
     def held_up_by(self, records: Collection[Record]) -> set[Record]:
-        """Return those of the records in flight that can't end before this stop lets their calls go."""
+        """Return the records in flight that can't end before this stop lets their calls return."""
         return self._waiting(self._callers, records) if self._callers else set()
 
     def let_go(self, records: Collection[Record]) -> bool:
-        """Have the callers that records wait for go on; whether there were any."""
+        """Let the calls return that records await; return whether there were any."""
         inside = {
             caller: self._waiting([caller], records) for caller, let_go in self._callers.items() if let_go is not None
         }
@@ -71,11 +72,11 @@ class SharedStop:
         return any(inside.values())
 
     def has_let_go(self, record: Record) -> bool:
-        """Whether a record has waited for this stop: what it needs to go on with may be closed by now."""
+        """Whether the stop has let a call of this record return: what the record uses next may be closed by now."""
         return record in self._let_go
 
     def _waiting(self, callers: Iterable[asyncio.Task[Any]], records: Collection[Record]) -> set[Record]:
-        """Return the records whose passes wait for one of these calls, through whatever lies between."""
+        """Return the records whose passes await one of these calls, directly or not."""
         found = _awaiting(callers, records)
         for caller in callers:
             record = self._called_by.get(caller)
@@ -86,7 +87,7 @@ class SharedStop:
 
 
 def _awaiting(callers: Iterable[asyncio.Task[Any]], records: Iterable[Record]) -> set[Record]:
-    """Return the records whose passes await one of these tasks."""
+    """Return the records whose passes await one of these tasks, directly or not."""
     running_in = {record.runner: record for record in records if record.runner is not None}
     found: set[Record] = set()
     seen: set[asyncio.Future[Any]] = set()
@@ -101,6 +102,6 @@ def _awaiting(callers: Iterable[asyncio.Task[Any]], records: Iterable[Record]) -
         if record is not None:
             found.add(record)
             if record.source is not None and (stop := record.source.stopping) is not None:
-                # Which waits for that record, and so do those who wait for it.
+                # That stop waits for the record, so its callers wait for it as well.
                 awaited += stop.callers
     return found

@@ -1,8 +1,8 @@
-"""Notices a standstill: a consumer that gets no records although there are some. Pure: `now` is a parameter.
+"""Finds stalled partitions: they have records, and none is delivered. Pure: `now` is a parameter.
 
-A partition is well while its position moves, or has reached the end and the broker keeps saying so. Otherwise it is
-stalled once that has lasted for the limit: its position is unknown, there are records that are not
-fetched, or fetches are not answered.
+A partition is well while its position moves, or is at the end of the log and the broker answers its fetches. Otherwise
+(its position is unknown, it has records that are not fetched, or fetches are not answered) it is stalled as soon as
+that has lasted for the limit.
 
 Invariants: I30.
 """
@@ -19,12 +19,12 @@ K = TypeVar("K")
 class _Seen(NamedTuple):
     state: FetchState
     delivered_at: float
-    """When its position last moved, or had reached the end."""
+    """When the position last moved or was at the end of the log."""
     answered_at: float
 
 
 class StallWatch(Generic[K]):
-    """Looks at the partitions of one consumer from time to time; a limit of 0 finds nothing."""
+    """Compares samples of the partitions of one consumer; a limit of 0 reports nothing."""
 
     __slots__ = ("_limit_sec", "_seen")
 
@@ -33,7 +33,7 @@ class StallWatch(Generic[K]):
         self._seen: dict[K, _Seen] = {}
 
     def look(self, states: Mapping[K, FetchState], now: float, *, is_busy: bool) -> None:
-        """Take in how things are now; while `is_busy`, the consumer takes nothing on purpose."""
+        """Take a sample; while `is_busy`, the consumer does not fetch on purpose."""
         self._seen = {key: self._compare(self._seen.get(key), state, now, is_busy) for key, state in states.items()}
 
     @staticmethod
@@ -50,7 +50,7 @@ class StallWatch(Generic[K]):
         )
 
     def stalled(self, now: float) -> list[tuple[K, float, str]]:
-        """Return partition, seconds and reason of what has got nothing for so long."""
+        """Return partition, seconds and reason of each stalled partition."""
         return [found for key, seen in self._seen.items() if (found := self._reason(key, seen, now)) is not None]
 
     def _reason(self, key: K, seen: _Seen, now: float) -> tuple[K, float, str] | None:

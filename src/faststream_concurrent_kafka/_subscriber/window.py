@@ -12,7 +12,7 @@ class Window:
 
     def __init__(self, size: int, pauses: Pauses) -> None:
         self.size = size
-        # Each pause throws away what was fetched, so a single free place is not worth one while more are to come.
+        # The free places from which a partition is resumed. Not one: each pause throws away what was fetched.
         self._enough = max(1, size // 8)
         self._pauses = pauses
 
@@ -23,7 +23,7 @@ class Window:
             self._pauses.add(Reason.WINDOW, TopicPartition(*key))
 
     def acknowledged(self, key: tuple[str, int], ledger: PartitionLedger[Admission]) -> None:
-        """Resume a partition whose window has room again: enough, or all that there is until its frontier moves."""
+        """Resume a partition whose window has enough free places, or all that it will have until its frontier moves."""
         room = self.size - ledger.window
         if room < self._enough and (room <= 0 or ledger.frontier > ledger.acked):
             return
