@@ -1,4 +1,4 @@
-"""Types of settings that bring their check: an error names the setting, what was given and what is allowed."""
+"""Types of settings with a check: its error names the setting, the given value, and what is allowed."""
 
 import functools
 import sys
@@ -9,7 +9,7 @@ from faststream_concurrent_kafka.errors import SettingsError
 
 
 def check_fields(settings: Any) -> None:
-    """Check every field of a dataclass by what its type is annotated with.
+    """Check every field of a dataclass by the checks in its annotation.
 
     Raises:
         SettingsError: a value is of the wrong type or out of range.
@@ -31,14 +31,14 @@ def _check_flag(name: str, value: Any) -> None:
 
 
 def check_integer(name: str, value: Any, *, at_least: int, meaning: str = "") -> None:
-    """Refuse what is not an integer of at least `at_least`."""
+    """Check that a value is an integer of at least `at_least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
         allowed = f"an integer of at least {at_least}" + (f" ({meaning})" if meaning else "")
         raise SettingsError(f"{name} must be {allowed}, got {value!r}")
 
 
 def integer(at_least: int, meaning: str = "") -> Callable[[str, Any], None]:
-    """Return a check that refuses what is not an integer of at least `at_least`."""
+    """Return a check that a value is an integer of at least `at_least`."""
     return functools.partial(check_integer, at_least=at_least, meaning=meaning)
 
 
@@ -49,7 +49,7 @@ def _check_seconds(name: str, value: Any, *, zero_allowed: bool) -> None:
 
 
 def is_seconds(value: Any) -> bool:
-    """Whether it is a finite number that is not negative."""
+    """Whether a value is a finite number that is not negative."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     # An integer may be too large for a float; NaN compares with nothing.
     return is_number and bool(0 <= value <= sys.float_info.max)

@@ -1,7 +1,7 @@
 """Types of aiokafka in public signatures.
 
-aiokafka has no `py.typed`, so type checkers do not take names out of it for what a typed package exports; they do where
-the name is read from the module itself. At run time these are aiokafka's classes.
+aiokafka has no `py.typed`, so type checkers do not accept names imported from it as exports of a typed package, but
+they accept them as attributes of its modules. At run time these are aiokafka's classes.
 """
 
 from typing import Any, TypeAlias

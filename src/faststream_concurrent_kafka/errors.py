@@ -1,4 +1,4 @@
-"""The errors of the library, each of which names the side at fault; and safe texts of any exception."""
+"""The errors of the library, each of which names the side at fault; and functions that return safe texts of errors."""
 
 from collections.abc import Callable
 
@@ -42,7 +42,7 @@ def text_of(error: object) -> str:
 def escaped(text: str, most: int) -> str:
     """Escape what is not printable in a text (line ends, NUL, lone surrogates), and cut it to `most` characters.
 
-    So a line of the log stays one line, and can be encoded.
+    A log line with the result stays one line, and can be encoded.
     """
     text = "".join(map(_escaped, text[: most + 1]))
     return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -1,4 +1,4 @@
-"""Is concurrent processing well, and if not, why."""
+"""Whether concurrent processing is healthy, and if not, why."""
 
 import dataclasses
 import logging
@@ -40,38 +40,38 @@ class PartitionReport:
     uncommitted: int
     """Records that were fetched and are not confirmed as committed."""
     unfinished: int
-    """Of those, the ones that still need work."""
+    """Of those, the unfinished ones."""
     oldest_unfinished_offset: int | None
     """The record that pins the frontier, if any."""
     oldest_unfinished_age_sec: float | None
     oldest_unfinished_attempt: int | None
-    """How often it was handled so far; 0 = it waits for those before it, or for a slot."""
+    """The number of its last attempt; 0 = it waits for its order or for a slot."""
     oldest_unfinished_is_retrying: bool
     """Whether it has failed and waits for another attempt."""
     oldest_unfinished_at: str | None
-    """Where its code is waiting: the innermost lines, outermost first."""
+    """The innermost lines at which its task is suspended, outermost first."""
     halted_at: int | None
-    """The offset of the first record that was left undone; nothing behind it is started in this assignment. The work of
-    `FailurePolicy(then="halt")`, or of a stop."""
+    """The offset of the first record that was left undone, by `FailurePolicy(then="halt")` or a stop; no record behind
+    it is started in this assignment."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class HealthReport:
-    """A moment's picture of the handler."""
+    """A snapshot of the handler."""
 
     is_healthy: bool
     problems: tuple[str, ...]
-    """Why it is not healthy, in words."""
+    """The reasons why it is not healthy."""
     in_flight: int
-    """Records whose handling has not ended."""
+    """Records in flight: admitted, and neither finished nor left undone."""
     waiting: int
-    """Of those, the ones that wait for a free slot, for others in their order, for a thread, for a turn of the event
-    loop, or for another attempt."""
+    """Of those, the records that wait: for a slot, for their order, for a thread, for a turn of the event loop, or for
+    another attempt."""
     retrying: int
-    """Of those, the ones that have failed and wait for another attempt."""
+    """Of those, the records that have failed and wait for another attempt."""
     loop_lag_sec: float
-    """How late the event loop was at worst within the last minute: so long nothing else came to run, no heartbeat
-    either."""
+    """The largest lag of the event loop within the last minute: for so long no other task ran, and no heartbeat was
+    sent."""
     partitions: tuple[PartitionReport, ...]
 
 
@@ -105,17 +105,17 @@ def is_kafka_handler_alive(context: ContextRepo) -> bool:
     Never raises, costs no request to the broker, and may be called from any thread.
     """
     if (mistake := _mistake(context)) is not None:
-        # Which no restart mends.
+        # A setup error, which no restart mends.
         logger.error("is_kafka_handler_alive: %s", mistake)
         return True
     known = context.get(CONTEXT_KEY)
-    # Of the whole process: what was stopped with this context may go on for others, or still be stopping.
+    # The handler of the process: after a stop with this context it may serve other contexts, or still be stopping.
     handler = known or KafkaConcurrentHandler.running()
     return not handler.deaths() if isinstance(handler, KafkaConcurrentHandler) else known is not STOPPED
 
 
 def get_kafka_handler_report(context: ContextRepo) -> HealthReport:
-    """Return what `is_kafka_handler_healthy` decides by."""
+    """Return a snapshot of the handler, with the problems by which `is_kafka_handler_healthy` decides."""
     mistake = _mistake(context)
     handler = _running(context) if mistake is None else None
     if handler is None:
@@ -156,7 +156,7 @@ def _known(context: ContextRepo) -> KafkaConcurrentHandler | None:
     known = context.get(CONTEXT_KEY)
     handler = known or KafkaConcurrentHandler.running()
     if known is STOPPED and handler is not None and context not in handler.users:
-        # It goes on for others.
+        # It goes on for other contexts.
         return None
     return handler if isinstance(handler, KafkaConcurrentHandler) else None
 

@@ -17,9 +17,9 @@ __all__ = ["initialize_concurrent_processing", "stop_concurrent_processing"]
 
 logger: logging.Logger = logging.getLogger("faststream_concurrent_kafka")
 
-# Under this key the running handler is found in the context it was initialised with.
+# The key of the running handler in the context with which it was initialised.
 CONTEXT_KEY = "kafka_concurrent_handler"
-# What is there after a stop: as false as nothing, and yet not the same as before initialising.
+# The value under that key after a stop: false like None, but distinguishable from "never initialised".
 STOPPED = False
 
 
@@ -80,7 +80,7 @@ async def initialize_concurrent_processing(
         raise TypeError(f"broker must be a faststream.kafka.KafkaBroker, got {broker!r}")
     previous = KafkaConcurrentHandler.running()
     if previous is None and KafkaConcurrentHandler._instance is not None:  # noqa: SLF001 - the singleton's own reset
-        # Left over from an event loop that has been closed without a stop.
+        # The handler of an event loop that was closed without a stop.
         KafkaConcurrentHandler._instance.discard()  # noqa: SLF001
     handler = KafkaConcurrentHandler(**Settings.of(**options).as_options())
     known = handler.users.get(context)
@@ -107,13 +107,13 @@ async def initialize_concurrent_processing(
 
 
 async def stop_concurrent_processing(context: ContextRepo) -> None:
-    """Stop: drain and commit what is in flight, leave the consumer groups, end every task of the library.
+    """Stop: wait for running handlers, commit, leave the consumer groups, end every task of the library.
 
-    Normally the broker has been stopped by then, and has drained and committed; subscribers that still run are
-    stopped here. Takes `shutdown_timeout_sec` and a little at most. Idempotent; when cancelled, the stop goes on.
+    Normally the broker was stopped before, which has drained and committed; this stops the subscribers that still run.
+    Takes at most a little more than `shutdown_timeout_sec`. Idempotent; when the call is cancelled, the stop goes on.
 
-    While it is initialised with another context too, only the subscribers that belong to this one are stopped, and the
-    rest goes on.
+    While concurrent processing is initialised with another context too, only the subscribers of this context are
+    stopped.
 
     Raises:
         TypeError: `context` is not a `ContextRepo`.
@@ -133,11 +133,11 @@ async def stop_concurrent_processing(context: ContextRepo) -> None:
 
 
 class _User:
-    """A context, and what goes with it."""
+    """A context with which concurrent processing was initialised, and its brokers."""
 
     def __init__(self, context: ContextRepo, handler: KafkaConcurrentHandler) -> None:
         self.context = context
-        # Those that were named; an application knows its own.
+        # The brokers given by `broker=`; those of an application are found by its context.
         self.brokers: list[Any] = []
         self._handler = handler
 
@@ -147,7 +147,7 @@ class _User:
         )
 
     def discover(self) -> list[str]:
-        """Attach the subscribers that are not; say what is wrong with all of them."""
+        """Attach the subscribers that are not attached; return the problems of their setup."""
         return discovery.attach_all(self._brokers(), self._handler)
 
     def owns(self, source: Any) -> bool:
@@ -159,7 +159,7 @@ class _User:
 
 
 def check_context(context: Any) -> None:
-    """Refuse what is no context repository of FastStream's.
+    """Check that `context` is FastStream's `ContextRepo`.
 
     Raises:
         TypeError: it is not.

@@ -1,4 +1,4 @@
-"""The middleware that a user adds, and the type of a parameter that gets the attempt."""
+"""The middleware that users add, and `Attempt`, the type of a parameter that gets the number of the attempt."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -35,7 +35,7 @@ __all__ = [
     "stop_concurrent_processing",
 ]
 
-# Under this key a handler finds which attempt it is, from 1 on.
+# The key of the attempt's number (from 1) in FastStream's context.
 ATTEMPT_KEY = "kafka_attempt"
 _attempt: ContextVar[int] = ContextVar(ATTEMPT_KEY, default=1)
 
@@ -44,7 +44,7 @@ async def _current_attempt() -> int:
     return _attempt.get()
 
 
-# Not by `Context`: FastDepends looks that up in a worker thread, which costs more than FastStream's whole pass.
+# Not `Context()`: FastDepends looks that up in a worker thread, which takes longer than FastStream's whole pass.
 Attempt = Annotated[int, Depends(_current_attempt)]
 """Type of a handler's parameter that gets the number of this attempt at its record, from 1 on."""
 
@@ -56,24 +56,22 @@ class KafkaConcurrentProcessingMiddleware(discovery.Configured, BaseMiddleware):
     position, and call `initialize_concurrent_processing` in the lifespan.
     """
 
-    # Set on the few instances that need them: FastStream makes one for every record.
+    # Class attributes, set on the few instances that need them: FastStream makes an instance for every record.
     _call: InlineCall | None = None
     _is_skipped = False
     _is_left_alone = False
 
     @classmethod
     def configured(cls, **overrides: Unpack[RouterOptions]) -> type[Self]:
-        """Return this middleware with settings of its own, for the subscribers of one router or broker.
+        """Return a subclass of this middleware with settings for the subscribers of one router or broker.
 
         Args:
-            concurrency_limit: records handled at once, at least 1; one limit for all subscribers that have this very
-                class, inside that of all.
-            ordering: as in `initialize_concurrent_processing`.
-            on_failure: the same.
+            concurrency_limit: records handled at once, at least 1; the subscribers with this subclass share this limit,
+            within the limit of all. ordering: as in `initialize_concurrent_processing`. on_failure: the same.
             handler_timeout_sec: the same.
 
-        What is not given is as in `initialize_concurrent_processing`. Where a broker and its router both have the
-        middleware, the router's has the last word.
+        A setting that is not given is that of `initialize_concurrent_processing`. Where a broker and its router both
+        have the middleware, the router's settings take precedence.
 
         Raises:
             SettingsError: a setting is not known or not allowed; the text names it.
@@ -88,7 +86,7 @@ class KafkaConcurrentProcessingMiddleware(discovery.Configured, BaseMiddleware):
 
     @override
     async def on_receive(self) -> None:
-        """Take out a `topic_group` that FastStream could not read, where the record's own task has not done so."""
+        """Remove a `topic_group` header that FastStream can't read; the record's own task gets it removed already."""
         record = current_record.get()
         if (record is None or record.raw is not self.msg) and self.context.get_local("handler_") is not None:
             for raw in records_in(self.msg):
@@ -100,10 +98,10 @@ class KafkaConcurrentProcessingMiddleware(discovery.Configured, BaseMiddleware):
         call_next: Callable[[StreamMessage[Any]], Awaitable[Any]],
         msg: StreamMessage[Any],
     ) -> Any:
-        """Go on in the record's own task; from anywhere else, submit the handling to the handler and await it."""
+        """Call the handler: in the record's own task at once, elsewhere when a new task for the record has a slot."""
         record = current_record.get()
         if record is not None and record.raw is self.msg:
-            # Its own task. Where a broker and its router both have us, the outer one sets the scene.
+            # The record's own task. Where a broker and its router both have the middleware, the outer one does this.
             if record.message is None:
                 record.message = msg
                 if record.source is not None and record.source.settings.handler_timeout_sec:
@@ -112,19 +110,19 @@ class KafkaConcurrentProcessingMiddleware(discovery.Configured, BaseMiddleware):
             return await call_next(msg)
         subscriber = self.context.get_local("handler_")
         if subscriber is None:
-            # get_one(), `async for`, request(): whoever asked gets what there is.
+            # get_one(), `async for`, request(): the caller gets the message unfiltered.
             return await call_next(msg)
         if not await self._is_wanted(msg, subscriber):
             self._is_skipped = True
             return None
         if record is not None and (record.task is None or not record.task.done()):
-            # Something that its handler has called: that is part of it.
+            # A call by the handler of a record in flight: it is part of that record.
             return await call_next(msg)
-        # TestKafkaBroker handles records inline.
+        # Under TestKafkaBroker the handler is simply called.
         return await (self._handle(call_next, msg, subscriber) if is_real(subscriber) else call_next(msg))
 
     async def _is_wanted(self, msg: StreamMessage[Any], subscriber: Any) -> bool:
-        """Whether it is meant for the subscriber's group; of a batch, only what is stays in the message."""
+        """Whether the record is meant for the subscriber's group; a batch keeps only the records that are."""
         wanted = self._wanted(msg.raw_message, subscriber)
         if any(wanted) and not all(wanted):
             await narrow_batch(subscriber, msg, wanted)
@@ -169,7 +167,7 @@ class KafkaConcurrentProcessingMiddleware(discovery.Configured, BaseMiddleware):
             current_record.reset(token)
 
     def _tell_attempt(self, record: Record) -> None:
-        """Let the handler and FastStream's log lines know which attempt this is."""
+        """Set the number of the attempt for the handler and for FastStream's log lines."""
         _attempt.set(record.attempt)
         self.context.set_local(ATTEMPT_KEY, record.attempt)
         log_context = self.context.get_local("log_context")
@@ -179,20 +177,20 @@ class KafkaConcurrentProcessingMiddleware(discovery.Configured, BaseMiddleware):
     async def _limited(
         self, call_next: Callable[[StreamMessage[Any]], Awaitable[Any]], msg: StreamMessage[Any], record: Record
     ) -> Any:
-        """Go on to the handler within its time limit, if it has one."""
+        """Call the handler, within its time limit if it has one."""
         self._tell_attempt(record)
         handler = KafkaConcurrentHandler.running()
         limit_sec = 0 if record.source is None else record.source.settings.handler_timeout_sec
         if handler is None or not limit_sec:
             return await call_next(msg)
-        # Around the handler alone: other middlewares see the HandlerTimeoutError, and their time does not count.
+        # Around the handler only: middlewares see the HandlerTimeoutError, and their time does not count.
         limits = handler.time_limits
         within = around_innermost(call_next, lambda call: lambda it: limits.run(lambda: call(it), limit_sec, record))
         return await within(msg)
 
     @override
     async def publish_scope(self, call_next: Callable[[Any], Awaitable[Any]], cmd: Any) -> Any:
-        """Publish; a record that was skipped has no result to publish."""
+        """Publish the handler's result; a skipped record has none."""
         if self._is_skipped:
             return None
         return await call_next(cmd)
@@ -204,13 +202,14 @@ class KafkaConcurrentProcessingMiddleware(discovery.Configured, BaseMiddleware):
         exc_val: BaseException | None = None,
         exc_tb: TracebackType | None = None,
     ) -> bool | None:
-        """Tell the task of a record whose pass it does not make itself how that has ended."""
+        """If another task than the record's makes this pass, pass its end on to the record's task."""
         record = current_record.get()
         if record is not None and record.raw is self.msg:
             return False
         subscriber = self.context.get_local("handler_")
         if isinstance(exc_val, Exception) and subscriber is not None and not any(self._wanted(self.msg, subscriber)):
-            # That it can't be parsed, or that no handler takes it, is up to the group that it is meant for.
+            # A record for another group: whether it can be parsed, and whether a handler takes it, does not matter
+            # here.
             self._note_end(subscriber, None)
             return True
         self._note_end(subscriber, exc_val)
@@ -224,8 +223,8 @@ class KafkaConcurrentProcessingMiddleware(discovery.Configured, BaseMiddleware):
         handler = KafkaConcurrentHandler.running()
         if handler is None or self._is_left_alone or subscriber is None or not is_real(subscriber):
             return
-        # If it is not attached: it did not come to `consume_scope` since we were initialised, as it can't be parsed or
-        # had begun before.
+        # The pass did not reach `consume_scope` after the initialisation: the record can't be parsed, or the pass began
+        # before. So the subscriber may have to be attached here.
         attachment = discovery.attachment_of(subscriber, handler) or discovery.attach_late(subscriber, handler)
         if attachment is not None and attachment.in_hand is not None and attachment.in_hand.raw is self.msg:
             attachment.in_hand.note(error)

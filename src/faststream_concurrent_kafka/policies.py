@@ -1,6 +1,7 @@
-"""What becomes of a record whose handling fails: how often and when it is tried again, and what comes then.
+"""What becomes of a record whose handling fails: how often and when it is retried, and what follows the last attempt.
 
-Pure: no clock, no randomness, no logging. An attempt is one whole FastStream pass over the record; they count from 1.
+Pure: no clock, no randomness, no logging. An attempt is one whole FastStream pass over the record; attempts are
+numbered from 1.
 """
 
 import contextvars
@@ -28,36 +29,38 @@ _OF_RETRIES = ("first_backoff_sec", "max_backoff_sec", "retry_on", "never_retry"
 _MOST_DOUBLINGS = 64
 
 
-# Whether the failure that `retry_on` is asked about is one of reading the record.
+# Whether FastStream could not read the record, while `retry_on` is called.
 _is_unreadable: contextvars.ContextVar[bool] = contextvars.ContextVar("is_unreadable", default=False)
 
 
 def is_retriable(error: BaseException, attempt: int) -> bool:  # noqa: ARG001 - what `retry_on` is called with
-    """Tell the failures that another attempt may mend from records that are malformed. The default of `retry_on`.
+    """Whether another attempt may succeed: False for a malformed record. The default of `retry_on`.
 
     A record is malformed when FastStream can't read it: when its parser, its decoder or a filter raises anything, so
     that the handler was never called. And when an exception is pydantic's or FastDepends' ValidationError,
-    JSONDecodeError, UnicodeDecodeError or SubscriberNotFound: also where the handler itself has raised it, say over
-    another service's answer. Failures of middlewares and dependencies are like those of the handler.
+    JSONDecodeError, UnicodeDecodeError or SubscriberNotFound: also if the handler itself raises it, over the answer of
+    another service for example. Failures of middlewares and dependencies count like those of the handler.
 
-    To be called by a `retry_on` of your own: elsewhere it decides by the type alone.
+    A `retry_on` of your own may call it. Elsewhere it decides by the exception's type alone.
     """
     return not _is_unreadable.get() and not isinstance(error, _MALFORMED)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """Publish the record as it came to another topic; its offset is done once every in-sync replica has it (acks=all).
+    """Publish the record unchanged to another topic; its offset is done once every in-sync replica has it (acks=all).
 
     Until then the publish is tried again, for ever: the offset of the record is not committed, and health is red.
     """
 
     topic: str | Callable[[Any], str]
-    """Its name, or a callable that gets the `aiokafka.ConsumerRecord` and returns it; not what the subscriber reads."""
+    """The topic, or a callable that gets the `aiokafka.ConsumerRecord` and returns it; not one that the subscriber
+    reads."""
 
     keep_timestamp: Flag = False
-    """Whether the record keeps its time stamp, where the broker takes it. Else it has that of its publishing: Kafka
-    deletes what is older than the topic's retention by that. The original one is in a header."""
+    """Whether the record keeps its time stamp, if the broker accepts it. Otherwise it gets the time of its publishing,
+    because Kafka deletes records whose time stamp is older than the topic's retention; the original one is in a
+    header."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -69,7 +72,7 @@ class DeadLetter:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FailurePolicy:
-    """What becomes of a record whose handling fails: it is retried, and then given up, moved or waited for.
+    """What becomes of a record whose handling fails: retries, and then commit, dead letter or halt.
 
     Raises:
         SettingsError: a value is of the wrong type or out of range; the text names it and what is allowed.
@@ -77,11 +80,11 @@ class FailurePolicy:
     """
 
     max_attempts: Annotated[int, integer(at_least=0, meaning="0 = until it succeeds")] = 1
-    """How often a record is handled at most, the first time included; 0 = until it succeeds."""
+    """The largest number of attempts, the first one included; 0 = retry until it succeeds."""
 
     first_backoff_sec: SecondsOrZero = 0.5
-    """Longest wait before the second attempt, in seconds; doubles with each further one. The wait is drawn anew each
-    time between 0 and that (full jitter), so that records that failed together do not come back together."""
+    """Longest wait before the second attempt, in seconds; doubles with each further attempt. Each wait is drawn between
+    0 and that (full jitter), so that records that fail together are not retried together."""
 
     max_backoff_sec: SecondsOrZero = 30.0
     """Longest wait before any attempt, in seconds."""
@@ -89,16 +92,16 @@ class FailurePolicy:
     retry_on: type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException, int], bool] = (
         is_retriable
     )
-    """Which failures are tried again: exception types, or a callable that gets the exception and the number of the
-    attempt that raised it. By default all but those of records that are malformed: see `is_retriable`. What is given
-    here decides about those as well: name the exceptions of a decoder that asks a schema registry."""
+    """Which failures are retried: exception types, or a callable that gets the exception and the number of the failed
+    attempt. By default all but those of malformed records (`is_retriable`). A value given here decides about malformed
+    records as well: name the exceptions of a decoder that asks a schema registry."""
 
     never_retry: type[BaseException] | tuple[type[BaseException], ...] = ()
-    """Exception types that are not tried again, whatever `retry_on` says."""
+    """Exception types that are never retried; takes precedence over `retry_on`."""
 
     then: Literal["commit", "halt"] | DeadLetter = "commit"
-    """After the last attempt: "commit" gives the record up, as if it were done; `DeadLetter(topic)` publishes it
-    there; "halt" stops its partition at it, until a restart tries it again."""
+    """After the last attempt: "commit" counts the record as done; `DeadLetter(topic)` publishes it to that topic;
+    "halt" stops its partition at the record, until a restart retries it."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -119,7 +122,7 @@ class FailurePolicy:
             raise SettingsError(f'then must be "commit", "halt" or DeadLetter(topic), got {self.then!r}')
 
     def doubts(self) -> list[str]:
-        """Say what is allowed and can hardly be meant, and what follows from it."""
+        """Warn of values that are allowed and hardly intended, and say what follows from them."""
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         unused = [name for name in _OF_RETRIES if getattr(self, name) != defaults[name]]
         if not unused or self.retries:
@@ -129,15 +132,15 @@ class FailurePolicy:
 
     @property
     def retries(self) -> bool:
-        """Whether there is more than one attempt."""
+        """Whether the policy retries at all."""
         return self.max_attempts != 1
 
     def has_attempts_left(self, attempt: int) -> bool:
-        """Whether there may be another attempt after the one of this number."""
+        """Whether there may be another attempt after this one."""
         return self.max_attempts == 0 or attempt < self.max_attempts
 
     def wants_again(self, error: BaseException, attempt: int, *, is_unreadable: bool = False) -> bool:
-        """Whether a record is tried again after this failure; raises what a callable `retry_on` raises.
+        """Whether a record is retried after this failure; raises what a callable `retry_on` raises.
 
         `is_unreadable` tells `is_retriable` that FastStream could not read the record.
 
@@ -156,13 +159,13 @@ class FailurePolicy:
             _is_unreadable.reset(token)
 
     def backoff_sec(self, attempt: int, jitter: float) -> float:
-        """Return the wait after the attempt of this number, in seconds; `jitter` is drawn between 0 and 1."""
+        """Return the wait after this attempt, in seconds; `jitter` is drawn between 0 and 1."""
         doublings = min(attempt - 1, _MOST_DOUBLINGS)
         return jitter * min(self.max_backoff_sec, self.first_backoff_sec * 2.0**doublings)
 
 
 def check_topic_name(name: Any) -> str:
-    """Return the name of a topic; refuse what no Kafka topic can be called.
+    """Check that a Kafka topic can have this name, and return it.
 
     Raises:
         SettingsError: it can't.
@@ -176,7 +179,7 @@ def check_topic_name(name: Any) -> str:
 
 
 def is_async(function: Any) -> bool:
-    """Whether it is async: such a function, an object with such a `__call__`, or a partial of one."""
+    """Whether a callable is async: an async function, an object with an async `__call__`, or a partial of one."""
     while isinstance(function, functools.partial):
         function = function.func
     called = (function, type(function).__call__) if callable(function) else ()
@@ -184,7 +187,7 @@ def is_async(function: Any) -> bool:
 
 
 def ordinary(name: str, value: Any) -> Any:
-    """Return what an ordinary function has returned; refuse what would have to be awaited.
+    """Check that a function has not returned an awaitable, and return its result.
 
     Raises:
         SettingsError: it would.

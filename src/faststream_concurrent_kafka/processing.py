@@ -1,4 +1,4 @@
-"""`KafkaConcurrentHandler`: the one creator of record tasks, and the keeper of everything that runs beside them."""
+"""`KafkaConcurrentHandler`: creates the tasks of all records, and runs the committer, the observer and the stop."""
 
 import asyncio
 import contextvars
@@ -51,32 +51,32 @@ from faststream_concurrent_kafka.settings import Options, Settings
 
 logger: logging.Logger = logging.getLogger("faststream_concurrent_kafka")
 
-# How often the slots forget subscribers without records, at most.
+# The seconds between two ticks of the slots (or `observer_interval`, if that is longer).
 _TICK_SEC = 1.0
-# Where handlers take their time, the warning that they do comes once an hour.
+# The warning about handlers that take long is repeated after this.
 HUNG_AGAIN_SEC = 3600.0
 # An attribute of an Enum class is looked up slowly before Python 3.12, and these are used for every record.
 _DONE, _NOT_DONE = Outcome.DONE, Outcome.NOT_DONE
 _MOST_LOOKED_AT = 1000
 _MOST_PLACES = 5
-# An event loop that has been blocked for so long is not late, but stuck.
+# An event loop that has been blocked for so long counts as dead.
 STUCK_AFTER_SEC = 60.0
 
 
 class User(Protocol):
-    """One who has initialised: an application, or a plain broker."""
+    """An application (or a broker without one) that has initialised concurrent processing."""
 
     @property
     def context(self) -> Any:
-        """What it is known by."""
+        """FastStream's context, which identifies the user."""
         ...
 
     def discover(self) -> list[str]:
-        """Attach its subscribers that are not attached yet, and say what is wrong with them."""
+        """Attach its subscribers that are not attached yet; return the problems of their setup."""
         ...
 
     def owns(self, source: RecordSource) -> bool:
-        """Whether it is to be stopped with this user."""
+        """Whether a source is stopped with this user."""
         ...
 
 
@@ -110,7 +110,7 @@ class KafkaConcurrentHandler:
 
     def __init__(self, **options: Unpack[Options]) -> None:
         if not options:
-            # The one that there is.
+            # The existing instance: `__new__` has returned it.
             return
         with self._lock:
             try:
@@ -129,23 +129,23 @@ class KafkaConcurrentHandler:
             self._initialized = True
         self.settings = settings
         self.committer: KafkaBatchCommitter = KafkaBatchCommitter(
-            # Never wait for more than half a window, or a partition would be paused while its commit is not due.
+            # At most half a window, or a partition could be paused before a commit is due.
             commit_batch_size=min(settings.commit_batch_size, max(1, settings.window // 2)),
             commit_batch_timeout_sec=settings.commit_batch_timeout_sec,
             commit_failure_timeout_sec=settings.commit_failure_timeout_sec,
             commit_renewal_sec=settings.commit_renewal_sec,
             commit_metadata=settings.commit_metadata,
         )
-        # Those that run, or did not come to the end of a stop; what is only attached belongs to its owner.
+        # The sources that run, or whose stop has not ended. `attached` holds the others only weakly.
         self.sources: list[RecordSource] = []
         self.attached: weakref.WeakSet[RecordSource] = weakref.WeakSet()
-        # Who has initialised it, by context.
+        # The users that have initialised it, by context.
         self.users: dict[Any, User] = {}
         self._setup_problems: list[str] = []
         self.knows_all_brokers = True
-        """Whether those who have initialised it have named their brokers."""
+        """Whether every user has named its brokers."""
         self._helpers: set[asyncio.Task[Any]] = set()
-        # Without a limit of its own or a window of uncommitted records, something else has to bound memory.
+        # Without a concurrency limit and a window of uncommitted records, this bounds memory.
         unlimited = float("inf") if settings.enable_batch_commit else settings.window
         self.slots: Slots = Slots(settings.concurrency_limit, unlimited)
         self.records: InFlight = InFlight(self._start, self.committer.complete)
@@ -163,10 +163,10 @@ class KafkaConcurrentHandler:
         self._hung_at = float("-inf")
         self._loop: asyncio.AbstractEventLoop
         self._thread: int
-        # When the observer last had its turn.
+        # When the observer last ran.
         self._looked_at: float
         self.background: Background
-        """In which everything runs; from `start` on."""
+        """Creates all tasks of the library; set by `start`."""
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -182,7 +182,7 @@ class KafkaConcurrentHandler:
         return self._initialized and self._observer is not None and not self._loop.is_closed()
 
     def start(self) -> None:
-        """Start the committer, the observer and the signal handlers in the running loop; twice does nothing.
+        """Start the committer, the observer and the signal handlers in the running loop; a second call does nothing.
 
         Raises:
             SetupError: it runs in another event loop that is still open.
@@ -212,10 +212,11 @@ class KafkaConcurrentHandler:
             hint_at_tuning(self.settings.concurrency_limit)
 
     async def stop(self) -> None:
-        """Stop every attached subscriber (drain, commit, leave the group), then everything of the handler.
+        """Stop every running subscriber (drain, commit, leave the group), then the tasks of the handler.
 
-        Takes `shutdown_timeout_sec` and a little. Safe to call twice; when cancelled, the stop goes on. A record that
-        awaits it gets control back when all others have ended, since the rest waits for that record.
+        Takes at most a little more than `shutdown_timeout_sec`. Safe to call twice; when the call is cancelled, the
+        stop goes on. If a record awaits this call, it returns when all other records have ended, because the rest of
+        the stop waits for that record.
         """
         if self._observer is None:
             return
@@ -227,7 +228,7 @@ class KafkaConcurrentHandler:
             await asyncio.shield(stopping)
 
     async def release(self, user: User) -> None:
-        """Stop one user's subscribers and let go of them, and then, after the last user, everything; else as `stop`."""
+        """Stop and detach the subscribers of one user; after the last user, stop the handler. Otherwise like `stop`."""
         releasing = self.start_helper(self._release(user))
         ends = await asyncio.gather(
             *(source.stop() for source in self.attached if user.owns(source)), return_exceptions=True
@@ -249,7 +250,7 @@ class KafkaConcurrentHandler:
         try:
             deadline = self.now() + self.settings.shutdown_timeout_sec
             await self._stop_sources()
-            # What `handle_task` was given.
+            # The records of `handle_task`.
             await self.records.drain(lambda record: record.source is None, timeout_sec=deadline - self.now())
             await self.records.cancel(lambda _: True)
             await self.committer.close()
@@ -261,7 +262,7 @@ class KafkaConcurrentHandler:
             self.discard()
 
     def discard(self) -> None:
-        """Let go of subscribers and signals, and let the next initialisation make a new handler."""
+        """Detach all subscribers, restore signal handlers, and let the next initialisation make a new handler."""
         self._signals.uninstall()
         self._collector.restore()
         self.loop_lag.stop()
@@ -275,22 +276,22 @@ class KafkaConcurrentHandler:
 
     @classmethod
     def _after_fork(cls) -> None:
-        """In a child process: nothing of the parent's runs here, so begin as if there had never been a handler."""
+        """Discard the parent's handler in a forked child, where its tasks and threads do not run."""
         # Another thread of the parent may have held the lock.
         cls._lock = threading.Lock()
         if (inherited := cls._instance) is not None:
             inherited._observer = None  # noqa: SLF001 - its own class
-            # Its thread does not exist here, and may have held the lock of its event.
+            # A new one, because the parent's thread does not exist here, and may have held the lock of its event.
             inherited.loop_lag = LoopLag(inherited.turns)
             inherited.discard()
 
     async def _stop_sources(self) -> None:
         ended: set[Stop | None] = set()
-        # One more may be attached by its first record, or started again by a record, while these stop.
+        # In a loop: while these stop, a source may be attached by its first record, or started again by a record.
         while sources := [source for source in self.sources if source.stopping not in ended]:
             await self._stop_to_the_end(sources)
             ended.update(source.stopping for source in sources)
-            # None: it is being started again.
+            # A source that is being started again has no stop.
             ended.discard(None)
 
     @staticmethod
@@ -301,12 +302,12 @@ class KafkaConcurrentHandler:
                 logger.error("Stopping %s failed", source.name, exc_info=error)
 
     def serve(self, user: User) -> None:
-        """Have a user's subscribers attached, now and from time to time."""
+        """Attach a user's subscribers now, and those declared later from time to time."""
         self._setup_problems += user.discover()
         self.users[user.context] = user
 
     def discover(self) -> None:
-        """Attach subscribers that were declared meanwhile."""
+        """Attach subscribers that were declared since the last call."""
         problems: list[str] = []
         for user in tuple(self.users.values()):
             try:
@@ -316,7 +317,7 @@ class KafkaConcurrentHandler:
         self._setup_problems = list(dict.fromkeys(problems))
 
     def now(self) -> float:
-        """Seconds of the event loop's clock."""
+        """Return the time of the event loop's clock, in seconds."""
         return self._loop.time()
 
     # -- records -------------------------------------------------------------------------------------------------
@@ -324,18 +325,18 @@ class KafkaConcurrentHandler:
     async def handle_task(
         self, coroutine: Coroutine[Any, Any, Any], record: AnyRecord, kafka_message: StreamMessage[Any]
     ) -> None:
-        """Fire and forget a coroutine that handles a raw record, as an asyncio task that takes a slot when it begins.
+        """Fire and forget a coroutine that handles a raw record: it runs in an asyncio task as soon as there is a slot.
 
-        For records that FastStream does not hand over by itself: those of `subscriber.get_one()` or `async for`, or of
-        a consumer of your own. Call it in delivery order. It runs in a copy of the caller's context, once: where it
-        raises, that is logged, and the record is done. With `enable_batch_commit` the offset is committed only after
-        its end; a task that is cancelled leaves its record undone, and nothing is committed past it. A record whose
-        handler calls this is committed by that handler's end.
+        For records that FastStream passes to no handler: those of `subscriber.get_one()`, of `async for`, or of a
+        consumer of your own. Call it in delivery order. The coroutine runs once, in a copy of the caller's context; if
+        it raises, the error is logged and the record is done. With `enable_batch_commit` the offset is committed only
+        after the coroutine has ended; a cancelled task leaves its record undone, and no commit passes it. If the
+        handler of this very record calls this, the record is committed when that handler ends.
 
-        A record whose `topic_group` names another group is done at once, without its coroutine. Returns when the task
-        is scheduled; while `max_uncommitted_tasks` of them have not ended, it waits until one does. A coroutine that
-        can't be run is closed, also when the call is cancelled. A stop waits for these tasks as for other records, and
-        commits for them: stop a consumer of your own after `stop_concurrent_processing`.
+        A record whose `topic_group` names another group is done at once, without running the coroutine. Returns when
+        the task is scheduled; while `max_uncommitted_tasks` of these tasks have not ended, waits until one ends. A
+        coroutine that does not run is closed, also when this call is cancelled. A stop waits for these tasks as for
+        other records, and commits their offsets: stop a consumer of your own after `stop_concurrent_processing`.
 
         Raises:
             SetupError: the handler is not started, or has been stopped.
@@ -378,7 +379,7 @@ class KafkaConcurrentHandler:
             ended.set_result(None)
 
         def close(_task: asyncio.Task[None]) -> None:
-            # Where it was cancelled before it began.
+            # In case the task was cancelled before its first step.
             coroutine.close()
             ended.cancel()
 
@@ -391,7 +392,7 @@ class KafkaConcurrentHandler:
             raise SetupError("concurrent processing is not running: call initialize_concurrent_processing(context)")
 
     def submit(self, record: Record) -> asyncio.Task[None] | None:
-        """Fire off the task that owns the record to its end; None while it is queued behind others. It never raises."""
+        """Create the task that owns the record to its end; None if the record waits for its order. Never raises."""
         self.records.enter(record)
         return record.task
 
@@ -399,11 +400,11 @@ class KafkaConcurrentHandler:
         record.share = self.slots.unshared if record.source is None else record.source.share
         record.share.reserve()
         record.get_ready()
-        # One name for all: asyncio would format a number for each.
+        # One name for all tasks: to format a number for each takes time.
         record.task = self.background.create_task(self._own(record), name="kafka-record", context=record.context)
 
     async def _own(self, record: Record) -> None:
-        # A task factory may have started it before anybody else has it.
+        # An eager task factory starts this before `create_task` returns, so before `_start` sets it.
         record.task = asyncio.current_task()
         current_record.set(record)
         share = record.share
@@ -423,7 +424,7 @@ class KafkaConcurrentHandler:
                     share.leave()
                 message = record.message
                 if error is None and record.state is RUNNING and (message is None or message.committed is not NACKED):
-                    # What nearly every pass comes to: `outcome_of` says the same.
+                    # A shortcut for most passes; `outcome_of` returns the same.
                     outcome = _DONE
                     break
                 outcome = self._meaning_of(record, error)
@@ -433,18 +434,18 @@ class KafkaConcurrentHandler:
                 if outcome is not Outcome.AGAIN or record.state is not READY:
                     break
         except asyncio.CancelledError:
-            # While it waited for its slot, its next attempt or its dead letter: it is not done.
+            # Cancelled while it waited for its slot, its next attempt or its dead letter.
             outcome = Outcome.NOT_DONE
         finally:
-            # A finished task keeps its context, and an exception the frames that it went through: without this,
-            # record, task and context would be a cycle, and every record would have to wait for the garbage collector.
+            # A finished task keeps its context, and an exception keeps the frames of its traceback: without this,
+            # record, task and context would be a reference cycle, which only the garbage collector frees.
             error = None
             current_record.set(None)
             self.records.leave(record, outcome)
 
     def _meaning_of(self, record: Record, error: BaseException | None) -> Outcome:
         if error is not None and is_interrupt(error):
-            # It is meant for the process, not for the record: it goes on, out of the event loop.
+            # It is meant for the process, not for the record: it ends the run of the event loop.
             raise error
         if isinstance(error, StopConsume | SystemExit):
             self._stop_source(record, error)
@@ -471,16 +472,16 @@ class KafkaConcurrentHandler:
             return Outcome.NOT_DONE
 
     def _stop_source(self, record: Record, error: BaseException) -> None:
-        """Do what FastStream's `consume` does with these two, without waiting: the stop waits for this record."""
+        """Stop subscriber or application, as FastStream's `consume` does; not awaited: it waits for this record."""
         if record.source is None:
             return
         self.start_helper(record.source.stop())
         if isinstance(error, SystemExit):
-            # Not here: what the application makes of it must not become a matter of this record.
+            # Not called here: an error of the application's `exit` must not become an error of this record.
             self.background.call_soon(record.source.stop_application)
 
     def start_helper(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Run something beside the records, in a task that is kept and whose failure is logged."""
+        """Run a coroutine in a task that is kept alive and whose failure is logged."""
         helper = self.background.create_task(work, name="kafka-concurrent-helper")
         self._helpers.add(helper)
         helper.add_done_callback(self._helper_ended, context=self.background.context)
@@ -504,11 +505,11 @@ class KafkaConcurrentHandler:
             self._check_tasks_health()
 
     def _check_tasks_health(self) -> None:
-        """Log what has gone wrong since the last look, and attach subscribers that were declared meanwhile."""
+        """Log new problems, settle records whose task was cancelled before it began, and attach new subscribers."""
         if self._stopping is not None:
             return
         for record in self.records.matching(lambda each: each.task is not None and each.task.done()):
-            # Cancelled by somebody else before its first step: it never came to its own `finally`.
+            # Other code has cancelled the task before its first step, so its `finally` never ran.
             self.records.leave(record, Outcome.NOT_DONE)
         for source in self.sources:
             source.look()
@@ -523,9 +524,9 @@ class KafkaConcurrentHandler:
         self._known_problems = problems
 
     def _look_for_hung_handlers(self) -> None:
-        """Say where the handlers are waiting when all slots are taken, and none was let go for long.
+        """Log where the handlers are waiting if all slots have been taken for long, and none was released.
 
-        It is no problem of health: handlers that take ten minutes are no fault, and nobody else can tell.
+        Health stays green: handlers that take ten minutes can't be distinguished from handlers that hang.
         """
         now = self.now()
         self._busy.look({"slots": self.slots.released} if self.slots.is_full else {}, now)
@@ -548,7 +549,7 @@ class KafkaConcurrentHandler:
         return self.is_running and not self.problems()
 
     def problems(self) -> list[str]:
-        """Say why the handler is not healthy; empty when it is."""
+        """Say why the handler is not healthy; empty when it is healthy."""
         if self._observer is None:
             return ["concurrent processing is not initialised"]
         problems = self._deaths_of_its_own(self._observer)
@@ -567,7 +568,7 @@ class KafkaConcurrentHandler:
         return problems + [problem for source in sources for problem in source.problems()]
 
     def deaths(self) -> list[str]:
-        """Name what only a restart of the process brings back; nothing while that has not begun, or is stopping.
+        """Name the tasks that have ended and that only a restart of the process brings back; empty during a stop.
 
         May be asked from any thread.
         """
@@ -582,7 +583,7 @@ class KafkaConcurrentHandler:
             return ["its event loop was closed without a stop"]
         if observer.done():
             return ["the observer has died"]
-        # Who asks in the loop's own thread is the proof that it runs.
+        # A call in the loop's own thread proves that the loop runs.
         overdue_sec = self.now() - self._looked_at - self.settings.observer_interval
         stuck_sec = 0.0 if threading.get_ident() == self._thread else overdue_sec
         return [f"the event loop has been blocked for {stuck_sec:.0f} s"] if stuck_sec >= STUCK_AFTER_SEC else []

@@ -120,11 +120,11 @@ class Settings:
 
     @property
     def window(self) -> int:
-        """`max_uncommitted_tasks` as a number, which nothing reaches if there is no bound."""
+        """`max_uncommitted_tasks` as a number; without a bound, one that is never reached."""
         return sys.maxsize if self.max_uncommitted_tasks is None else self.max_uncommitted_tasks
 
     def doubts(self) -> list[str]:
-        """Say what is allowed and can hardly be meant, and what follows from it."""
+        """Warn of values that are allowed and hardly intended, and say what follows from them."""
         doubts = self.on_failure.doubts()
         if self.max_uncommitted_tasks is None and not self.concurrency_limit:
             doubts.append(
@@ -141,7 +141,7 @@ class Settings:
         return doubts
 
     def overridden(self, overrides: Mapping[str, Any]) -> "Settings":
-        """Return these settings with what one subscriber has of its own.
+        """Return these settings with the overrides of one subscriber.
 
         Raises:
             SettingsError: a value is not allowed, or does not go with the others.
@@ -162,13 +162,14 @@ class _RouterOptions(TypedDict, total=False):
     handler_timeout_sec: float
 
 
-# Closed: not every type checker refuses other names else. A closed one has no subclasses with more names.
+# Closed: otherwise not every type checker refuses unknown names. A closed TypedDict allows no subclasses with more
+# names.
 class RouterOptions(_RouterOptions, total=False, closed=True):
-    """The settings that a router or broker may have of its own, as keyword arguments."""
+    """The settings that a router or broker may override, as keyword arguments."""
 
 
 class Options(_RouterOptions, total=False, closed=True):
-    """The fields of `Settings` as keyword arguments: no type checker derives that. A test compares the two."""
+    """The fields of `Settings` as keyword arguments: no type checker can derive them. A test compares the two."""
 
     enable_batch_commit: bool
     commit_batch_size: int

@@ -412,7 +412,7 @@ class SubscriberAttachment:
             raise error
 
     async def _end_records(self, stop: SharedStop, deadline: float) -> None:
-        """Wait for the records that do not await this stop; then let the calls of the others return, and wait too."""
+        """Wait for the records that do not await this stop; then let the calls of the others return, and wait again."""
         handler = self.handler
         records, timeout_sec = handler.records, handler.settings.shutdown_timeout_sec
 
