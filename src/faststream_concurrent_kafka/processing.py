@@ -57,7 +57,7 @@ _TICK_SEC = 1.0
 HUNG_AGAIN_SEC = 3600.0
 # An attribute of an Enum class is looked up slowly before Python 3.12, and these are used for every record.
 _DONE, _NOT_DONE = Outcome.DONE, Outcome.NOT_DONE
-_MOST_LOOKED_AT = 1000
+_MOST_SAMPLED = 1000
 _MOST_PLACES = 5
 # An event loop that has been blocked for so long counts as dead.
 STUCK_AFTER_SEC = 60.0
@@ -164,7 +164,7 @@ class KafkaConcurrentHandler:
         self._loop: asyncio.AbstractEventLoop
         self._thread: int
         # When the observer last ran.
-        self._looked_at: float
+        self._observed_at: float
         self.background: Background
         """Creates all tasks of the library; set by `start`."""
 
@@ -203,7 +203,7 @@ class KafkaConcurrentHandler:
         if self.settings.enable_batch_commit:
             self.committer.spawn()
         self._thread = threading.get_ident()
-        self._looked_at = loop.time()
+        self._observed_at = loop.time()
         self._observer = self.background.create_task(self._observe(), name="kafka-concurrent-observer")
         self._signals.install(loop)
         if self.settings.tune_gc:
@@ -496,11 +496,11 @@ class KafkaConcurrentHandler:
 
     async def _observe(self) -> None:
         interval_sec = self.settings.observer_interval
-        looks_per_tick = max(1, round(_TICK_SEC / interval_sec))
-        for look in itertools.count(1):
+        samples_per_tick = max(1, round(_TICK_SEC / interval_sec))
+        for sample in itertools.count(1):
             await asyncio.sleep(interval_sec)
-            self._looked_at = self.now()
-            if look % looks_per_tick == 0:
+            self._observed_at = self.now()
+            if sample % samples_per_tick == 0:
                 self.slots.tick()
             self._check_tasks_health()
 
@@ -512,9 +512,9 @@ class KafkaConcurrentHandler:
             # Other code has cancelled the task before its first step, so its `finally` never ran.
             self.records.leave(record, Outcome.NOT_DONE)
         for source in self.sources:
-            source.look()
+            source.sample()
         self.committer.renew()
-        self._look_for_hung_handlers()
+        self._log_hung_handlers()
         self.discover()
         problems = self.problems()
         if problems and not self._known_problems:
@@ -523,18 +523,16 @@ class KafkaConcurrentHandler:
             logger.warning("Healthy again")
         self._known_problems = problems
 
-    def _look_for_hung_handlers(self) -> None:
+    def _log_hung_handlers(self) -> None:
         """Log where the handlers are waiting if all slots have been taken for long, and none was released.
 
         Health stays green: handlers that take ten minutes can't be distinguished from handlers that hang.
         """
         now = self.now()
-        self._busy.look({"slots": self.slots.released} if self.slots.is_full else {}, now)
+        self._busy.sample({"slots": self.slots.released} if self.slots.is_full else {}, now)
         for _, _, age_sec in self._busy.for_long(now):
             if now - self._hung_at >= HUNG_AGAIN_SEC:
-                places = Counter(
-                    f"are {each.whereabouts()}" for each in itertools.islice(self.records, _MOST_LOOKED_AT)
-                )
+                places = Counter(f"are {each.whereabouts()}" for each in itertools.islice(self.records, _MOST_SAMPLED))
                 logger.warning(
                     "All %g slots are taken, and none was let go for %.0f s. Of the records, %s",
                     self.slots.everybody.most_reserved,
@@ -584,7 +582,7 @@ class KafkaConcurrentHandler:
         if observer.done():
             return ["the observer has died"]
         # A call in the loop's own thread proves that the loop runs.
-        overdue_sec = self.now() - self._looked_at - self.settings.observer_interval
+        overdue_sec = self.now() - self._observed_at - self.settings.observer_interval
         stuck_sec = 0.0 if threading.get_ident() == self._thread else overdue_sec
         return [f"the event loop has been blocked for {stuck_sec:.0f} s"] if stuck_sec >= STUCK_AFTER_SEC else []
 

@@ -303,11 +303,11 @@ def test_the_observer_looks_that_often(interval_sec):
     """What goes wrong is found at its next look; `is_healthy` says it at once."""
 
     async def scenario(world):
-        looks = []
-        world.source.look = lambda: looks.append(world.handler.now())
+        samples = []
+        world.source.sample = lambda: samples.append(world.handler.now())
         began = world.handler.now()
         await asyncio.sleep(10.5 * interval_sec)
-        assert looks == pytest.approx([began + number * interval_sec for number in range(1, 11)])
+        assert samples == pytest.approx([began + number * interval_sec for number in range(1, 11)])
         assert world.handler.deaths() == []
         world.source.trouble = ["trouble"]
         assert not world.handler.is_healthy

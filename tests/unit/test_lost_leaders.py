@@ -21,7 +21,7 @@ async def test_who_leads_is_asked_soon_and_then_less_and_less_often(monkeypatch)
         monkeypatch.setattr(consumers, "lacks_position", lambda _: lacks)
         for second in seconds:
             monkeypatch.setattr(consumers, "ask_for_topics", lambda _, now=second: times.append(now))
-            health.look(second, is_busy=False, blocked={})
+            health.sample(second, is_busy=False, blocked={})
         return times
 
     try:

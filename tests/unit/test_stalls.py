@@ -12,69 +12,69 @@ from faststream_concurrent_kafka._upstream.consumers import FetchState
 LIMIT_SEC = 60.0
 
 
-def look(*states, step_sec=10.0, limit_sec=LIMIT_SEC, busy=()):
+def sampled(*states, step_sec=10.0, limit_sec=LIMIT_SEC, busy=()):
     """Look at one partition every few seconds; return what is stalled after each look."""
     watch = StallWatch[str](limit_sec)
     stalled = []
     for number, state in enumerate(states):
-        watch.look({} if state is None else {"p": state}, number * step_sec, is_busy=number in busy)
+        watch.sample({} if state is None else {"p": state}, number * step_sec, is_busy=number in busy)
         stalled.append([reason for _, _, reason in watch.stalled(number * step_sec)])
     return stalled
 
 
 def test_a_lag_that_does_not_shrink_is_a_stall_after_the_limit():
     """Not before, and it says where and how far."""
-    *before, last = look(*(FetchState(5, 9, answered) for answered in range(7)))
+    *before, last = sampled(*(FetchState(5, 9, answered) for answered in range(7)))
     assert not any(before)
     assert last == ["it stands at 5, 4 before the end"]
 
 
 def test_a_position_that_moves_is_none():
     """However far it is from the end."""
-    assert not any(look(*(FetchState(each, 10**9, 0) for each in range(20))))
+    assert not any(sampled(*(FetchState(each, 10**9, 0) for each in range(20))))
 
 
 def test_at_the_end_there_is_none_as_long_as_the_broker_says_so():
     """An idle topic is green for ever."""
-    assert not any(look(*(FetchState(9, 9, answered) for answered in range(50))))
+    assert not any(sampled(*(FetchState(9, 9, answered) for answered in range(50))))
 
 
 def test_fetches_that_are_not_answered_are_a_stall():
     """What is at the end by an old answer may not be there any more."""
-    *before, last = look(*(FetchState(9, 9, 1) for _ in range(7)))
+    *before, last = sampled(*(FetchState(9, 9, 1) for _ in range(7)))
     assert not any(before)
     assert last == ["the broker does not answer its fetches"]
 
 
 def test_a_position_that_is_never_known_is_a_stall():
     """No offset to begin at, and no policy that finds one."""
-    assert look(*(FetchState(None, None, None) for _ in range(7)))[-1] == ["its position is not known"]
+    assert sampled(*(FetchState(None, None, None) for _ in range(7)))[-1] == ["its position is not known"]
 
 
 def test_who_is_busy_takes_nothing_on_purpose():
     """All slots are taken: the time counts from the last look at which they were."""
     states = [FetchState(5, 9, 0)] * 14
-    stalled = look(*states, busy=range(7))
+    stalled = sampled(*states, busy=range(7))
     assert not any(stalled[:12])
     assert stalled[12]
 
 
-def test_a_paused_or_revoked_partition_is_not_looked_at():
+def test_a_paused_or_revoked_partition_is_not_sampled():
     """It starts anew when it is back."""
     lagging = FetchState(5, 9, 0)
-    assert not any(look(*[lagging] * 5, None, *[lagging] * 6))
+    assert not any(sampled(*[lagging] * 5, None, *[lagging] * 6))
 
 
 def test_it_is_over_when_a_record_comes():
     """And green at once."""
-    stalled = look(*[FetchState(5, 9, 0)] * 8, FetchState(6, 9, 0))
+    stalled = sampled(*[FetchState(5, 9, 0)] * 8, FetchState(6, 9, 0))
     assert stalled[-2]
     assert not stalled[-1]
 
 
 def test_a_limit_of_zero_finds_nothing():
     """Off is off."""
-    assert not any(look(*[FetchState(5, 9, 0)] * 100, limit_sec=0))
+    assert not any(sampled(*[FetchState(5, 9, 0)] * 100, limit_sec=0))
 
 
 STATES = st.one_of(
@@ -107,7 +107,7 @@ def test_it_is_stalled_where_one_state_has_lasted_for_the_limit(states, busy, li
         lagging = unmoved and all(is_lagging(states[each]) for each in range(number - limit + 1, number + 1))
         return lagging or (unmoved and is_lasting(number, lambda state: state.answered_at))
 
-    stalled = look(*states, step_sec=1.0, limit_sec=float(limit), busy=busy)
+    stalled = sampled(*states, step_sec=1.0, limit_sec=float(limit), busy=busy)
     assert [bool(each) for each in stalled] == [expected(number) for number in range(len(states))]
 
 
@@ -116,7 +116,7 @@ def test_what_stays_the_same_for_the_limit_is_lasting():
     lasting, seen = Lasting[str, int](LIMIT_SEC), []
     states = [{"p": 5, "q": 1}] * 4 + [{"p": 5, "q": 2}] * 3 + [{"q": 2}] + [{"p": 5, "q": 2}] * 7
     for number, state in enumerate(states):
-        lasting.look(state, number * 10.0)
+        lasting.sample(state, number * 10.0)
         seen.append(lasting.for_long(number * 10.0))
     assert seen[:6] == [[]] * 6
     assert seen[6] == [("p", 5, 60.0)]
@@ -129,5 +129,5 @@ def test_what_stays_the_same_for_the_limit_is_lasting():
 def test_a_limit_of_zero_finds_nothing_lasting():
     """Off is off."""
     lasting = Lasting[str, int](0)
-    lasting.look({"p": 5}, 0.0)
+    lasting.sample({"p": 5}, 0.0)
     assert lasting.for_long(1e9) == []

@@ -62,7 +62,7 @@ class Source:
     def deaths(self):
         return []
 
-    def look(self):
+    def sample(self):
         pass
 
     async def stop(self, *, to_the_end=False):

@@ -67,7 +67,7 @@ class RecordSource(Protocol):
         """Name the tasks that have ended and that only a restart of the process brings back; from any thread."""
         ...
 
-    def look(self) -> None:
+    def sample(self) -> None:
         """Note how far its consumer has come; called about once a second."""
         ...
 

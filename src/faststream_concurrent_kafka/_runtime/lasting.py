@@ -17,7 +17,7 @@ class Lasting(Generic[K, V]):
         self._limit_sec = limit_sec
         self._seen: dict[K, tuple[V, float]] = {}
 
-    def look(self, states: Mapping[K, V], now: float) -> None:
+    def sample(self, states: Mapping[K, V], now: float) -> None:
         """Take a sample of all states; a key that is missing has none any more."""
         self._seen = {
             key: seen if (seen := self._seen.get(key)) is not None and seen[0] == state else (state, now)

@@ -458,11 +458,11 @@ class SubscriberAttachment:
         """The topics and the group of the subscriber, for logs and reports."""
         return f"subscriber {','.join(self.subscriber.topic_names)} (group {self.subscriber.group_id})"
 
-    def look(self) -> None:
+    def sample(self) -> None:
         """Take a sample of the consumer's progress, for `problems`."""
         is_busy = self.stopping is not None or self._must_wait()
         blocked = {key: first.offset for key, first in self._blocked()}
-        self._health.look(self.handler.now(), is_busy=is_busy, blocked=blocked)
+        self._health.sample(self.handler.now(), is_busy=is_busy, blocked=blocked)
 
     def _blocked(self) -> Iterable[tuple[TopicPartition, Admission]]:
         """Return the partitions whose window is full, and the record behind which it is."""

@@ -62,14 +62,14 @@ class SubscriberHealth:
         """Note that the consumer was evicted from its group; it joins again by itself."""
         self._evictions.append(now)
 
-    def look(self, now: float, *, is_busy: bool, blocked: Mapping[TopicPartition, int]) -> None:
+    def sample(self, now: float, *, is_busy: bool, blocked: Mapping[TopicPartition, int]) -> None:
         """Take a sample of the consumer's progress; while `is_busy`, it does not fetch on purpose.
 
         `blocked` has, for each partition whose window is full, the offset of the record behind which it is.
         """
         consumer = self._subscriber.consumer
-        self._blocked.look(blocked, now)
-        self._stalls.look(consumers.fetch_states(consumer), now, is_busy=is_busy)
+        self._blocked.sample(blocked, now)
+        self._stalls.sample(consumers.fetch_states(consumer), now, is_busy=is_busy)
         missing = ", ".join(consumers.missing_topics(consumer))
         if not missing:
             self._missing = None

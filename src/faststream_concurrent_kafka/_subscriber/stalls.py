@@ -32,7 +32,7 @@ class StallWatch(Generic[K]):
         self._limit_sec = limit_sec
         self._seen: dict[K, _Seen] = {}
 
-    def look(self, states: Mapping[K, FetchState], now: float, *, is_busy: bool) -> None:
+    def sample(self, states: Mapping[K, FetchState], now: float, *, is_busy: bool) -> None:
         """Take a sample; while `is_busy`, the consumer does not fetch on purpose."""
         self._seen = {key: self._compare(self._seen.get(key), state, now, is_busy) for key, state in states.items()}
 
