@@ -52,15 +52,15 @@ async def initialize_concurrent_processing(
         commit_renewal_sec: Seconds after which the offsets of idle partitions are committed again, before they expire;
             0 = never.
         commit_failure_timeout_sec: Seconds for which commits may fail before the health check turns red.
-        observer_interval: Seconds between two looks of the observer at tasks and consumers: how soon it logs trouble.
+        observer_interval: Seconds between two checks of tasks and consumers by the observer, and so before it logs a
+            problem.
         stall_timeout_sec: Seconds without a record, where there is one, after which the health check turns red; 0 =
             never.
         ordering: Which records of a partition are handled one at a time, in the order of their offsets: none
             ("unordered"), those with the same key ("key"), or all ("partition").
         on_failure: What becomes of a record whose handling fails: retries, then commit, dead letter or halt.
         handler_timeout_sec: Seconds after which a handler is cancelled, which counts as a failure; 0 = no limit.
-        tune_gc: Whether Python's garbage collector looks less often, and never at what exists at the start, until the
-            stop.
+        tune_gc: Whether, until the stop, Python's garbage collector runs less often and skips the objects of the start.
 
     `ordering`, `on_failure` and `handler_timeout_sec` may differ from router to router, and a router may have a
     `concurrency_limit` inside that of all: see `KafkaConcurrentProcessingMiddleware.configured`. `settings.Settings`

@@ -67,7 +67,9 @@ class KafkaConcurrentProcessingMiddleware(discovery.Configured, BaseMiddleware):
 
         Args:
             concurrency_limit: records handled at once, at least 1; the subscribers with this subclass share this limit,
-            within the limit of all. ordering: as in `initialize_concurrent_processing`. on_failure: the same.
+                within the limit of all.
+            ordering: as in `initialize_concurrent_processing`.
+            on_failure: the same.
             handler_timeout_sec: the same.
 
         A setting that is not given is that of `initialize_concurrent_processing`. Where a broker and its router both

@@ -77,7 +77,7 @@ class Settings:
     """Seconds for which commits may fail before the health check turns red."""
 
     observer_interval: Seconds = 1.0
-    """Seconds between two looks of the observer at tasks and consumers: how soon it logs trouble."""
+    """Seconds between two checks of tasks and consumers by the observer, and so before it logs a problem."""
 
     stall_timeout_sec: SecondsOrZero = 60.0
     """Seconds without a record, where there is one, after which the health check turns red; 0 = never."""
@@ -93,7 +93,7 @@ class Settings:
     """Seconds after which a handler is cancelled, which counts as a failure; 0 = no limit."""
 
     tune_gc: Flag = False
-    """Whether Python's garbage collector looks less often, and never at what exists at the start, until the stop."""
+    """Whether, until the stop, Python's garbage collector runs less often and skips the objects of the start."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -33,7 +33,7 @@ class TimeLimits:
 
         Raises:
             HandlerTimeoutError: it took longer, even if it swallowed its cancellation. A TimeoutError that the handler
-            itself raises passes through.
+                itself raises passes through.
 
         """
         limit = _Limit(self, limit_sec, record)

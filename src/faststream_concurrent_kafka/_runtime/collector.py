@@ -55,6 +55,6 @@ def hint_at_tuning(concurrency_limit: int) -> None:
     if not 0 < concurrency_limit < _MANY_RECORDS and gc.isenabled() and gc.get_threshold()[0] in _PYTHONS_OWN:
         logger.info(
             "concurrency_limit=%d: with that many records in flight Python's garbage collector costs up to half of "
-            "the throughput. tune_gc=True lets it look less often",
+            "the throughput. tune_gc=True lets it run less often",
             concurrency_limit,
         )

@@ -118,8 +118,8 @@ def why_not(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler) -
     """Say why the records of a subscriber can't be handled concurrently.
 
     Raises:
-        SetupError: the subscriber has `max_workers`, reads its own dead letter topic, or can't halt. SettingsError: its
-        settings contradict those of the handler.
+        SetupError: the subscriber has `max_workers`, reads its own dead letter topic, or can't halt.
+        SettingsError: its settings contradict those of the handler.
 
     """
     max_workers = getattr(subscriber, "max_workers", 1)
