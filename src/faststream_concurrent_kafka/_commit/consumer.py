@@ -71,7 +71,7 @@ class ConsumerOffsets:
 
     def map_pause_sec(self) -> float:
         """Return for how many seconds a map is used again, so that making maps stays within its share of the time."""
-        costs = (each.told.cost_sec for each in self.partitions.values() if each.told is not None)
+        costs = (each.sent_map.cost_sec for each in self.partitions.values() if each.sent_map is not None)
         return sum(costs) / _SHARE_FOR_MAPS
 
     def prepare(
@@ -85,7 +85,7 @@ class ConsumerOffsets:
     def take_less_metadata(self, sent: Iterable[Sent[Admission]]) -> None:
         """Send less metadata from now on: the broker found this too large."""
         for partition in self.partitions.values():
-            partition.told = None
+            partition.sent_map = None
         # Less by a quarter: where it was only a little too large, half of it would leave out more than needed.
         less = 3 * max(len(each.metadata) for each in sent) // 4
         self.metadata_limit = less if less >= _LEAST_METADATA else 0

@@ -149,7 +149,7 @@ async def _prepare(
         each = offsets.prepare(key, with_metadata=with_metadata, made_since=made_since, now=_now())
         if each is not None:
             sent[key] = each
-        if (told := offsets.partition(key).told) is not None and told.cost_sec > _SHORT_SEC:
+        if (sent_map := offsets.partition(key).sent_map) is not None and sent_map.cost_sec > _SHORT_SEC:
             await asyncio.sleep(0)
     # An epoch may have ended meanwhile (a seek, a reset).
     return {key: each for key, each in sent.items() if not each.ledger.closed}

@@ -12,7 +12,8 @@ for records that are delivered again:
 - A commit acknowledges only records that had finished when it was sent: `acked` passes no unfinished record.
 - `to_commit` never returns more than `frontier`, and within an epoch never less than was sent before, unless a record
   of an earlier epoch holds the frontier back.
-- `redeliverable`, `restored` and `told` are None after a seek: a user who moves the position wants the records again.
+- `redeliverable`, `restored` and `sent_map` are None after a seek: the user who has moved the position wants the
+  records again.
 - Without a ledger, the partition is not assigned: there is nothing to commit.
 """
 
@@ -45,7 +46,7 @@ class Entry(Protocol):
 E = TypeVar("E", bound=Entry)
 
 
-class Told(NamedTuple):
+class SentMap(NamedTuple):
     """What commit metadata says of the records above the committed offset."""
 
     metadata: str
@@ -85,7 +86,7 @@ class Refusal:
 class Partition(Generic[E]):
     """Admits records, says what to commit, and recognises records that were delivered before."""
 
-    __slots__ = ("ledger", "missing", "redeliverable", "refusal", "restored", "sought", "told")
+    __slots__ = ("ledger", "missing", "redeliverable", "refusal", "restored", "sent_map", "sought")
 
     def __init__(self) -> None:
         # The ledger of the present epoch; None while the partition is not assigned, or its position is not known.
@@ -95,7 +96,7 @@ class Partition(Generic[E]):
         # Read from commit metadata at the assignment: which records above the committed offset have finished.
         self.restored: OffsetMap | None = None
         # What the last commit has said of the records above its offset.
-        self.told: Told | None = None
+        self.sent_map: SentMap | None = None
         # Whether the user has sought to the beginning or the end, and aiokafka has not found that offset yet.
         self.sought: bool = False
         self.refusal: Refusal | None = None
@@ -137,12 +138,12 @@ class Partition(Generic[E]):
             self.redeliverable = self.redeliverable or Redeliverable()
             self.redeliverable.absorb(self.ledger)
             self._drop_redelivered()
-        self.ledger = self.restored = self.told = None
+        self.ledger = self.restored = self.sent_map = None
         self.sought = False
 
     def forget(self) -> None:
         """Forget which records were handled: the user has moved the position, and wants them handled again."""
-        self.redeliverable = self.restored = self.told = None
+        self.redeliverable = self.restored = self.sent_map = None
 
     def _drop_redelivered(self) -> None:
         if self.redeliverable is not None and not self.redeliverable:
@@ -165,12 +166,12 @@ class Partition(Generic[E]):
         if (redeliverable := self.redeliverable) is not None:
             earlier = redeliverable.claim(entry.offset, entry.identity)
             if not redeliverable:
-                self.redeliverable = self.told = None
+                self.redeliverable = self.sent_map = None
         if (restored := self.restored) is not None:
             had_finished = restored.claim(entry.offset, entry.timestamp)
             if restored.ends_before(entry.offset + 1):
                 # All of its records have been delivered; or it does not match the log, and must not be sent again.
-                self.restored = self.told = None
+                self.restored = self.sent_map = None
             if had_finished:
                 # Even if this process left it undone or still runs it: another member has finished it since.
                 return Earlier(None)
@@ -192,8 +193,8 @@ class Partition(Generic[E]):
             return None
         offset = self._offset(ledger, with_metadata=with_metadata)
         # With metadata, any newly finished record makes the partition dirty.
-        is_told = not with_metadata or ledger.finished <= ledger.finished_acked
-        return None if offset <= ledger.acked and is_told and ledger.is_committed else offset
+        is_up_to_date = not with_metadata or ledger.finished <= ledger.finished_acked
+        return None if offset <= ledger.acked and is_up_to_date and ledger.is_committed else offset
 
     def _offset(self, ledger: PartitionLedger[E], *, with_metadata: bool) -> int:
         """Return the frontier; or the last delivered offset, if records beyond it are known to have finished."""
@@ -222,30 +223,30 @@ class Partition(Generic[E]):
         ledger = self.ledger
         if ledger is None:
             return None
-        frontier, told = self._offset(ledger, with_metadata=metadata_limit > 0), None
+        frontier, sent_map = self._offset(ledger, with_metadata=metadata_limit > 0), None
         if with_metadata and metadata_limit:
-            told = self._tell(ledger, frontier, metadata_limit, made_since=made_since, now=now)
+            sent_map = self._map_to_send(ledger, frontier, metadata_limit, made_since=made_since, now=now)
         is_new, ledger.sent = frontier != ledger.sent, frontier
-        if told is None:
+        if sent_map is None:
             return Sent(ledger, frontier, ledger.finished, "", is_new)
-        return Sent(ledger, frontier, told.finished, told.metadata, is_new)
+        return Sent(ledger, frontier, sent_map.finished, sent_map.metadata, is_new)
 
-    def _tell(
+    def _map_to_send(
         self, ledger: PartitionLedger[E], frontier: int, limit: int, *, made_since: float, now: float
-    ) -> Told | None:
+    ) -> SentMap | None:
         """Return the map of what has finished above the frontier; None if nothing has, or no record identifies it."""
         restored, redeliverable, newest = self.restored, self.redeliverable, ledger.newest
         if newest is None and restored is not None:
             # No record was delivered since the metadata was read: send it on.
-            return Told(restored.dump(limit), restored.last, ledger.finished, now, 0.0)
+            return SentMap(restored.dump(limit), restored.last, ledger.finished, now, 0.0)
         first = ledger.first_unfinished()
         timestamp = ledger.last_timestamp if first is None else first.timestamp
         if frontier == ledger.admitted or timestamp is None or ledger.is_held_back:
             return None
-        told = self.told
-        if told is not None and told.made_at >= made_since:
-            is_over = not told.metadata or told.last < frontier
-            return told._replace(metadata="" if is_over else rebased(told.metadata, frontier, timestamp))
+        sent_map = self.sent_map
+        if sent_map is not None and sent_map.made_at >= made_since:
+            is_over = not sent_map.metadata or sent_map.last < frontier
+            return sent_map._replace(metadata="" if is_over else rebased(sent_map.metadata, frontier, timestamp))
         if newest is not None and redeliverable is not None and redeliverable.newest is not None:
             newest = max(newest, redeliverable.newest)
         delivered, all_delivered = ledger.delivered_from(frontier, MOST_SAMPLES)
@@ -261,8 +262,8 @@ class Partition(Generic[E]):
             all_delivered=all_delivered and redeliverable is None,
         )
         cost_sec = offset_map.size * _SEC_PER_BYTE + (ledger.unfinished + len(redeliverable or ())) * _SEC_PER_RECORD
-        self.told = Told(offset_map.dump(limit), offset_map.last, ledger.finished, now, cost_sec)
-        return self.told
+        self.sent_map = SentMap(offset_map.dump(limit), offset_map.last, ledger.finished, now, cost_sec)
+        return self.sent_map
 
     def refuse(self, error: str, *, since: float, now: float) -> bool:
         """Note that the broker has refused an attempt that began at `since`; return whether it is the first refusal."""

@@ -36,7 +36,7 @@ def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
 
 
 class Waiting(Protocol):
-    """What `Paced` needs of a record: to be told when its pass waits for a turn."""
+    """What `Paced` needs of a record: it notes when its pass waits for a turn."""
 
     def begin_to_wait(self) -> None:
         """Note that the pass waits."""
