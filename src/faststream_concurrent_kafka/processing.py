@@ -535,7 +535,7 @@ class KafkaConcurrentHandler:
                 places = Counter(f"are {each.whereabouts()}" for each in itertools.islice(self.records, _MOST_SAMPLED))
                 logger.warning(
                     "All %g slots are taken, and none was let go for %.0f s. Of the records, %s",
-                    self.slots.everybody.most_reserved,
+                    self.slots.overall.most_reserved,
                     age_sec,
                     ", ".join(f"{count} {place}" for place, count in places.most_common(_MOST_PLACES)),
                 )

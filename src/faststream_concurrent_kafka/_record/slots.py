@@ -64,7 +64,7 @@ class Slots:
 
     def __init__(self, limit: int, most_reserved: float) -> None:
         self.semaphore: asyncio.Semaphore | None = asyncio.Semaphore(limit) if limit else None
-        self.everybody: Pool = Pool(limit or float("inf"), limit or most_reserved)
+        self.overall: Pool = Pool(limit or float("inf"), limit or most_reserved)
         self.waiting: dict[Share, None] = {}
         self.ticks: int = 0
         self._turns = 0
@@ -77,12 +77,12 @@ class Slots:
     @property
     def reserved(self) -> int:
         """The records that hold a slot or are about to take one, without those that wait for their own pool's limit."""
-        return self.everybody.reserved
+        return self.overall.reserved
 
     @property
     def is_full(self) -> bool:
         """Whether every slot is taken or reserved."""
-        return self.reserved >= self.everybody.most_reserved
+        return self.reserved >= self.overall.most_reserved
 
     def share(self, pool: Pool | None = None) -> "Share":
         """Make the share of one subscriber."""
@@ -95,7 +95,7 @@ class Slots:
     def tick(self) -> None:
         """Drop subscribers that have had no records lately from the active ones; called about once a second."""
         self.ticks += 1
-        for pool in (self.everybody, *self._pools.values()):
+        for pool in (self.overall, *self._pools.values()):
             for share in [each for each in pool.active if not each.reserved and each.seen < self.ticks - _ACTIVE_TICKS]:
                 del pool.active[share]
         while self.hand_over():
@@ -138,11 +138,11 @@ class Slots:
 class Share:
     """One subscriber's share of the slots."""
 
-    __slots__ = ("_everybody", "_pool", "_slots", "queue", "reserved", "running", "seen", "turn")
+    __slots__ = ("_overall", "_pool", "_slots", "queue", "reserved", "running", "seen", "turn")
 
     def __init__(self, slots: Slots, pool: Pool | None) -> None:
         self._slots = slots
-        self._everybody = slots.everybody
+        self._overall = slots.overall
         self._pool = pool
         self.reserved: int = 0
         self.running: int = 0
@@ -156,7 +156,7 @@ class Share:
     @property
     def is_full(self) -> bool:
         """Whether the subscriber must not fetch."""
-        return self._everybody.is_full_for(self) or (self._pool is not None and self._pool.is_full_for(self))
+        return self._overall.is_full_for(self) or (self._pool is not None and self._pool.is_full_for(self))
 
     def reserve(self) -> None:
         """Count one more record that holds a slot or is about to take one."""
@@ -164,14 +164,14 @@ class Share:
         pool = self._pool
         if self.seen != self._slots.ticks:
             self.seen = self._slots.ticks
-            self._everybody.active[self] = None
+            self._overall.active[self] = None
             if pool is not None:
                 pool.active[self] = None
         if pool is not None:
             pool.reserved += 1
             if pool.reserved > pool.limit:
                 return
-        self._everybody.reserved += 1
+        self._overall.reserved += 1
 
     def release(self) -> None:
         """Count one record less, and wake the fetchers."""
@@ -180,7 +180,7 @@ class Share:
         if pool is not None:
             pool.reserved -= 1
         if pool is None or pool.reserved < pool.limit:
-            self._everybody.reserved -= 1
+            self._overall.reserved -= 1
         slots = self._slots
         slots.released += 1
         if slots.fetchers:
@@ -191,15 +191,15 @@ class Share:
     @property
     def has_room(self) -> bool:
         """Whether there is a slot for one of its records."""
-        return self._everybody.has_room_for(self) and (self._pool is None or self._pool.has_room_for(self))
+        return self._overall.has_room_for(self) and (self._pool is None or self._pool.has_room_for(self))
 
     async def take(self) -> None:
         """Wait for a slot, and take it."""
-        everybody = self._everybody
-        if self._pool is None and len(everybody.active) == 1 and everybody.running < everybody.limit:
+        overall = self._overall
+        if self._pool is None and len(overall.active) == 1 and overall.running < overall.limit:
             # The only active subscriber, as in most applications.
             self.running += 1
-            everybody.running += 1
+            overall.running += 1
         elif self.has_room:
             self.count(1)
         else:
@@ -230,7 +230,7 @@ class Share:
         """Give the slot back, and hand it over if records wait."""
         slots = self._slots
         self.running -= 1
-        self._everybody.running -= 1
+        self._overall.running -= 1
         if self._pool is not None:
             self._pool.running -= 1
         if slots.semaphore is not None:
@@ -241,7 +241,7 @@ class Share:
     def count(self, more: int) -> None:
         """Add to the number of slots that are taken."""
         self.running += more
-        self._everybody.running += more
+        self._overall.running += more
         if self._pool is not None:
             self._pool.running += more
 
