@@ -108,7 +108,7 @@ class KafkaConcurrentProcessingMiddleware(discovery.Configured, BaseMiddleware):
                 record.message = msg
                 if record.source is not None and record.source.settings.handler_timeout_sec:
                     return await self._limited(call_next, msg, record)
-                self._tell_attempt(record)
+                self._set_attempt(record)
             return await call_next(msg)
         subscriber = self.context.get_local("handler_")
         if subscriber is None:
@@ -168,7 +168,7 @@ class KafkaConcurrentProcessingMiddleware(discovery.Configured, BaseMiddleware):
         finally:
             current_record.reset(token)
 
-    def _tell_attempt(self, record: Record) -> None:
+    def _set_attempt(self, record: Record) -> None:
         """Set the number of the attempt for the handler and for FastStream's log lines."""
         _attempt.set(record.attempt)
         self.context.set_local(ATTEMPT_KEY, record.attempt)
@@ -180,7 +180,7 @@ class KafkaConcurrentProcessingMiddleware(discovery.Configured, BaseMiddleware):
         self, call_next: Callable[[StreamMessage[Any]], Awaitable[Any]], msg: StreamMessage[Any], record: Record
     ) -> Any:
         """Call the handler, within its time limit if it has one."""
-        self._tell_attempt(record)
+        self._set_attempt(record)
         handler = KafkaConcurrentHandler.running()
         limit_sec = 0 if record.source is None else record.source.settings.handler_timeout_sec
         if handler is None or not limit_sec:

@@ -98,7 +98,7 @@ class SubscriberAttachment:
             {"get_msg": self.get_msg, "consume_one": self.consume_one, "start": self.start, "stop": self.stop},
         )
         self._original_get_msg = self._replaced["get_msg"]
-        subscribers.tell_of_consumers(subscriber, self._adopt)
+        subscribers.watch_consumers(subscriber, self._adopt)
         if subscribers.is_real(subscriber):
             consumer = subscriber.consumer
             subscribers.set_consumer_of_messages(subscriber, self._adopt(consumer))
@@ -115,7 +115,7 @@ class SubscriberAttachment:
     def detach(self) -> None:
         """Restore the subscriber's methods."""
         self._replaced.restore()
-        subscribers.tell_of_consumers(self.subscriber, None)
+        subscribers.watch_consumers(self.subscriber, None)
 
     def _listener(self, committed: CommittedConsumer, around: Any) -> ConcurrentRebalanceListener:
         return ConcurrentRebalanceListener(

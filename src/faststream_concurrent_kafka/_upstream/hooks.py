@@ -171,7 +171,7 @@ def watch_positions(consumer: Any, watch: PositionWatch) -> None:
 def _watch_state(key: TopicPartition, state: Any, watch: PositionWatch, is_current: Callable[[], bool]) -> None:
     reset_to, seek, update_committed = state.reset_to, state.seek, state.update_committed
 
-    def tell(call: Callable[..., None], *arguments: Any) -> None:
+    def notify(call: Callable[..., None], *arguments: Any) -> None:
         if is_current():
             try:
                 call(key, *arguments)
@@ -181,15 +181,15 @@ def _watch_state(key: TopicPartition, state: Any, watch: PositionWatch, is_curre
 
     def _update_committed(committed: Any) -> None:
         if committed.offset >= 0:
-            tell(watch.committed, committed.offset, committed.metadata)
+            notify(watch.committed, committed.offset, committed.metadata)
         update_committed(committed)
 
     def _reset_to(position: int) -> None:
         reset_to(position)
-        tell(watch.found, position)
+        notify(watch.found, position)
 
     def _seek(position: int) -> None:
         seek(position)
-        tell(watch.sought, position)
+        notify(watch.sought, position)
 
     state.update_committed, state.reset_to, state.seek = _update_committed, _reset_to, _seek

@@ -155,7 +155,7 @@ class _Parser:
         self.parser._setup(self._adopt(consumer))
 
 
-def tell_of_consumers(subscriber: LogicSubscriber[Any], adopt: Callable[[Any], Any] | None) -> None:
+def watch_consumers(subscriber: LogicSubscriber[Any], adopt: Callable[[Any], Any] | None) -> None:
     """Let `adopt` be called with each new consumer before that subscribes; messages acknowledge through its result."""
     parser: Any = subscriber.parser
     own = parser.parser if isinstance(parser, _Parser) else parser
