@@ -85,7 +85,7 @@ async def test_a_second_worker_joins_and_leaves(
         "concurrency_limit": 300,
         "rebalance_flush_timeout_sec": drain_sec,
         "commit_metadata": with_metadata,
-        "shutdown_timeout_sec": 10,
+        "shutdown_timeout_sec": 30,
     }
 
     def task(number):

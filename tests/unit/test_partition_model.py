@@ -1,12 +1,15 @@
 """All that a partition decides, against an oracle that remembers it by brute force (I1, I2, I3, I7, I8, I9)."""
 
 import dataclasses
+from math import inf
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from typing_extensions import override
 
 from faststream_concurrent_kafka._commit.admission import Admission
+from faststream_concurrent_kafka._partition.offset_map import MAX_BYTES, OffsetMap
 from faststream_concurrent_kafka._partition.state import AGAIN_SEC, Partition
 
 
@@ -24,10 +27,13 @@ class Run:
 class OnePartition(RuleBasedStateMachine):
     """A broker's log without gaps, its committed offset, and a consumer that is assigned the partition and loses it."""
 
+    limit = 0
+
     def __init__(self):
         super().__init__()
         self.partition: Partition[Admission] = Partition()
         self.committed = 0
+        self.metadata = ""
         self.position = 0
         self.is_assigned = False
         # Unfinished, of this assignment (also before a seek), or of an earlier one.
@@ -35,6 +41,9 @@ class OnePartition(RuleBasedStateMachine):
         self.outlived: list[Run] = []
         # Finished in this process since the last seek.
         self.finished: set[int] = set()
+        # Delivered to this process since then; and finished in it at any time.
+        self.delivered: set[int] = set()
+        self.ever_finished: set[int] = set()
         self.sent: list[tuple[object, int]] = []
 
     @precondition(lambda self: not self.is_assigned)
@@ -43,6 +52,10 @@ class OnePartition(RuleBasedStateMachine):
         """Get the partition, perhaps after another member has committed something."""
         self.committed = self.position = self.committed + by_others
         self.partition.begin(self.committed, is_committed=True)
+        if by_others:
+            self.metadata = ""
+        if self.metadata:
+            self.partition.restore(OffsetMap.parse(self.metadata, self.committed))
         self.is_assigned = True
         self.sent = []
 
@@ -51,6 +64,7 @@ class OnePartition(RuleBasedStateMachine):
     def deliver(self):
         """Admit the next record: run it, unless it has finished here or still runs."""
         offset, self.position = self.position, self.position + 1
+        self.delivered.add(offset)
         admission = Admission(KEY, offset, identity=offset, timestamp=offset)
         earlier = self.partition.admit(admission)
         outlived = next((run for run in self.outlived if run.offset == offset), None)
@@ -77,32 +91,37 @@ class OnePartition(RuleBasedStateMachine):
             run.admission.is_finished = True
             run.admission.ledger.complete(run.offset)
             self.finished.add(run.offset)
+            self.ever_finished.add(run.offset)
 
     @precondition(lambda self: self.is_assigned)
     @rule(is_answered=st.booleans())
     def commit(self, is_answered):
         """Commit what is to be committed; the answer may get lost."""
-        to_commit = self.partition.to_commit(with_metadata=False)
+        to_commit = self.partition.to_commit(with_metadata=self.limit > 0)
         if to_commit is None:
             return
-        sent = self.partition.prepare(metadata_limit=0, with_metadata=False, made_since=0.0, now=0.0)
+        sent = self.partition.prepare(metadata_limit=self.limit, with_metadata=self.limit > 0, made_since=inf, now=0.0)
         assert sent is not None
-        assert (sent.frontier, sent.value()) == (to_commit, to_commit)
-        self.committed = sent.frontier
+        assert sent.frontier == to_commit
+        self.committed, self.metadata = sent.frontier, sent.metadata
         if is_answered:
             sent.ledger.ack(sent.frontier, sent.finished)
-            assert self.partition.to_commit(with_metadata=False) is None
+            assert self.partition.to_commit(with_metadata=self.limit > 0) is None
 
     @precondition(lambda self: self.is_assigned)
     @rule()
     def revoke(self):
         """Lose the partition: what runs goes on."""
+        self.is_told()
         self.partition.end_epoch()
         assert self.partition.to_commit(with_metadata=False) is None
         self.is_assigned = False
         # What another member may have committed past them does not come back here.
         self.outlived += self.running
         self.running = []
+
+    def is_told(self):
+        """Without metadata nothing is told."""
 
     @precondition(lambda self: self.is_assigned and not self.running and not self.outlived and self.position)
     @rule(back=st.integers(1, 5))
@@ -111,6 +130,7 @@ class OnePartition(RuleBasedStateMachine):
         self.partition.forget()
         self.position = max(0, self.position - back)
         self.finished = {offset for offset in self.finished if offset < self.position}
+        self.delivered = {offset for offset in self.delivered if offset < self.position}
 
     @rule(since=st.floats(0, 10), later_sec=st.floats(0, 10))
     def refuse(self, since, later_sec):
@@ -137,5 +157,22 @@ class OnePartition(RuleBasedStateMachine):
         assert ledger.window <= ledger.admitted - ledger.acked
 
 
+class OneWithMetadata(OnePartition):
+    """The same, and each commit tells what has finished above its offset."""
+
+    limit = MAX_BYTES
+
+    @override
+    def is_told(self):
+        """The next owner learns of all that has finished, if the record at the committed offset is known."""
+        self.commit(is_answered=True)
+        told = set(OffsetMap.parse(self.metadata, self.committed).finished_from(0)) if self.metadata else set()
+        assert told <= self.ever_finished
+        if self.committed in self.delivered:
+            assert {offset for offset in self.finished if offset >= self.committed} <= told
+
+
 TestOnePartition = OnePartition.TestCase
 TestOnePartition.settings = settings(max_examples=50, stateful_step_count=60, deadline=None)
+TestOneWithMetadata = OneWithMetadata.TestCase
+TestOneWithMetadata.settings = TestOnePartition.settings

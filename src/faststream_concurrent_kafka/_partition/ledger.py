@@ -63,7 +63,8 @@ class PartitionLedger(Generic[T]):
         # The offset of the last commit that was sent: the broker may have it although no answer has come.
         self.sent: int = first_offset if is_committed else -1
         self.closed: bool = False
-        # How many records have finished, and how many had finished when the last confirmed commit was sent.
+        # How many records have finished; and how many, those of earlier epochs included, had finished when the last
+        # confirmed commit was sent.
         self.finished: int = 0
         self.finished_acked: int = 0
         # While the window is full: how many places a commit has to free to be sent at once; else 0.
@@ -124,7 +125,7 @@ class PartitionLedger(Generic[T]):
         `finished` is how many records had finished when the commit was sent.
         """
         self.is_committed = True
-        self.finished_acked = max(self.finished_acked, finished)
+        self.finished_acked = finished
         if offset <= self.acked:
             return
         self.acked = offset
@@ -181,10 +182,10 @@ class PartitionLedger(Generic[T]):
         """Yield the unfinished offsets, in delivery order."""
         yield from self._unfinished
 
-    def unacked(self) -> Iterator[tuple[int, int, T | None]]:
-        """Yield the offset and identity of each unacknowledged record, and its entry if it is unfinished."""
-        for offset, identity in zip(self._unacked, self._identities, strict=True):
-            yield offset, identity, self._unfinished.get(offset)
+    def unacked(self) -> Iterator[tuple[int, tuple[int, int | None, T | None]]]:
+        """Yield each unacknowledged offset, with identity, time stamp and, if it is unfinished, entry of its record."""
+        for offset, identity, timestamp in zip(self._unacked, self._identities, self._timestamps, strict=True):
+            yield offset, (identity, timestamp, self._unfinished.get(offset))
 
     def delivered_from(self, offset: int, most: int) -> tuple[list[tuple[int, int]], bool]:
         """Return offset and time stamp of up to `most` unacknowledged records from `offset` on; whether these are all.

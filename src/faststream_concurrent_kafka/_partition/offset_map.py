@@ -112,7 +112,8 @@ class OffsetMap:
             packed = earlier._or_into(packed, base, admitted)  # noqa: SLF001 - another of this class
             samples |= {offset: check for offset, check in earlier._samples.items() if offset >= admitted}  # noqa: SLF001
             all_delivered = all_delivered and earlier._all_sampled  # noqa: SLF001
-            newest = None if newest is None or earlier._newest is None else max(newest, earlier._newest)  # noqa: SLF001
+            known = newest is not None and earlier._newest is not None  # noqa: SLF001
+            newest = max(newest, earlier._newest) if known else earlier._newest  # noqa: SLF001
         return cls(base, timestamp, packed.rstrip(b"\0"), newest=newest, samples=samples, all_sampled=all_delivered)
 
     def _or_into(self, bits: bytes, base: int, start: int) -> bytes:
@@ -216,6 +217,10 @@ class OffsetMap:
         if check is None:
             return not (self._all_sampled and offset in self)
         return bool(check == timestamp & _CHECK)
+
+    def timestamp_at(self, offset: int) -> int | None:
+        """Return the time stamp of the record that it was written for, if that is at an offset."""
+        return self._timestamp if offset == self._base else None
 
     def finished_from(self, offset: int) -> Iterator[int]:
         """Yield the offsets from `offset` on that are marked as finished, one by one."""

@@ -22,6 +22,7 @@ T = TypeVar("T")
 
 class _Left(NamedTuple, Generic[T]):
     identity: int
+    timestamp: int | None
     entry: T | None
 
 
@@ -52,7 +53,7 @@ class Redeliverable(Generic[T]):
         """Take over the uncommitted records of an epoch that ends."""
         # The ledger has everything that was delivered in its epoch; only offsets beyond that can be of an earlier one.
         self._left = {offset: left for offset, left in self._left.items() if offset >= ledger.admitted}
-        self._left |= {offset: _Left(identity, entry) for offset, identity, entry in ledger.unacked()}
+        self._left |= {offset: _Left(*known) for offset, known in ledger.unacked()}
         self._acked = ledger.acked
         if self.newest is None or (ledger.newest is not None and ledger.newest > self.newest):
             self.newest = ledger.newest
@@ -61,6 +62,11 @@ class Redeliverable(Generic[T]):
     def remaining(self, offset: int) -> Iterator[tuple[int, T | None]]:
         """Yield offset and entry (as in `Earlier`) of the records from `offset` on that may still come back."""
         return ((left, record.entry) for left, record in self._left.items() if left >= offset)
+
+    def timestamp_at(self, offset: int) -> int | None:
+        """Return the time stamp of the record at an offset, if it may come back."""
+        left = self._left.get(offset)
+        return None if left is None else left.timestamp
 
     def begin(self, offset: int) -> None:
         """Keep the records that can come back when deliveries begin at this offset."""

@@ -141,6 +141,12 @@ class Partition(Generic[E]):
         self.ledger = self.restored = self.sent_map = None
         self.sought = False
 
+    def restore(self, offset_map: OffsetMap) -> None:
+        """Note what had finished above the committed offset, as its metadata says: that need not be committed again."""
+        self.restored = offset_map
+        if self.ledger is not None:
+            self.ledger.finished_acked = sum(offset in offset_map for offset in self._finished_beyond(self.ledger))
+
     def forget(self) -> None:
         """Forget which records were handled: the user has moved the position, and wants them handled again."""
         self.redeliverable = self.restored = self.sent_map = None
@@ -178,11 +184,15 @@ class Partition(Generic[E]):
         return earlier
 
     def _finished_beyond(self, ledger: PartitionLedger[E]) -> Iterator[int]:
-        """Yield the offsets that finished here in an earlier epoch and were not delivered in this one; never 0."""
+        """Yield the offsets that finished here in an earlier epoch and were not delivered in this one."""
         if self.redeliverable is not None:
             for offset, entry in self.redeliverable.remaining(ledger.admitted):
                 if entry is None or entry.is_finished:
                     yield offset
+
+    def _finished(self, ledger: PartitionLedger[E]) -> int:
+        """Return how many records have finished that were delivered in this epoch, or may be delivered again."""
+        return ledger.finished + sum(1 for _ in self._finished_beyond(ledger))
 
     # -- commits -------------------------------------------------------------------------------------------------
 
@@ -193,7 +203,7 @@ class Partition(Generic[E]):
             return None
         offset = self._offset(ledger, with_metadata=with_metadata)
         # With metadata, any newly finished record makes the partition dirty.
-        is_up_to_date = not with_metadata or ledger.finished <= ledger.finished_acked
+        is_up_to_date = not with_metadata or self._finished(ledger) == ledger.finished_acked
         return None if offset <= ledger.acked and is_up_to_date and ledger.is_committed else offset
 
     def _offset(self, ledger: PartitionLedger[E], *, with_metadata: bool) -> int:
@@ -207,7 +217,7 @@ class Partition(Generic[E]):
             # With a window of one record, that record has to be acknowledged before the next one is fetched.
             return ledger.frontier
         is_restored_over = self.restored is None or self.restored.ends_before(ledger.admitted)
-        if is_restored_over and not any(self._finished_beyond(ledger)):
+        if is_restored_over and next(self._finished_beyond(ledger), None) is None:
             return ledger.frontier
         # The map of what has finished further on is recognised by the record at the committed offset. All delivered
         # records have finished, so the last of them serves: it is committed as not read, and marked as finished in the
@@ -228,27 +238,22 @@ class Partition(Generic[E]):
             sent_map = self._map_to_send(ledger, frontier, metadata_limit, made_since=made_since, now=now)
         is_new, ledger.sent = frontier != ledger.sent, frontier
         if sent_map is None:
-            return Sent(ledger, frontier, ledger.finished, "", is_new)
+            return Sent(ledger, frontier, self._finished(ledger), "", is_new)
         return Sent(ledger, frontier, sent_map.finished, sent_map.metadata, is_new)
 
     def _map_to_send(
         self, ledger: PartitionLedger[E], frontier: int, limit: int, *, made_since: float, now: float
     ) -> SentMap | None:
         """Return the map of what has finished above the frontier; None if nothing has, or no record identifies it."""
-        restored, redeliverable, newest = self.restored, self.redeliverable, ledger.newest
-        if newest is None and restored is not None:
-            # No record was delivered since the metadata was read: send it on.
-            return SentMap(restored.dump(limit), restored.last, ledger.finished, now, 0.0)
-        first = ledger.first_unfinished()
-        timestamp = ledger.last_timestamp if first is None else first.timestamp
-        if frontier == ledger.admitted or timestamp is None or ledger.is_held_back:
+        restored, redeliverable = self.restored, self.redeliverable
+        timestamp = self._timestamp_at(frontier, ledger)
+        if timestamp is None or ledger.is_held_back:
             return None
         sent_map = self.sent_map
         if sent_map is not None and sent_map.made_at >= made_since:
             is_over = not sent_map.metadata or sent_map.last < frontier
             return sent_map._replace(metadata="" if is_over else rebased(sent_map.metadata, frontier, timestamp))
-        if newest is not None and redeliverable is not None and redeliverable.newest is not None:
-            newest = max(newest, redeliverable.newest)
+        known = (ledger.newest, None if redeliverable is None else redeliverable.newest)
         delivered, all_delivered = ledger.delivered_from(frontier, MOST_SAMPLES)
         offset_map = OffsetMap.of(
             frontier,
@@ -258,12 +263,23 @@ class Partition(Generic[E]):
             beyond=self._finished_beyond(ledger),
             earlier=restored,
             delivered=delivered,
-            newest=newest,
+            newest=max((each for each in known if each is not None), default=None),
             all_delivered=all_delivered and redeliverable is None,
         )
         cost_sec = offset_map.size * _SEC_PER_BYTE + (ledger.unfinished + len(redeliverable or ())) * _SEC_PER_RECORD
-        self.sent_map = SentMap(offset_map.dump(limit), offset_map.last, ledger.finished, now, cost_sec)
+        self.sent_map = SentMap(offset_map.dump(limit), offset_map.last, self._finished(ledger), now, cost_sec)
         return self.sent_map
+
+    def _timestamp_at(self, frontier: int, ledger: PartitionLedger[E]) -> int | None:
+        """Return the time stamp of the record at the frontier: the first unfinished, the last, or the next one."""
+        if (first := ledger.first_unfinished()) is not None:
+            return first.timestamp
+        if frontier < ledger.admitted:
+            return ledger.last_timestamp
+        timestamp = None if self.redeliverable is None else self.redeliverable.timestamp_at(frontier)
+        if timestamp is None and self.restored is not None:
+            return self.restored.timestamp_at(frontier)
+        return timestamp
 
     def refuse(self, error: str, *, since: float, now: float) -> bool:
         """Note that the broker has refused an attempt that began at `since`; return whether it is the first refusal."""

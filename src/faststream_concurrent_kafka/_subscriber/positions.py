@@ -59,8 +59,8 @@ class Positions:
         if partition.ledger is not None:
             return
         partition.begin(offset, is_committed=True)
-        if metadata and self._offsets.metadata_limit:
-            partition.restored = self._parse(key, offset, metadata)
+        if metadata and self._offsets.metadata_limit and (offset_map := self._parse(key, offset, metadata)) is not None:
+            partition.restore(offset_map)
 
     def found(self, key: TopicPartition, position: int) -> None:
         """Begin an epoch at a position that a reset or a seek has found, and have it committed first."""
