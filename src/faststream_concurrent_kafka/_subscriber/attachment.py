@@ -351,6 +351,7 @@ class SubscriberAttachment:
         )
         # The pass is over when the old loop calls `get_msg`, or when its task ends.
         loop.add_done_callback(self._is_superseded)
+        # In the context of the initialisation: the running one may be that of the record that led to this.
         self.handler.background.context.copy().run(subscribers.replace_loop, self.subscriber, loop)
 
     def _is_superseded(self, loop: asyncio.Task[Any]) -> None:
