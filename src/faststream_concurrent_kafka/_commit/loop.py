@@ -97,33 +97,35 @@ class CommitLoop:
 
     async def _attempt(self, timeout_sec: float, *, is_last: bool = False) -> None:
         self._due_at, self.finished = _NEVER, 0
-        # A cancelled attempt leaves everything to be committed.
-        failure: CommitFailure | None = CommitFailure.RETRIABLE
         try:
             error = await (commit_last if is_last else commit)(self.offsets, timeout_sec=timeout_sec)
-            failure = None if error is None else self._failed(error)
-        except Exception as error:  # noqa: BLE001 - a fault of this library, and the log names it
-            failure = self._failed(error)
-        finally:
-            if failure is None:
-                self._succeeded()
-            elif failure is CommitFailure.LOST_OWNERSHIP and self.offsets.is_group_managed:
-                # aiokafka joins again, and the listener then releases the commits. An attempt before that would only
-                # cause another rejoin.
-                self.offsets.is_held = True
-            elif failure is not CommitFailure.FATAL:
-                self._not_before = asyncio.get_running_loop().time() + self._backoff_sec
-                self._backoff_sec = min(self._backoff_sec * 2, LONGEST_BACKOFF_SEC)
-                self.request()
+        except asyncio.CancelledError:
+            # It has neither succeeded nor failed, and everything is still to be committed.
+            self.request()
+            raise
+        except Exception as fault:  # noqa: BLE001 - a fault of this library, and the log names it
+            error = fault
+        if error is None:
+            self._succeeded()
+        else:
+            self._failed(error)
 
-    def _failed(self, error: BaseException) -> CommitFailure:
+    def _failed(self, error: BaseException) -> None:
         failure = classify(error)
         if failure is CommitFailure.FATAL:
             self._on_fatal(error)
-        elif self.offsets.clock.failures == 1:
+            return
+        if self.offsets.clock.failures == 1:
             # Logged once for a series of failures.
             logger.warning("Commit failed, %s is kept and tried again: %r", describe(self.offsets.dirty()), error)
-        return failure
+        if failure is CommitFailure.LOST_OWNERSHIP and self.offsets.is_group_managed:
+            # aiokafka joins again, and the listener then releases the commits. An attempt before that would only cause
+            # another rejoin.
+            self.offsets.is_held = True
+            return
+        self._not_before = asyncio.get_running_loop().time() + self._backoff_sec
+        self._backoff_sec = min(self._backoff_sec * 2, LONGEST_BACKOFF_SEC)
+        self.request()
 
     def _succeeded(self) -> None:
         self._begin_anew()
