@@ -155,10 +155,10 @@ def what_outlasts_a_rebalance_is_tried_again(patch: pytest.MonkeyPatch) -> None:
 def failed_commits_are_forgotten(patch: pytest.MonkeyPatch) -> None:
     failed = CommitLoop._failed
 
-    def forget(self: Any, error: BaseException) -> CommitFailure:
+    def forget(self: Any, error: BaseException) -> None:
         for key, offset in self.offsets.dirty().items():
             self.offsets.partitions[key].ledger.ack(offset)
-        return failed(self, error)
+        failed(self, error)
 
     patch.setattr(CommitLoop, "_failed", forget)
 

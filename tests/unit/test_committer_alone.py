@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import logging
+from unittest import mock
 
 import pytest
 from aiokafka import TopicPartition
@@ -82,6 +83,27 @@ def test_a_task_is_keyword_only_frozen_and_comparable():
             KafkaCommitTask(future, T0, 5, consumer)  # ty: ignore[too-many-positional-arguments, missing-argument]
 
     run_virtual(main())
+
+
+class OnlyCommits:
+    """What a user's test may hand over in place of a consumer."""
+
+    def __init__(self):
+        self.commit = mock.AsyncMock()
+
+
+@pytest.mark.parametrize("stand_in", [OnlyCommits, mock.AsyncMock, lambda: mock.MagicMock(commit=mock.AsyncMock())])
+def test_a_stand_in_that_knows_no_assignment_is_committed_for(stand_in):
+    """Of a real consumer, only what it owns is committed."""
+
+    async def scenario(committer, _consumer):
+        consumer = stand_in()
+        await send(committer, consumer, 0.0, 0.0)
+        await committer.commit_all()
+        consumer.commit.assert_awaited_once_with({T0: 2})
+        assert committer.is_healthy
+
+    play(scenario)
 
 
 @pytest.mark.parametrize("partition", [T0, FastStreamTopicPartition("orders", 0)], ids=["aiokafka", "faststream"])

@@ -9,7 +9,7 @@ from faststream_concurrent_kafka._partition.ledger import PartitionLedger
 from faststream_concurrent_kafka._partition.offset_map import MAX_BYTES
 from faststream_concurrent_kafka._partition.redelivery import Redeliverable
 from faststream_concurrent_kafka._partition.state import Partition, Sent
-from faststream_concurrent_kafka._upstream import hooks
+from faststream_concurrent_kafka._upstream import consumers, hooks
 
 
 # A map does not fit into fewer bytes.
@@ -47,12 +47,13 @@ class ConsumerOffsets:
 
     def dirty(self) -> dict[TopicPartition, int]:
         """Return the offsets to be committed, of assigned partitions: any other would fail the whole request."""
-        assigned = self.consumer.assignment() if self.outgoing is None else self.outgoing.partitions
+        assigned = consumers.assigned(self.consumer) if self.outgoing is None else self.outgoing.partitions
         with_metadata = self.metadata_limit > 0
         return {
             TopicPartition(*key): offset
             for key, partition in self.partitions.items()
-            if (offset := partition.to_commit(with_metadata=with_metadata)) is not None and key in assigned
+            if (offset := partition.to_commit(with_metadata=with_metadata)) is not None
+            and (assigned is None or key in assigned)
         }
 
     def healthy(self) -> dict[TopicPartition, int]:
@@ -145,9 +146,9 @@ class ConsumerOffsets:
         """Note that partitions have been assigned: release commits, and retry refused ones at once."""
         self.is_held = False
         self.outgoing = None
-        assignment = self.consumer.assignment()
+        assignment = consumers.assigned(self.consumer)
         for key, partition in list(self.partitions.items()):
-            if key not in assignment:
+            if assignment is not None and key not in assignment:
                 partition.refusal = partition.missing = None
             elif partition.refusal is not None:
                 partition.refusal.again_at = float("-inf")

@@ -1,6 +1,8 @@
 """aiokafka's consumers: reads their private attributes, and does what they have no public method for."""
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Collection, Iterable
+from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -119,6 +121,17 @@ def fetch_states(consumer: Any) -> dict[TopicPartition, FetchState]:
         for key, state in states.items()
         if not state.paused
     }
+
+
+def assigned(consumer: Any) -> Collection[TopicPartition] | None:
+    """Return the partitions that a consumer owns now; None if it can't tell, as the stand-in of a test may not."""
+    assignment = getattr(consumer, "assignment", None)
+    if assignment is None or inspect.iscoroutinefunction(assignment):
+        return None
+    partitions = assignment()
+    if not isinstance(partitions, AbstractSet):
+        return None
+    return partitions
 
 
 def exists(consumer: Any, partition: TopicPartition) -> bool:
