@@ -99,8 +99,8 @@ async def initialize_concurrent_processing(
         handler.knows_all_brokers = False
         logger.warning(
             "initialize_concurrent_processing() was given a context without an application, and no broker: each "
-            "subscriber becomes concurrent when its first record is handled, and before that none of its offsets is "
-            "held. Call initialize_concurrent_processing(context, broker=broker)"
+            "subscriber becomes concurrent only with its first record. "
+            "Call initialize_concurrent_processing(context, broker=broker)"
         )
     context.set_global(CONTEXT_KEY, handler)
     return handler

@@ -146,7 +146,7 @@ class KafkaConcurrentProcessingMiddleware(discovery.Configured, BaseMiddleware):
             discovery.warn_once(
                 subscriber,
                 "initialize_concurrent_processing() was not called: its records are handled one at a time, "
-                "and nobody commits them",
+                "and nothing commits them",
             )
             return await call_next(msg)
         attachment = discovery.attachment_of(subscriber, handler) or discovery.attach_late(subscriber, handler)

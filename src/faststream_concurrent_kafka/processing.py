@@ -466,9 +466,9 @@ class KafkaConcurrentHandler:
             is_cancellation = isinstance(problem, asyncio.CancelledError)
             if is_interrupt(problem) or (is_cancellation and record.task is not None and record.task.cancelling()):
                 raise
-            logger.exception("The failure of %r could not be dealt with", record)
+            logger.exception("The failure policy of %r has failed", record)
             if record.source is not None:
-                record.source.halt(record, f"its failure could not be dealt with: {brief(problem)}")
+                record.source.halt(record, f"its failure policy has failed: {brief(problem)}")
             return Outcome.NOT_DONE
 
     def _stop_source(self, record: Record, error: BaseException) -> None:
@@ -490,7 +490,7 @@ class KafkaConcurrentHandler:
     def _helper_ended(self, helper: asyncio.Task[Any]) -> None:
         self._helpers.discard(helper)
         if not helper.cancelled() and (error := helper.exception()) is not None:
-            logger.error("Failed beside the records", exc_info=error)
+            logger.error("A background task has failed", exc_info=error)
 
     # -- observer ------------------------------------------------------------------------------------------------
 
@@ -534,7 +534,7 @@ class KafkaConcurrentHandler:
             if now - self._hung_at >= HUNG_AGAIN_SEC:
                 places = Counter(f"are {each.whereabouts()}" for each in itertools.islice(self.records, _MOST_SAMPLED))
                 logger.warning(
-                    "All %g slots are taken, and none was let go for %.0f s. Of the records, %s",
+                    "All %g slots are taken, and none was released for %.0f s. Of the records, %s",
                     self.slots.overall.most_reserved,
                     age_sec,
                     ", ".join(f"{count} {place}" for place, count in places.most_common(_MOST_PLACES)),

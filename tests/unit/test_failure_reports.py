@@ -107,13 +107,13 @@ def test_a_failure_that_can_not_be_dealt_with_halts_its_partition(problem, caplo
         await asyncio.wait({record.task})
         assert record.task.exception() is None
         (halt,) = world.source.halts
-        assert halt.startswith("orders[0]@0: its failure could not be dealt with: ")
+        assert halt.startswith("orders[0]@0: its failure policy has failed: ")
         assert type(problem).__name__ in halt
         assert world.source.in_flight == world.handler.slots.reserved == 0
         assert await world.committed() == 0
 
     play(scenario, on_failure=FailurePolicy(then=DEAD))
-    assert "The failure of orders[0]@0 could not be dealt with" in caplog.text
+    assert "The failure policy of orders[0]@0 has failed" in caplog.text
 
 
 def test_the_logs_name_record_attempt_and_error(caplog):

@@ -390,7 +390,7 @@ def test_slots_that_are_not_released_are_worth_one_warning_that_says_where(caplo
         await asyncio.sleep(200)
         (message,) = caplog.messages
         assert message.startswith(
-            "All 2 slots are taken, and none was let go for 60 s. Of the records, 3 are waiting for a slot, 2 are in "
+            "All 2 slots are taken, and none was released for 60 s. Of the records, 3 are waiting for a slot, 2 are in "
         )
         assert "test_processing.py:" in message
         assert "in hang" in message

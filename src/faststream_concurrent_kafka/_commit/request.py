@@ -185,8 +185,8 @@ async def _send_less(
         sent = await _prepare(offsets, sent, with_metadata=not is_last)
         answer = await _send(offsets, sent, deadline)
     logger.warning(
-        "The broker takes less metadata than usual (offset.metadata.max.bytes): commits go on with %s. "
-        "After a crash, what it does not tell of what has finished behind an unfinished record is handled again.",
+        "The broker takes less commit metadata than usual (offset.metadata.max.bytes): it now gets %s. "
+        "After a crash, finished records that it does not list are handled again if an earlier one was unfinished.",
         f"{offsets.metadata_limit} bytes of it" if offsets.metadata_limit else "none",
     )
     return sent, answer

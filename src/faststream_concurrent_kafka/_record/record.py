@@ -284,7 +284,7 @@ class Record:
         if self.state is BACKOFF:
             return f"waiting for attempt {self.attempt + 1}"
         if self.state is FAILED:
-            return f"being dealt with after attempt {self.attempt}"
+            return f"in its failure policy after attempt {self.attempt}"
         if not self.is_idle:
             return f"in attempt {self.attempt}, at {(self.task and suspended_at(self.task)) or 'no await'}"
         return self.state.value

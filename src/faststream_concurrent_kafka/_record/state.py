@@ -12,7 +12,7 @@ class State(enum.Enum):
     """The record has no task yet."""
     READY = "waiting for a slot"
     RUNNING = "in an attempt"
-    FAILED = "being dealt with after an attempt"
+    FAILED = "in its failure policy after an attempt"
     """The failure policy is carried out; the record holds no slot."""
     BACKOFF = "waiting for another attempt"
     CANCELLED = "cancelled"

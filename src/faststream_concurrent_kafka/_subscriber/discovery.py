@@ -74,7 +74,7 @@ def attach_late(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandle
         return attachment
     if handler.knows_all_brokers:
         logger.warning(
-            "The subscriber of %s was found only by its first record, before which none of its offsets was held. "
+            "The subscriber of %s was found only by its first record: until then it was not concurrent. "
             "Give initialize_concurrent_processing() the context of the application that runs, or broker=",
             subscriber.topic_names,
         )

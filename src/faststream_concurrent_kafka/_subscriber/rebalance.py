@@ -94,7 +94,7 @@ class ConcurrentRebalanceListener(ConsumerRebalanceListener):
                 if self._begin is not None:
                     self._begin()
             except Exception:
-                logger.exception("Where the assigned partitions begin is not known before they are delivered")
+                logger.exception("The positions of the assigned partitions can't be watched")
             finally:
                 self._handler.committer.release(self._consumer)
             if self._handler.settings.cancel_lost_handlers:

@@ -177,7 +177,7 @@ def _watch_state(key: TopicPartition, state: Any, watch: PositionWatch, is_curre
                 call(key, *arguments)
             except Exception:
                 # An exception would end the aiokafka task that runs this, and with it the consumer.
-                logger.exception("What was found of %s[%d] got lost", *key)
+                logger.exception("The position that aiokafka has found for %s[%d] was not taken over", *key)
 
     def _update_committed(committed: Any) -> None:
         if committed.offset >= 0:
