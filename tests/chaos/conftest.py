@@ -1,4 +1,4 @@
-"""Stories for the oracle."""
+"""A hand-made history for the oracle."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from tests.chaos.stories import Story
 
 @pytest.fixture
 def story():
-    """Worker 1 has partition 0 from second 1 on; ten records, each of a key of its own."""
+    """Worker 1 owns partition 0 from second 1 on; ten records, each with its own key."""
     story = Story()
     story.assigned(1, 1, 0)
     return story

@@ -1,4 +1,4 @@
-"""A group on a topic with a load: members come and go at given moments, and in the end the oracle is asked."""
+"""A group on a topic with a load: members join and leave at given moments, and the oracle judges the journals."""
 
 import json
 import signal
@@ -19,12 +19,12 @@ from testkit.worker import Task
 
 DEAD_PARTITIONS = 4
 _SUBSCRIBER = {"heartbeat_interval_ms": 100, "fetch_max_wait_ms": 100, "max_partition_fetch_bytes": 32_000}
-# Small, so that a fetch brings some of each partition: with large ones a member takes them one after the other.
+# Small, so that a fetch returns records of each partition: with large fetches a member reads one after the other.
 _BATCH_BYTES = 16_000
 
 
 class ScriptedGroup:
-    """The members of a group, one after the other and side by side, and how far they have come."""
+    """The members of a group, one after the other or side by side, and how much they have handled."""
 
     def __init__(self, load: Load, *, bootstrap_servers, topics, folder, settings):
         self._load = load
@@ -40,7 +40,7 @@ class ScriptedGroup:
         self.finished: set[int] = set()
 
     def join(self) -> Member:
-        """Let one more member join."""
+        """Start one more member."""
         task = Task(
             bootstrap_servers=list(self._bootstrap_servers),
             topic=self.topic,
@@ -56,12 +56,12 @@ class ScriptedGroup:
         return self.members[-1]
 
     def end(self) -> None:
-        """End all that is left."""
+        """Kill all members that still run."""
         for member in self.members:
             member.kill()
 
     async def until(self, share: float, *running: Member) -> None:
-        """Wait until such a share of the records that handlers see has come to its end."""
+        """Wait until this share of the records that have handlers has finished."""
         count = sum(bool(self._load.steps(number)) for number in range(self._load.count))
 
         def reached() -> bool:
@@ -84,7 +84,7 @@ class ScriptedGroup:
         self._progress[journal] = len(journal.ended)
 
     async def has_begun(self, member: Member) -> None:
-        """Wait until a member has had its first records."""
+        """Wait until a member has begun to handle records."""
         await member.until(lambda: len(member.journal.ended) > 100, 30, "it has begun")
 
     async def stop(self, member: Member) -> None:
@@ -94,7 +94,7 @@ class ScriptedGroup:
         assert await member.exit_code(40) == 0, member.story("it ends well")
 
     async def kill(self, member: Member) -> None:
-        """Kill a member, and note what it has committed."""
+        """Kill a member, and log the group's committed offsets."""
         member.kill()
         self._log.write("kill", self._index(member), "-")
         offsets = json.dumps(await self.committed(), separators=(",", ":"))
@@ -104,11 +104,11 @@ class ScriptedGroup:
         return self.members.index(member) + 1
 
     async def committed(self) -> dict[int, int]:
-        """Return what is committed."""
+        """Return the committed offsets."""
         return await committed(self._bootstrap_servers, self._name, self.topic)
 
     async def until_committed(self) -> None:
-        """Wait until everything is."""
+        """Wait until everything is committed."""
         ends: dict[int, int] = {}
         for number in range(self._load.count):
             partition = self._load.partition(number)
@@ -120,7 +120,7 @@ class ScriptedGroup:
         await wait_until(done, 30, lambda: self.members[-1].story("everything is committed"))
 
     async def assert_all_is_as_the_load_says(self) -> None:
-        """Ask the oracle."""
+        """Return the findings of the oracle."""
         history = History(
             load=self._load,
             topic=Topic.of_load(self._load),
@@ -135,7 +135,7 @@ class ScriptedGroup:
 
 
 async def feed(bootstrap_servers: Sequence[str], topic: str, load: Load) -> None:
-    """Produce all records: those of a partition in the order of their numbers, its offsets from 0 on."""
+    """Produce all records; in each partition, records have ascending numbers, and offsets begin at 0."""
     producer = AIOKafkaProducer(bootstrap_servers=list(bootstrap_servers), acks="all", max_batch_size=_BATCH_BYTES)
     async with producer:
         for partition in range(load.partitions):
@@ -154,7 +154,7 @@ async def feed(bootstrap_servers: Sequence[str], topic: str, load: Load) -> None
 
 
 async def dead_letters(bootstrap_servers: Sequence[str], topic: str, partitions: int) -> list[Letter]:
-    """Return everything in the dead letter topic, each of its partitions in order."""
+    """Return all records of the dead letter topic, each partition in order."""
     letters = []
     consumer = AIOKafkaConsumer(
         bootstrap_servers=list(bootstrap_servers), enable_auto_commit=False, auto_offset_reset="earliest"

@@ -1,4 +1,4 @@
-"""Journals made by hand: what processes wrote down and what was done to them, second by second."""
+"""Hand-made journals of processes, and the log of what was done to the processes, second by second."""
 
 from array import array
 from pathlib import Path
@@ -62,7 +62,7 @@ class Story:
         self._write(worker, at_sec, "e", self._runs[worker, number], outcome)
 
     def handle(self, worker, numbers, at_sec, each_sec=0.01):
-        """One after the other; return when the last one has ended."""
+        """Let a worker handle records one after the other; return when the last one has ended."""
         for number in numbers:
             self.begin(worker, number, at_sec)
             at_sec += each_sec

@@ -1,4 +1,4 @@
-"""The oracle, on histories that are exact, accepts what is allowed, and names each thing that is not."""
+"""On exact histories, the oracle accepts each allowed behaviour and reports each broken promise."""
 
 import json
 from pathlib import Path
@@ -13,14 +13,14 @@ from testkit.log import Log
 from testkit.oracle import Claim, Oracle
 
 
-# In this load, by its seed: what the tests need of each kind is looked up, not assumed.
+# The seed decides which records fail how; tests search for a record of the kind that they need.
 LOAD = Load(seed=7, count=6_000, keys=40, partitions=2, storms=True)
 MS = 1_000_000
 KEPT = f"again, {Cause.KEPT}"
 
 
 class Story:
-    """What some processes did, told step by step; a millisecond passes with each."""
+    """Writes the journals of some processes step by step, with a millisecond between two steps."""
 
     def __init__(self, load=LOAD):
         self.load = load
@@ -36,24 +36,24 @@ class Story:
         self.journals[-1].take(" ".join(map(str, (event, self.now_ns, *parts))))
 
     def revoke(self):
-        """Take the partitions away from the process."""
+        """Revoke the partitions of the process."""
         self._say("r")
 
     def give_up(self):
-        """Let the drain of a rebalance run out of time."""
+        """Log that the drain of a rebalance has reached its deadline."""
         self._say("w", "Rebalance: 1 records are still being handled after 3 s")
 
     def start(self, number, attempt=1):
-        """Begin an attempt."""
+        """Note the beginning of an attempt."""
         self._say("s", "topic", self.load.partition(number), self.topic.place_of[number], number, attempt)
         self._runs[number, attempt] = len(self.journals[-1].runs) - 1
 
     def end(self, number, attempt=1, outcome=None):
-        """End it as the load says, or otherwise."""
+        """Note the end of an attempt: the outcome of the load, or the given one."""
         self._say("e", self._runs[number, attempt], outcome or self.load.steps(number)[attempt - 1].does)
 
     def handle(self, *numbers, letters=True):
-        """Take records to their ends."""
+        """Note all attempts of these records, with the outcomes of the load."""
         for number in numbers:
             for attempt in range(1, len(self.load.steps(number)) + 1):
                 self.start(number, attempt)
@@ -62,17 +62,17 @@ class Story:
                 self.letters.append(self.letter(number))
 
     def letter(self, number):
-        """Return the dead letter of a record."""
+        """Return the right dead letter of a record."""
         load, place = self.load, self.topic.place_of[number]
         about = load.value(number), load.key(number), load.partition(number), place
         return Letter(number, *about, load.attempts(number), load.error(number), 0)
 
     def restart(self):
-        """Let the next process take over."""
+        """Go on with the next process."""
         self.journals.append(Journal(Path(f"process {len(self.journals) + 1}")))
 
     def kill(self, committed):
-        """Kill the process, and note what it had committed."""
+        """Log that the process was killed, and the committed offsets."""
         worker = len(self.journals)
         self._log += [
             f"{self.now_ns} kill {worker} -",
@@ -85,7 +85,7 @@ class Story:
         return self.verdict_of(tells=False)
 
     def verdict_of(self, *, tells):
-        """Ask the oracle; commits tell what has finished behind an unfinished record, or do not."""
+        """Return the findings of the oracle; `tells`: commits had metadata."""
         return Oracle(
             History(
                 load=self.load,
@@ -108,7 +108,7 @@ class Story:
 
 
 def numbers_of(load, partition=None, *, handled_only=False):
-    """Return the records of a load."""
+    """Return a history in which failures and dead letters are expected."""
     return [
         number
         for number in range(load.count)
@@ -131,7 +131,7 @@ def of_one_key(load):
 
 
 def test_what_goes_by_the_load_is_accepted():
-    """Failures, dead letters and records that no handler sees included."""
+    """Failures, dead letters and records without a handler call are as in the load: the oracle finds nothing."""
     story = Story()
     story.handle(*range(LOAD.count))
     dead = [number for number in range(LOAD.count) if LOAD.is_dead(number)]
@@ -142,7 +142,7 @@ def test_what_goes_by_the_load_is_accepted():
 
 
 def test_an_inversion_is_caught():
-    """Two records of one key that swap their places."""
+    """Two records of one key are handled in the wrong order."""
     story = Story(short())
     first, second = of_one_key(story.load)[3:5]
     swapped = {first: second, second: first}
@@ -151,7 +151,7 @@ def test_an_inversion_is_caught():
 
 
 def test_records_of_different_keys_may_swap_their_places():
-    """Order is by key."""
+    """With order by key, the oracle accepts any order of records with different keys."""
     story = Story(short())
     numbers = sorted(range(60), key=lambda number: (number != 0, story.load.lane(number), number))
     story.handle(*numbers)
@@ -160,7 +160,7 @@ def test_records_of_different_keys_may_swap_their_places():
 
 @pytest.mark.parametrize("ordering", ["key", "partition"])
 def test_an_overlap_is_caught(ordering):
-    """A record that begins while the one before it in its key, or in its partition, goes on."""
+    """A record begins while the one before it, of the same key or partition, is still handled."""
     story = Story(short(ordering=ordering))
     first, second = of_one_key(story.load)[3:5] if ordering == "key" else (7, 8)
     story.handle(*range(first))
@@ -175,7 +175,7 @@ def test_an_overlap_is_caught(ordering):
 
 
 def test_a_record_that_overlaps_itself_is_caught_without_a_key_too():
-    """Delivered twice at once."""
+    """A record without a key is handled twice at the same time."""
     story = Story(short(400))
     number = next(number for number in range(400) if story.load.key(number) is None)
     story.handle(*range(number))
@@ -189,14 +189,14 @@ def test_a_record_that_overlaps_itself_is_caught_without_a_key_too():
 
 
 def test_a_lost_record_is_caught():
-    """Never handled, though what comes after it was."""
+    """A record is never handled, and later ones are."""
     story = Story(short())
     story.handle(*(number for number in range(60) if number != 20))
     assert Claim.LOST in story.kinds
 
 
 def test_a_record_that_a_kill_interrupted_and_nobody_took_up_is_lost():
-    """Begun is not done."""
+    """An attempt that a kill has interrupted does not count as handled."""
     story = Story(short())
     story.handle(*range(59))
     story.start(59)
@@ -205,7 +205,7 @@ def test_a_record_that_a_kill_interrupted_and_nobody_took_up_is_lost():
 
 
 def test_a_missing_dead_letter_is_caught():
-    """Its handler failed to the last, and it is nowhere."""
+    """All attempts of a record failed, and the dead letter topic does not have it."""
     story = Story()
     story.handle(*range(LOAD.count))
     story.letters.pop()
@@ -213,7 +213,7 @@ def test_a_missing_dead_letter_is_caught():
 
 
 def test_a_dead_letter_too_many_is_caught():
-    """Without a second delivery there is no second letter."""
+    """A second dead letter needs a second delivery of the record."""
     story = Story()
     story.handle(*range(LOAD.count))
     story.letters.append(story.letters[-1])
@@ -226,7 +226,7 @@ def test_a_dead_letter_too_many_is_caught():
     ids=lambda wrong: next(iter(wrong)),
 )
 def test_a_wrong_dead_letter_is_caught(wrong):
-    """It has to be the record, and to say where it comes from and why."""
+    """A dead letter must have the record's key and value, and headers that name its origin and its error."""
     story = Story()
     story.handle(*range(LOAD.count))
     story.letters[-1] = story.letters[-1]._replace(**wrong)
@@ -234,7 +234,7 @@ def test_a_wrong_dead_letter_is_caught(wrong):
 
 
 def test_a_dead_letter_of_a_record_that_was_handled_is_caught():
-    """It was not to be there."""
+    """A record that was handled must not be in the dead letter topic."""
     story = Story()
     story.handle(*range(LOAD.count))
     story.letters.append(story.letters[-1]._replace(number=numbers_of(LOAD, handled_only=True)[0]))
@@ -242,7 +242,7 @@ def test_a_dead_letter_of_a_record_that_was_handled_is_caught():
 
 
 def test_dead_letters_of_one_lane_in_another_order_are_caught():
-    """Where their order can be seen, they have that of the records."""
+    """Dead letters of one key, in one partition, must be in the order of the records."""
     load = Load(seed=7, count=6_000, keys=40, partitions=1, ordering="partition", storms=True)
     story = Story(load)
     story.handle(*range(load.count))
@@ -251,7 +251,7 @@ def test_dead_letters_of_one_lane_in_another_order_are_caught():
 
 
 def test_an_attempt_after_the_last_and_one_that_is_left_out_are_caught():
-    """Three are three."""
+    """With three attempts in the load, neither four nor two are accepted."""
     for attempts in ((1, 2), (2,)):
         story = Story(short())
         story.handle(*range(59))
@@ -262,7 +262,7 @@ def test_an_attempt_after_the_last_and_one_that_is_left_out_are_caught():
 
 
 def test_an_outcome_that_is_not_in_the_load_is_caught():
-    """A handler that was cancelled, for instance."""
+    """The load does not cancel a handler, so a cancelled attempt is reported."""
     story = Story(short())
     story.handle(*range(59))
     story.start(59)
@@ -274,7 +274,7 @@ def test_an_outcome_that_is_not_in_the_load_is_caught():
     ("begins_at", "kinds"), [(30, set()), (29, {Claim.OFFSETS}), (31, {Claim.OFFSETS, Claim.LOST})]
 )
 def test_after_a_stop_the_next_begins_where_the_first_has_ended(begins_at, kinds):
-    """Neither before nor behind that."""
+    """The next process begins at the committed offset: a record before or behind it is reported."""
     story = Story(short(ordering="partition"))
     story.handle(*range(30))
     story.restart()
@@ -283,7 +283,7 @@ def test_after_a_stop_the_next_begins_where_the_first_has_ended(begins_at, kinds
 
 
 def test_what_was_finished_behind_an_undone_record_is_run_again_after_a_stop():
-    """From the undone one on, and in order."""
+    """The next process handles again, in order, the undone record and the finished ones behind it."""
     load = Load(seed=7, count=6_000, keys=6_000, partitions=1, ordering="key", storms=True)
     undone = next(number for number in range(load.count) if len(load.steps(number)) == 2)
     story = Story(load)
@@ -304,7 +304,7 @@ def test_what_was_finished_behind_an_undone_record_is_run_again_after_a_stop():
     ("committed", "begins_at", "kinds"), [(25, 25, set()), (25, 20, {Claim.OFFSETS}), (31, 31, None)]
 )
 def test_after_a_kill_the_next_begins_at_what_was_committed(committed, begins_at, kinds):
-    """And nothing may be committed that was not finished."""
+    """The next process begins at the committed offset, which must not be past an unfinished record."""
     story = Story(short())
     story.handle(*range(30))
     story.start(30)
@@ -314,7 +314,7 @@ def test_after_a_kill_the_next_begins_at_what_was_committed(committed, begins_at
 
 
 def test_after_a_kill_a_dead_letter_may_be_missing_once_and_come_twice():
-    """It may have been killed before it was published, and before it was committed."""
+    """After a kill a dead letter may be missing (not published yet) or come twice (not committed yet)."""
     load = Load(seed=7, count=6_000, keys=40, partitions=1, ordering="key", storms=True)
     dead = next(number for number in range(load.count) if load.is_dead(number) and load.steps(number))
     for published in (True, False):
@@ -327,7 +327,7 @@ def test_after_a_kill_a_dead_letter_may_be_missing_once_and_come_twice():
 
 
 def test_a_rebalance_gives_away_what_is_committed_and_an_attempt_that_outlasts_it_may_overlap():
-    """The next owner begins it again, while it goes on where it was."""
+    """The next owner handles the record again while the first process still handles it: this is accepted."""
     story = Story(short())
     first = story.journals[0]
     story.handle(*range(30))
@@ -342,7 +342,7 @@ def test_a_rebalance_gives_away_what_is_committed_and_an_attempt_that_outlasts_i
 
 
 def test_after_a_rebalance_what_was_finished_is_not_run_again():
-    """It was committed before the partitions went."""
+    """The first owner has committed the finished record before the revocation, so a second handling is reported."""
     story = Story(short())
     story.handle(*range(30))
     story.revoke()
@@ -355,7 +355,7 @@ def test_after_a_rebalance_what_was_finished_is_not_run_again():
     [(35, set()), (30, {Claim.OFFSETS, KEPT}), (34, {Claim.OFFSETS, KEPT}), (36, {Claim.OFFSETS, Claim.LOST})],
 )
 def test_what_outlasts_a_rebalance_and_what_has_finished_behind_it_is_adopted(begins_at, kinds):
-    """The partition comes back to the process that has them: neither is run again, and nothing else is left out."""
+    """The partition comes back to the same process: it handles neither record again, and leaves out no other."""
     story = Story(short(ordering="partition"))
     story.handle(*range(30))
     story.start(30)
@@ -368,7 +368,7 @@ def test_what_outlasts_a_rebalance_and_what_has_finished_behind_it_is_adopted(be
 
 
 def test_who_adopts_commits_past_what_was_adopted():
-    """The next process begins behind it."""
+    """The next process begins behind the adopted records."""
     story = Story(short())
     story.handle(*range(30))
     story.start(30)
@@ -381,7 +381,7 @@ def test_who_adopts_commits_past_what_was_adopted():
 
 
 def test_another_process_adopts_nothing():
-    """It begins at what had not ended in time."""
+    """Another process begins at the first record that had not ended by the drain's deadline."""
     story = Story(short())
     story.handle(*range(30))
     story.start(30)
@@ -396,7 +396,7 @@ def test_another_process_adopts_nothing():
     ("begins_at", "kinds"), [(35, set()), (31, set()), (36, {Claim.OFFSETS, Claim.LOST}), (29, {Claim.OFFSETS})]
 )
 def test_who_is_told_begins_behind_what_has_finished(begins_at, kinds):
-    """With metadata, another process may leave out what had come to its end, and nothing else."""
+    """With commit metadata, another process may leave out finished records, and no others."""
     story = Story(short())
     story.handle(*range(31), *range(31, 35))
     story.kill({0: 30})
@@ -407,7 +407,7 @@ def test_who_is_told_begins_behind_what_has_finished(begins_at, kinds):
 
 @pytest.mark.parametrize(("begins_at", "kinds"), [(30, set()), (31, set()), (29, {Claim.OFFSETS})])
 def test_what_has_ended_between_a_drains_deadline_and_the_revocation_may_be_committed_or_not(begins_at, kinds):
-    """The commit of the rebalance is under way then; what had ended before the deadline is committed."""
+    """A record that ends after the deadline, during the rebalance's commit, may or may not be part of that commit."""
     story = Story(short(ordering="partition"))
     story.handle(*range(30))
     story.start(30)

@@ -1,6 +1,6 @@
-"""A hundred thousand records through failures and restarts: in order, each as its load says, none lost.
+"""100,000 records, with failures and restarts: none is lost, order holds, and each ends as the load says.
 
-`SCALE_SEED` chooses the records and what becomes of them.
+`SCALE_SEED` is the seed of the load.
 """
 
 import os
@@ -39,7 +39,7 @@ def gathered(kafka, new_topic, tmp_path):
 
 @pytest.mark.timeout(900)
 async def test_a_hundred_thousand_records_of_a_thousand_keys_end_as_the_load_says_and_in_order(gathered):
-    """Through stops, a member that joins and leaves, and a kill -9: 0 inversions, 0 overlaps, 0 lost, right letters."""
+    """Stops, a member that joins and leaves, a kill -9: 0 inversions, 0 overlaps, 0 lost, each dead letter is right."""
     async with gathered({}, count=100_000, keys=1_000, partitions=8, ordering="key") as group:
         for share in (0.12, 0.28):
             member = group.join()
@@ -67,7 +67,7 @@ async def test_a_hundred_thousand_records_of_a_thousand_keys_end_as_the_load_say
 
 @pytest.mark.timeout(600)
 async def test_partition_order_holds_through_failures_a_rebalance_a_stop_and_a_kill(gathered):
-    """One at a time per partition, whoever has it; without metadata each begins where the last has committed."""
+    """Every owner handles a partition's records one at a time; without metadata it begins at the committed offset."""
     settings = {"max_uncommitted_tasks": 200, "commit_metadata": False}
     async with gathered(settings, count=4_000, keys=100, partitions=4, ordering="partition") as group:
         first = group.join()

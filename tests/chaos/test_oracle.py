@@ -1,4 +1,4 @@
-"""The oracle finds what is planted, says nothing of what is right, and excuses nothing without evidence."""
+"""The oracle reports each planted violation and no correct history, and accepts an excuse only with evidence."""
 
 import time
 from array import array
@@ -16,12 +16,12 @@ COMMITS_AGAIN = "WARNING faststream_concurrent_kafka: Commits succeed again: cha
 
 
 def again(verdict):
-    """Return why records were handled again, and how many."""
+    """Return how many records were handled again, by cause."""
     return {cause: times for cause, times in verdict.again.items() if times}
 
 
 def test_what_is_right_is_not_complained_of(story):
-    """Each record once, in order."""
+    """Each record is handled once, in order: the oracle finds nothing."""
     story.handle(1, range(10), 2)
     findings = story.findings()
     assert (findings.records, findings.handlings, findings.workers) == (10, 10, 1)
@@ -30,7 +30,7 @@ def test_what_is_right_is_not_complained_of(story):
 
 
 def test_a_process_writes_what_the_oracle_reads(tmp_path):
-    """The two ends of a journal go together; a line that was torn off at the end is left out."""
+    """A `Reader` reads what a `Writer` has written, and leaves out an incomplete last line."""
     path = tmp_path / "it.journal"
     writer = Writer(str(path))
     before = time.monotonic_ns()
@@ -60,7 +60,7 @@ def test_a_process_writes_what_the_oracle_reads(tmp_path):
 
 
 def test_a_lost_record_is_found(story):
-    """Never begun, or begun and never done."""
+    """A record that never began, or never ended, is lost."""
     story.handle(1, [0, 1, 2, 4, 5, 6, 7, 8], 2)
     story.begin(1, 9, 3)
     verdict = story.verdict()
@@ -73,7 +73,7 @@ def test_a_lost_record_is_found(story):
 
 
 def test_a_record_that_is_not_in_the_topic_is_not_the_workers_loss(story):
-    """Unless its producer was told that it had failed, the brokers have lost it."""
+    """The brokers have lost it, unless its producer got an error."""
     story.numbers = [array("I", range(9))]
     story.handle(1, range(9), 2)
     assert story.verdict().broken() == ["acknowledged to the producer, and not in the topic: 1"]
@@ -82,7 +82,7 @@ def test_a_record_that_is_not_in_the_topic_is_not_the_workers_loss(story):
 
 
 def test_a_record_that_was_produced_twice_is_to_be_handled_twice(story):
-    """That is the producer's doing."""
+    """The producer wrote the record twice, so handling it twice is right."""
     story.numbers = [array("I", [0, 1, 1, *range(2, 10)])]
     story.handle(1, [0, 1, 1, *range(2, 10)], 2)
     findings = story.findings()
@@ -91,7 +91,7 @@ def test_a_record_that_was_produced_twice_is_to_be_handled_twice(story):
 
 
 def test_an_inversion_is_found():
-    """Begun before the one before it in its key had ended anywhere, in whichever process."""
+    """A record begins before its predecessor of the same key has ended in any process."""
     story = Story(records=4, keys=2)
     story.assigned(1, 1, 0)
     story.assigned(2, 1, 0)
@@ -110,7 +110,7 @@ def test_an_inversion_is_found():
 
 
 def test_what_comes_again_in_order_after_its_key_went_on_is_no_inversion():
-    """Only the first complete handling of each counts."""
+    """The first complete handling of each record decides the order; repeats do not count."""
     story = Story(records=3, keys=1)
     story.assigned(1, 1, 0)
     story.handle(1, [0, 1, 2], 2)
@@ -121,7 +121,7 @@ def test_what_comes_again_in_order_after_its_key_went_on_is_no_inversion():
 
 
 def test_an_overlap_in_one_process_is_found():
-    """Two records of one key at once; in two processes it may be."""
+    """Two records of one key overlap: a violation in one process, allowed in two."""
     story = Story(records=4, keys=2)
     story.assigned(1, 1, 0)
     story.begin(1, 0, 2)
@@ -144,7 +144,7 @@ def test_an_overlap_in_one_process_is_found():
 
 
 def test_a_record_that_the_same_process_handles_twice_is_a_broken_promise(story):
-    """Even where its partition was elsewhere meanwhile."""
+    """Also if another process owned the partition in between."""
     story.handle(1, range(6), 2)
     story.revoked(1, 3)
     story.assigned(1, 4)
@@ -157,7 +157,7 @@ def test_a_record_that_the_same_process_handles_twice_is_a_broken_promise(story)
 
 
 def test_what_a_kill_leaves_is_handled_again(story):
-    """That is what at-least-once means."""
+    """After a kill, unfinished records are handled again: at least once allows it."""
     story.handle(1, range(6), 2)
     story.log(3, "kill", 1, "-")
     story.assigned(2, 10, 0)
@@ -168,7 +168,7 @@ def test_what_a_kill_leaves_is_handled_again(story):
 
 
 def test_a_kill_before_the_assignment_was_written_down_is_a_kill():
-    """Records may come before it."""
+    """A process may be killed after its first records and before it has logged the assignment."""
     story = Story(records=2)
     story.handle(1, [0], 2)
     story.log(3, "kill", 1, "-")
@@ -178,7 +178,7 @@ def test_a_kill_before_the_assignment_was_written_down_is_a_kill():
 
 
 def test_what_a_clean_stop_leaves_is_a_broken_promise(story):
-    """Everything was to be committed."""
+    """A clean stop commits everything, so a second handling is reported."""
     story.handle(1, range(6), 2)
     story.log(3, "term", 1, "-")
     story.left(1, 4)
@@ -199,7 +199,7 @@ def test_what_a_clean_stop_leaves_is_a_broken_promise(story):
     ],
 )
 def test_a_broker_fault_excuses_only_with_a_commit_that_failed_in_it(story, said, away, cause):
-    """And a failed commit only with a broker fault."""
+    """A repeat is excused by a failed commit during a broker fault, and by neither of the two alone."""
     story.handle(1, range(6), 2)
     story.log(3, "term", 1, "-")
     if away:
@@ -215,7 +215,7 @@ def test_a_broker_fault_excuses_only_with_a_commit_that_failed_in_it(story, said
 
 
 def test_a_broker_fault_of_long_ago_excuses_nothing(story):
-    """Half a minute later all should be well."""
+    """A commit that fails half a minute after the fault has no excuse."""
     story.log(1, "down", 0)
     story.log(2, "up", 0)
     story.handle(1, range(6), 30)
@@ -227,7 +227,7 @@ def test_a_broker_fault_of_long_ago_excuses_nothing(story):
 
 
 def test_what_a_frozen_process_had_is_handled_again(story):
-    """It was evicted; and when it wakes it handles some of what is somebody else's by then."""
+    """The frozen process was evicted; when it wakes up, it still handles records that another process owns."""
     story.handle(1, range(6), 2)
     story.log(3, "freeze", 1, "-")
     story.assigned(2, 10, 0)
@@ -243,7 +243,7 @@ def test_what_a_frozen_process_had_is_handled_again(story):
 
 
 def test_what_is_assigned_to_a_process_that_leaves_is_not_taken_on_by_it(story):
-    """It was evicted in its sleep and told to stop; the partition came back to it when it took nothing any more."""
+    """An evicted process that was sent SIGTERM is assigned the partition once more, but fetches nothing any more."""
     story.handle(1, range(6), 2)
     story.log(3, "freeze", 1, "-")
     story.log(4, "term", 1, "-")
@@ -257,7 +257,7 @@ def test_what_is_assigned_to_a_process_that_leaves_is_not_taken_on_by_it(story):
 
 
 def test_a_stop_that_a_rebalance_meets_is_still_a_clean_stop(story):
-    """Told to stop, revoked, assigned once more, gone: what had finished was to be committed."""
+    """A process is stopped, revoked, assigned again, and leaves: its finished records must be committed."""
     story.handle(1, range(6), 2)
     story.log(2.5, "term", 1, "-")
     story.revoked(1, 3)
@@ -269,7 +269,7 @@ def test_a_stop_that_a_rebalance_meets_is_still_a_clean_stop(story):
 
 
 def test_what_was_unfinished_at_the_drains_deadline_is_handled_again_with_what_is_behind_it(story):
-    """Record 4 held the offset; 5 had finished behind it, 3 before it."""
+    """Record 4 was unfinished, so 4 and 5 (finished behind it) may be handled again, and 3 may not."""
     story.handle(1, range(4), 2)
     story.begin(1, 4, 2.1)
     story.handle(1, [5], 2.2)
@@ -284,7 +284,7 @@ def test_what_was_unfinished_at_the_drains_deadline_is_handled_again_with_what_i
 
 
 def test_a_drain_that_gave_up_excuses_only_what_was_behind_something_unfinished(story):
-    """Record 3 had finished, and all before it."""
+    """Record 3 and all before it had finished, so record 3 has no excuse."""
     story.handle(1, range(4), 2)
     story.begin(1, 4, 2.1)
     story.says(1, 5.5, GAVE_UP)
@@ -296,7 +296,7 @@ def test_a_drain_that_gave_up_excuses_only_what_was_behind_something_unfinished(
 
 
 def test_a_rebalance_whose_drain_came_to_its_end_excuses_nothing(story):
-    """All had finished, so all should have been committed."""
+    """All records had finished, so all should have been committed."""
     story.handle(1, range(6), 2)
     story.revoked(1, 3)
     story.assigned(1, 3.1)
@@ -308,7 +308,7 @@ def test_a_rebalance_whose_drain_came_to_its_end_excuses_nothing(story):
 
 
 def test_what_waited_behind_what_came_again_is_unfinished_too():
-    """Worker 2 had record 0, which 1 had handled before, still waiting when it had to let go: 1 was done behind it."""
+    """Worker 2 lost its partition before it had handled record 0 again, so record 1 behind it was not committed."""
     story = Story(records=4)
     story.assigned(1, 1, 0)
     story.handle(1, [0], 1.5)
@@ -323,7 +323,7 @@ def test_what_waited_behind_what_came_again_is_unfinished_too():
 
 
 def test_processes_that_end_unasked_and_stops_that_do_not_end_are_broken_promises(story):
-    """Both by the log of the nemesis."""
+    """The log of the nemesis shows both."""
     story.handle(1, range(10), 2)
     story.log(4, "died", 1)
     story.log(5, "stubborn", 1)
@@ -334,7 +334,7 @@ def test_processes_that_end_unasked_and_stops_that_do_not_end_are_broken_promise
 
 
 def test_pauses_are_told_in_all_and_by_the_fault_that_hit():
-    """Partition 0 stands still around the kill of its worker, partition 1 does not."""
+    """Partition 0 has a pause around the kill of its worker, partition 1 has none."""
     story = Story(records=100, keys=100)
     story.numbers = [array("I", range(0, 100, 2)), array("I", range(1, 100, 2))]
     story.assigned(1, 0.5, 0)
@@ -360,7 +360,7 @@ def test_pauses_are_told_in_all_and_by_the_fault_that_hit():
 
 
 def test_what_a_commit_tells_to_have_finished_is_not_handled_again():
-    """Where each commit tells it, a drain that gave up excuses what was unfinished itself, and nothing behind it."""
+    """With commit metadata, a drain that timed out excuses unfinished records only, not those finished behind them."""
     for tells, expected in ((False, {Cause.REBALANCE: 2}), (True, {Cause.REBALANCE: 1, Cause.UNEXPLAINED: 1})):
         story = Story(tells=tells)
         story.assigned(1, 1, 0)
@@ -376,7 +376,7 @@ def test_what_a_commit_tells_to_have_finished_is_not_handled_again():
 
 
 def test_a_record_that_is_left_out_within_an_assignment_is_found():
-    """Another process had handled it, but the key goes on with a gap."""
+    """A process skips a record between two others of its key, although another process had handled it before."""
     story = Story(records=4, keys=1)
     story.assigned(1, 1, 0)
     story.handle(1, [0], 2)
@@ -387,7 +387,7 @@ def test_a_record_that_is_left_out_within_an_assignment_is_found():
 
 @pytest.mark.parametrize(("is_told", "broken"), [(True, []), (False, ["attempts and outcomes: 1"])])
 def test_only_a_process_that_is_told_to_stop_may_cancel_a_handler(story, is_told, broken):
-    """Its time was over."""
+    """A handler may be cancelled in a process that was sent SIGTERM, at the stop's deadline, and in no other."""
     story.handle(1, range(9), 2)
     story.begin(1, 9, 3)
     if is_told:

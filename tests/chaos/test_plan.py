@@ -1,4 +1,4 @@
-"""What a run does is drawn from its seed, and its result can be written down."""
+"""The faults of a run follow from its seed, and the tables are written between the markers."""
 
 from collections import Counter
 from itertools import pairwise
@@ -12,14 +12,14 @@ from chaos.run import RunSettings
 
 
 def test_the_same_seed_gives_the_same_faults_and_another_one_others():
-    """Or a failing run could not be repeated."""
+    """The plan depends on the seed only, so that a failed run can be repeated."""
     first, again, other = (plan(seed, seconds=300, gap_sec=6) for seed in (7, 7, 8))
     assert first == again
     assert first != other
 
 
 def test_a_short_run_sees_each_kind_once_and_a_long_one_all_of_them_often():
-    """And a freeze always outlasts the session."""
+    """Each kind of fault occurs, and every freeze is longer than the session timeout."""
     for seed in range(20):
         faults = plan(seed, seconds=1_500, gap_sec=6)
         kinds = [fault.kind for fault in faults]
@@ -48,7 +48,7 @@ def test_most_handlers_are_quick_some_are_slow_and_keys_are_even():
 
 
 def test_the_tables_go_between_their_markers(story, tmp_path):
-    """Nothing else of the document changes; without markers nothing is written."""
+    """The rest of the document stays as it is; a document without markers is an error."""
     story.handle(1, range(10), 2)
     findings = story.findings()
     page = tmp_path / "reliability.md"

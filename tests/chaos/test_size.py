@@ -1,4 +1,4 @@
-"""The oracle is cheap enough for long runs."""
+"""The oracle needs little enough time and memory for long runs."""
 
 import time
 import tracemalloc
@@ -13,7 +13,7 @@ from tests.chaos.stories import NS, Keyed
 
 
 def test_a_million_records_take_seconds_and_little_memory():
-    """A small part of that here, and its share of what it may take."""
+    """Checks a small part of a million records against the same part of the limits."""
     count, partitions = 5_000, 12
     load = Keyed(seed=0, count=count, keys=2_000)
     numbers = [array("I", range(partition, count, partitions)) for partition in range(partitions)]

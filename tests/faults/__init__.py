@@ -1,1 +1,1 @@
-"""Faults of the broker, made on real Apache Kafka, and what the library does meanwhile and afterwards."""
+"""Faults of a real Apache Kafka broker, and what the library does during and after them."""

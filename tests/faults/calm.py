@@ -1,4 +1,4 @@
-"""What no fault may leave behind: a task, an unretrieved exception, a traceback of the library (I31)."""
+"""No fault may leave a task, an unretrieved exception, or a logged traceback of the library (I31)."""
 
 import asyncio
 import gc
@@ -12,7 +12,7 @@ from testkit.brokers import wait_until
 
 @asynccontextmanager
 async def calm(caplog):
-    """Fail if what happens inside leaves a task, or an exception to the event loop, or makes us log a traceback."""
+    """Fail if the block leaves a task or an unretrieved exception, or if the library logs a traceback in it."""
     loop = asyncio.get_running_loop()
     before = asyncio.all_tasks()
     unseen = []
@@ -26,7 +26,7 @@ async def calm(caplog):
         with caplog.at_level(logging.INFO, "faststream_concurrent_kafka"):
             yield
             await wait_until(lambda: not left(), 5, lambda: f"tasks left behind: {left()}")
-        # A task says that its exception was never retrieved when it is thrown away.
+        # asyncio reports an unretrieved exception when the task is freed.
         gc.collect()
         await asyncio.sleep(0)
     finally:
@@ -35,7 +35,7 @@ async def calm(caplog):
             task.cancel()
     assert not unseen, unseen
     records = caplog.get_records("setup") + caplog.get_records("call")
-    # What a handler has raised is the application's, and logged where FastStream has no logger.
+    # The library logs a handler's exception if FastStream has no logger.
     tracebacks = [
         each
         for each in records
@@ -47,6 +47,6 @@ async def calm(caplog):
 
 
 def _is_of_a_handler(record):
-    """Whether the error of a line in the log was raised by code of the tests."""
+    """Whether code of the tests has raised the exception of a log record."""
     innermost = traceback.extract_tb(record.exc_info[2])[-1]
     return Path(innermost.filename).is_relative_to(Path(__file__).parents[1])

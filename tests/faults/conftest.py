@@ -1,4 +1,4 @@
-"""Brokers to be hurt, shared where the hurt heals, and the rule that every fault ends in calm."""
+"""Brokers for faults, shared by tests that leave them whole; every test has to end in `calm`."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from tests.faults.calm import calm
 from tests.faults.network import Site
 
 
-# Nothing that was deleted comes back by itself, and what may be done is for the tests to say.
+# Topics are not created automatically, so a deleted one stays away; ACLs say what is allowed.
 _STRICT = {
     "auto.create.topics.enable": "false",
     "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 async def ends_in_calm(caplog):
-    """Hold every test to `calm`; the next one has a new handler."""
+    """Run every test within `calm`, and check that it has stopped the handler."""
     KafkaConcurrentHandler._instance = None
     async with calm(caplog):
         yield
@@ -44,20 +44,20 @@ def _java():
 
 @pytest.fixture(scope="package")
 def strict(_java):
-    """One broker that makes no topics by itself and refuses what an ACL denies."""
+    """One broker without automatic topic creation, which enforces ACLs."""
     with ApacheKafka(settings=_STRICT) as server:
         yield server
 
 
 @pytest.fixture(scope="package")
 def three(_java):
-    """Three brokers, all alive when a test begins, and to be left so."""
+    """Three brokers, all alive when a test begins and when it ends."""
     with ApacheKafka(3) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def site(_java):
-    """A broker with two ways to it: one direct, and one through a proxy that can be cut."""
+    """A broker that is reached directly, or through a proxy that can be cut."""
     with Site() as it:
         yield it

@@ -1,4 +1,4 @@
-"""A broker behind a proxy that can be cut, with a second way around it."""
+"""A broker behind a proxy that can be cut; other clients reach it directly."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ from testkit.brokers.process import free_ports
 
 
 class _Late:
-    """A broker setting that is known when the server has its ports."""
+    """A broker setting whose value is known only when the server has its ports."""
 
     text = ""
 
@@ -22,7 +22,7 @@ class _Late:
 
 
 class Site:
-    """One broker; `direct` leads to it; clients that are given `proxied` reach the proxy, at each of its addresses."""
+    """One broker: `direct` is its own address; clients that connect to `proxied` stay on the proxy."""
 
     def __init__(self) -> None:
         self._inner, controller, self._outer = free_ports(3)
@@ -60,7 +60,7 @@ class Site:
 
 
 class Proxy:
-    """Carries bytes between two loopback ports, drops its connections, or swallows what it is to carry."""
+    """Forwards bytes between two loopback ports; can drop all connections, or swallow all bytes."""
 
     def __init__(self, port, target):
         self._port, self._target = port, target
@@ -69,7 +69,7 @@ class Proxy:
         self._carrying = set()
 
     async def heal(self):
-        """Carry again. Connections whose bytes were swallowed are dropped first: they could never make sense again."""
+        """Forward again. Connections whose bytes were swallowed are dropped first: their streams are incomplete."""
         await self.drop()
         self._silent = False
         self._server = await asyncio.start_server(self._carry, "127.0.0.1", self._port)
@@ -86,7 +86,7 @@ class Proxy:
             await asyncio.wait(carrying)
 
     async def swallow(self):
-        """Take connections and bytes, and let nothing through in either direction."""
+        """Accept connections and bytes, and forward nothing in either direction."""
         self._silent = True
 
     async def _carry(self, reader, writer):

@@ -1,4 +1,4 @@
-"""What the faults share: records that keep coming, a watch over the library, requests to a broker, another member."""
+"""Shared by the faults: a stream of records, a monitor of the library, admin requests, another group member."""
 
 import asyncio
 import time
@@ -28,7 +28,7 @@ IMPATIENT = {"session_timeout_ms": 6000, "heartbeat_interval_ms": 500}
 
 
 def broker_at(bootstrap, logger=None, **more):
-    """Make a KafkaBroker with our middleware alone, whose requests do not wait for the 40 s that is the default."""
+    """Make a KafkaBroker with the library's middleware, and request timeouts shorter than the default of 40 s."""
     options: dict[str, Any] = {"request_timeout_ms": 3000} | more
     return KafkaBroker(bootstrap, middlewares=[KafkaConcurrentProcessingMiddleware], logger=logger, **options)
 
@@ -52,7 +52,7 @@ class Busy(Seen):
             await asyncio.sleep(self.takes_sec)
 
     async def until_all_of(self, numbers, timeout_sec=30):
-        """Wait until each of these was handled at least once."""
+        """Wait until each of these records was handled at least once."""
         wanted = set(numbers)
 
         def missing():
@@ -62,7 +62,7 @@ class Busy(Seen):
 
     @property
     def repeated(self):
-        """What was handled more than once."""
+        """The records that were handled more than once."""
         return {number: count for number, count in Counter(self.values).items() if count > 1}
 
 
@@ -74,7 +74,7 @@ async def topic_at(bootstrap, label, partitions=1):
 
 
 def named(label):
-    """Return a name that nothing has had before."""
+    """Return a name that no test has used before."""
     return f"{label}-{uuid4().hex[:8]}"
 
 
@@ -85,7 +85,7 @@ async def until_all_committed(cluster, topic, timeout_sec=30, group=None):
 
 
 class Traffic:
-    """Numbered records that keep coming, each in the log exactly once."""
+    """A stream of numbered records, each in the log exactly once."""
 
     def __init__(self, producer, topic):
         self._producer = producer
@@ -95,7 +95,7 @@ class Traffic:
 
     @property
     def numbers(self):
-        """What has been sent."""
+        """The numbers that were sent."""
         return range(len(self._sent))
 
     async def _flow(self):
@@ -106,8 +106,8 @@ class Traffic:
     @classmethod
     @asynccontextmanager
     async def on(cls, bootstrap, topic):
-        """Have records come until the end of the block; then each has been acknowledged by the broker."""
-        # Long enough for a leader to be found again.
+        """Produce records until the end of the block; then the broker has acknowledged each of them."""
+        # Long enough to find a new leader.
         producer = AIOKafkaProducer(bootstrap_servers=bootstrap, enable_idempotence=True, request_timeout_ms=60_000)
         await producer.start()
         traffic = cls(producer, topic)
@@ -123,9 +123,9 @@ class Traffic:
 
 
 class Watch:
-    """What was seen of the library, looked at every 50 ms.
+    """Samples of the library's health, taken every 50 ms.
 
-    A restart mends nothing that befalls a broker, so it is an error if the process is ever not alive.
+    A restart mends no fault of a broker, so it is an error if the process is ever not alive.
     """
 
     def __init__(self, context):
@@ -146,7 +146,7 @@ class Watch:
     @classmethod
     @asynccontextmanager
     async def over(cls, app):
-        """Watch until the end of the block."""
+        """Take samples until the end of the block."""
         watch = cls(app.context)
         task = asyncio.ensure_future(watch._look())
         try:
@@ -158,14 +158,14 @@ class Watch:
 
 
 class Busyness:
-    """How much of one core this process takes."""
+    """How much CPU time this process uses."""
 
     def __init__(self):
         self._wall, self._cpu = time.monotonic(), time.process_time()
 
     @property
     def seconds(self):
-        """For how long it has been measured."""
+        """The seconds of the measurement."""
         return time.monotonic() - self._wall
 
     @property
@@ -175,7 +175,7 @@ class Busyness:
 
 
 class Member:
-    """Another member of the group, which commits what it has got."""
+    """Another member of the group, which commits the records that it fetches."""
 
     def __init__(self, consumer):
         self._consumer = consumer
@@ -189,13 +189,13 @@ class Member:
                 try:
                     await self._consumer.commit()
                 except KafkaError:
-                    # A rebalance came first: their owner gets them again.
+                    # A rebalance came first: the new owner gets these records.
                     continue
 
     @classmethod
     @asynccontextmanager
     async def of(cls, bootstrap, group, topic):
-        """Be a member until the end of the block."""
+        """Join the group; leave it at the end of the block."""
         consumer = AIOKafkaConsumer(
             topic,
             bootstrap_servers=bootstrap,
@@ -227,7 +227,7 @@ async def admin_at(bootstrap):
 
 
 async def ask(bootstrap, request, node=None):
-    """Send a request for which aiokafka's admin client has no method; return the answer."""
+    """Send a request that aiokafka's admin client has no method for; return the answer."""
     client = AIOKafkaClient(bootstrap_servers=bootstrap)
     await client.bootstrap()
     try:
@@ -243,7 +243,7 @@ async def coordinator_of(bootstrap, group):
 
 
 async def delete_group(bootstrap, group):
-    """Have the broker forget a group without members, and with it what it has committed."""
+    """Delete a group without members, and with it its committed offsets."""
     answer = await ask(bootstrap, DeleteGroupsRequest([group]), await coordinator_of(bootstrap, group))
     for _, code in answer.results:
         _raise_if(code)
@@ -255,7 +255,7 @@ _ANYBODY = ("User:*", "*")
 
 
 async def deny_reading(bootstrap, kind, name):
-    """Deny everybody to read a topic, or to be in a group: whatever else may be done is still allowed."""
+    """Deny all users to read a topic or to join a group; everything else stays allowed."""
     for operation, permission in ((_ALL, _ALLOW), (_READ, _DENY)):
         answer = await ask(bootstrap, CreateAclsRequest(kind, name, _LITERAL, *_ANYBODY, operation, permission))
         for code, _ in answer.creation_responses:
@@ -263,7 +263,7 @@ async def deny_reading(bootstrap, kind, name):
 
 
 async def allow_reading(bootstrap, kind, name):
-    """Take back what `deny_reading` has done, the denial first."""
+    """Undo `deny_reading`; removes the denial first."""
     for operation, permission in ((_READ, _DENY), (_ALL, _ALLOW)):
         answer = await ask(bootstrap, DeleteAclsRequest(kind, name, _LITERAL, *_ANYBODY, operation, permission))
         for code, *_ in answer.filter_responses:

@@ -1,4 +1,4 @@
-"""An operator takes a right away, and gives it back (I14)."""
+"""An operator withdraws a right from the group, and grants it again (I14)."""
 
 import pytest
 
@@ -30,7 +30,7 @@ def _says(app, what):
 
 
 async def test_commits_are_refused_to_the_group(strict):
-    """Red with the reason, idle, nothing lost; allowed again after it was evicted, the process goes on by itself."""
+    """Health is red with the reason and the process idle; after the grant it rejoins by itself, and nothing is lost."""
     servers = strict.bootstrap_servers
     cluster = Cluster(servers)
     topic = await topic_at(servers, "refused-to-the-group", 2)
@@ -56,7 +56,7 @@ async def test_commits_are_refused_to_the_group(strict):
 
 
 async def test_a_group_is_refused_for_a_moment_while_nothing_is_to_be_committed(strict):
-    """Records that come afterwards are handled and committed without a restart, whatever health says meanwhile."""
+    """Later records are handled and committed without a restart."""
     servers = strict.bootstrap_servers
     cluster = Cluster(servers)
     topic = await topic_at(servers, "refused-for-a-moment")
@@ -81,7 +81,7 @@ async def test_a_group_is_refused_for_a_moment_while_nothing_is_to_be_committed(
 
 
 async def test_a_group_is_refused_while_all_slots_are_taken(strict):
-    """What ends the heartbeats is noticed by a poll that fetches nothing: a member again before a slot is free."""
+    """A poll that fetches nothing finds that heartbeats have ended: the consumer rejoins before a slot is free."""
     servers = strict.bootstrap_servers
     cluster = Cluster(servers)
     topic = await topic_at(servers, "refused-while-busy")
@@ -109,7 +109,7 @@ async def test_a_group_is_refused_while_all_slots_are_taken(strict):
 
 @pytest.mark.parametrize("in_flight", [False, True], ids=["with nothing else dirty", "with records in flight"])
 async def test_one_of_two_topics_is_refused(strict, in_flight):
-    """The other one's commits go on, health tells of the refused one; allowed again, everything is committed."""
+    """The other topic is committed, health names the refused one; after the grant everything is committed."""
     servers = strict.bootstrap_servers
     cluster = Cluster(servers)
     free, refused, group = await topic_at(servers, "free"), await topic_at(servers, "refused"), named("of-both")

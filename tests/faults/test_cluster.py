@@ -1,4 +1,4 @@
-"""One of three brokers goes, the coordinator or the leader of a partition; and a leader moves in good order."""
+"""One of three brokers is killed (the coordinator, or the leader of a partition), or a partition is moved."""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -32,7 +32,7 @@ SETTINGS = {"commit_batch_timeout_sec": 0.1, "commit_failure_timeout_sec": 5}
 
 @asynccontextmanager
 async def _without(three, node):
-    """Kill a broker, and bring it back at the end of the block."""
+    """Kill a broker, and restart it at the end of the block."""
     three.kill(node)
     try:
         yield
@@ -45,7 +45,7 @@ def _acked(app):
 
 
 async def _commits_go_on(app):
-    """Wait until what is handled from now on is confirmed as committed, too."""
+    """Wait until records that are handled from now on are confirmed as committed."""
     want = sum(each.frontier for each in get_kafka_handler_report(app.context).partitions) + 50
     await wait_until(
         lambda: _acked(app) >= want, COMMITS_GO_ON_WITHIN_SEC, lambda: f"{_acked(app)} of {want} committed"
@@ -70,14 +70,14 @@ async def _leader(three, name, admin=None):
 
 
 def _move_to(topic, node):
-    # What it is made of is annotated as the types of its fields, where their values belong.
+    # aiokafka annotates the constructor's parameters with the types of the protocol's fields, not of their values.
     moves: Any = [(topic, [(0, [node], {})], {})]
     no_tags: Any = {}
     return AlterPartitionReassignmentsRequest(10_000, moves, no_tags)
 
 
 async def test_the_coordinator_is_killed(three):
-    """Commits go on within 15 s, nothing is lost, and nothing is run twice."""
+    """Commits succeed again within 15 s; no record is lost or run twice."""
     servers = three.bootstrap_servers
     cluster = Cluster(servers)
     topic = await topic_at(servers, "without-its-coordinator", 3)
@@ -98,7 +98,7 @@ async def test_the_coordinator_is_killed(three):
 
 
 async def test_the_leader_of_a_partition_is_killed(three):
-    """Another replica leads, and records go on coming and being committed; nothing is lost or run twice."""
+    """Another replica becomes the leader; records are handled and committed, and none is lost or run twice."""
     servers = three.bootstrap_servers
     cluster = Cluster(servers)
     topic = named("led-by-one-that-is-killed")
@@ -120,7 +120,7 @@ async def test_the_leader_of_a_partition_is_killed(three):
 
 
 async def test_a_partition_moves_to_another_broker(three):
-    """Its leader is elsewhere, and neither records nor commits are held up; nothing is lost or run twice."""
+    """The new leader serves records without delay, commits go on, and no record is lost or run twice."""
     servers = three.bootstrap_servers
     cluster = Cluster(servers)
     topic = named("moved-in-good-order")
@@ -144,7 +144,7 @@ async def test_a_partition_moves_to_another_broker(three):
 
 
 async def test_a_position_is_looked_for_at_a_broker_that_leads_no_more(three):
-    """aiokafka asks that broker for ever: the library makes it look for the new leader, long before five minutes."""
+    """aiokafka asks the old leader for ever: the library makes it request metadata, long before five minutes."""
     servers = three.bootstrap_servers
     topic = named("moved-unnoticed")
     place = TopicPartition(topic, 0)
@@ -171,7 +171,7 @@ async def test_a_position_is_looked_for_at_a_broker_that_leads_no_more(three):
 
 
 async def test_a_dead_letter_waits_for_replicas(three):
-    """While there are fewer than its topic asks for, its record is not done, whatever the leader has got."""
+    """While fewer than `min.insync.replicas` are in sync, the record is not done, even if the leader has it."""
     servers = three.bootstrap_servers
     cluster = Cluster(servers)
     topic = named("with-a-dead-letter")

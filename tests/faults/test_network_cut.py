@@ -1,4 +1,4 @@
-"""A member is cut off from the broker for longer than the session timeout, while another is not (I3, I11)."""
+"""One member is cut off from the broker for longer than the session timeout, another one is not (I3, I11)."""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -17,14 +17,14 @@ CUTS = pytest.mark.parametrize("cut", [Proxy.drop, Proxy.swallow], ids=["dropped
 
 
 class Committed:
-    """The committed offsets of a topic, each time that they have changed."""
+    """The committed offsets of a topic, after each change."""
 
     def __init__(self):
         self.history = []
 
     @property
     def never_went_back(self):
-        """Whether no partition's offset has ever been lower than before."""
+        """Whether no partition's committed offset has ever gone back."""
         steps = zip(self.history, self.history[1:], strict=False)
         return all(after.get(each, -1) >= offset for before, after in steps for each, offset in before.items())
 
@@ -38,7 +38,7 @@ class Committed:
     @classmethod
     @asynccontextmanager
     async def of(cls, cluster, topic):
-        """Follow them until the end of the block."""
+        """Watch the offsets until the end of the block."""
         committed = cls()
         task = asyncio.ensure_future(committed._look(cluster, topic))
         try:
@@ -51,7 +51,7 @@ class Committed:
 
 @CUTS
 async def test_a_member_that_is_cut_off_commits_nothing_over_its_successor(site, cut):
-    """What it finishes meanwhile never moves the new owner's offset back; once healed it takes part again."""
+    """Records that it finishes meanwhile never move the next owner's offset back; reconnected, it joins the group."""
     cluster = Cluster(site.direct)
     topic = await topic_at(site.direct, f"cut-{cut.__name__}", 2)
     await cluster.send(topic, range(100))
@@ -68,7 +68,7 @@ async def test_a_member_that_is_cut_off_commits_nothing_over_its_successor(site,
                 await cluster.send(topic, range(100, 200))
                 await wait_until(lambda: set(successor.values) >= set(range(100, 200)), 20, "it has got the new ones")
                 await until_all_committed(cluster, topic)
-                # More than what the successor has begun with, but less than what it has committed meanwhile.
+                # More than the offset at which the successor began, less than what it has committed since.
                 seen.gate.set()
                 await seen.until(100)
                 await wait_until(lambda: not is_kafka_handler_healthy(app.context), 20, "red")
@@ -93,7 +93,7 @@ async def test_a_member_that_is_cut_off_commits_nothing_over_its_successor(site,
 
 @CUTS
 async def test_a_cut_without_a_successor(site, cut):
-    """The process goes on by itself from where it was, and what it has finished is not run again."""
+    """The process goes on by itself, and runs no finished record again."""
     cluster = Cluster(site.direct)
     topic = await topic_at(site.direct, f"alone-{cut.__name__}", 2)
     await cluster.send(topic, range(100))
@@ -105,7 +105,7 @@ async def test_a_cut_without_a_successor(site, cut):
             await cut(proxy)
             seen.gate.set()
             await seen.until(100)
-            # By then the broker has evicted it, too.
+            # By then the broker has evicted it as well.
             await wait_until(lambda: not is_kafka_handler_healthy(app.context), 20, "red")
 
             async def evicted():
@@ -121,12 +121,12 @@ async def test_a_cut_without_a_successor(site, cut):
 
 
 async def test_a_commit_that_fails_after_we_have_given_it_up(site):
-    """Its late error is not reported (`calm` checks that), and the next commit confirms the same offsets."""
+    """asyncio does not report its late error (`calm` checks that), and the next commit confirms the same offsets."""
     cluster = Cluster(site.direct)
     topic = await topic_at(site.direct, "given-up")
     await cluster.send(topic, range(20))
     async with site.proxy() as proxy:
-        # With aiokafka's own patience the request outlives our attempt.
+        # With aiokafka's own request timeout, the request outlives the library's attempt.
         broker = broker_at(site.proxied, request_timeout_ms=40_000)
         seen = Gated().subscribe(broker, topic, **IMPATIENT)
         async with serving(broker, commit_batch_timeout_sec=0.1, commit_failure_timeout_sec=1) as app:

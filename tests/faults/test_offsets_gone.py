@@ -1,4 +1,4 @@
-"""The committed offset is of no use any more: its records were deleted, or it was itself (I13)."""
+"""The committed offset is out of range because records were deleted, or it has expired (I13)."""
 
 import logging
 
@@ -21,7 +21,7 @@ async def _delete_below(server, topic, offset):
 
 
 async def _begun(cluster, label, count):
-    """Return a topic of which so many records were handled and committed, by a process that has stopped."""
+    """Return a topic of which a process has handled and committed this many records before it stopped."""
     topic = await topic_at(cluster.bootstrap_servers, label)
     broker = broker_at(cluster.bootstrap_servers)
     seen = Busy().subscribe(broker, topic)
@@ -33,7 +33,7 @@ async def _begun(cluster, label, count):
 
 
 async def test_records_are_deleted_while_no_member_runs(strict):
-    """With auto_offset_reset="earliest" handling goes on at the first record that is still there."""
+    """With auto_offset_reset="earliest", handling goes on at the first record that still exists."""
     cluster = Cluster(strict.bootstrap_servers)
     topic = await _begun(cluster, "deleted-while-stopped", 50)
     await cluster.send(topic, range(50, 200))
@@ -48,7 +48,7 @@ async def test_records_are_deleted_while_no_member_runs(strict):
 
 
 async def test_records_are_deleted_under_a_running_consumer(strict):
-    """What was fetched is handled to its end, and handling goes on at the first record that is still there."""
+    """Fetched records are handled to the end; then handling goes on at the first record that still exists."""
     cluster = Cluster(strict.bootstrap_servers)
     topic = await topic_at(strict.bootstrap_servers, "deleted-while-running")
     broker = broker_at(strict.bootstrap_servers)
@@ -69,7 +69,7 @@ async def test_records_are_deleted_under_a_running_consumer(strict):
 
 
 async def test_the_commit_has_expired(strict):
-    """With auto_offset_reset="earliest" everything that is still there is handled again, and nothing is passed over."""
+    """With auto_offset_reset="earliest", all existing records are handled again, and none is skipped."""
     cluster = Cluster(strict.bootstrap_servers)
     topic = await _begun(cluster, "forgotten", 50)
     await cluster.send(topic, range(50, 100))
@@ -85,7 +85,7 @@ async def test_the_commit_has_expired(strict):
 
 @pytest.mark.parametrize("gone", ["records", "commit"])
 async def test_without_a_policy_it_says_that_it_cannot_go_on(strict, gone, caplog):
-    """With auto_offset_reset="none" the log or health tells why, without a busy loop, and nothing is passed over."""
+    """With auto_offset_reset="none", log or health give the reason, there is no busy loop, and no record is skipped."""
     cluster = Cluster(strict.bootstrap_servers)
     topic = await _begun(cluster, f"no-reset-{gone}", 50)
     await cluster.send(topic, range(50, 100))
@@ -107,7 +107,7 @@ async def test_without_a_policy_it_says_that_it_cannot_go_on(strict, gone, caplo
         wanted = "OffsetOutOfRangeError" if gone == "records" else "NoOffsetForPartitionError"
         await wait_until(lambda: sum(wanted in each for each in told()) >= 2, 20, lambda: f"told: {told()}")
         assert idle.share < 0.5
-        # Whoever knows where to go on can say so.
+        # An operator who knows where to go on commits that offset.
         for subscriber in broker.subscribers:
             await subscriber.consumer.seek_to_beginning()
         await seen.until_all_of(range(80 if gone == "records" else 0, 100))

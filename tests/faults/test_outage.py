@@ -11,7 +11,7 @@ from tests.integration.helpers import Cluster, serving
 
 
 OUTAGE_SEC = 20
-# A killed broker needs that long until its old registration has expired.
+# A killed broker can register again only when its old registration has expired.
 COMES_BACK_IN_SEC = 7
 WINDOW = 100
 
@@ -32,7 +32,7 @@ async def _silent(server, gone):
 
 @pytest.mark.parametrize("outage", [_killed, _silent])
 async def test_the_only_broker_is_gone_for_20_s(own_kafka, new_topic, outage):
-    """Nothing is lost or run twice; red meanwhile, green after; the window bounds memory; the process is idle."""
+    """No record is lost or run twice; health is red, then green; the window bounds memory, and the process is idle."""
     server = own_kafka()
     cluster = Cluster(server.bootstrap_servers)
     topic = await new_topic(2, bootstrap=server.bootstrap_servers)

@@ -1,4 +1,4 @@
-"""A topic is deleted under a running consumer, and perhaps created again (I9)."""
+"""A topic is deleted under a running consumer, and in most cases created again (I9)."""
 
 import pytest
 from faststream.kafka import TopicPartition
@@ -26,13 +26,13 @@ async def _delete(server, topic):
 
 
 async def _until_noticed(broker):
-    """Wait until the consumer knows that its topic is gone; made anew before, it could be taken for the old one."""
+    """Wait until the consumer knows that its topic is gone: recreated earlier, it could look like the old one."""
     (subscriber,) = broker.subscribers
     await wait_until(lambda: not subscriber.consumer.assignment(), 20, "nothing is assigned")
 
 
 async def test_a_topic_is_deleted_and_created_again(strict):
-    """The records of the new one are run, also at offsets that were handled already, and the process goes on alone."""
+    """The records of the new topic are run, also at offsets that were handled before, without a restart."""
     cluster = Cluster(strict.bootstrap_servers)
     topic = await topic_at(strict.bootstrap_servers, "made-anew")
     broker = broker_at(strict.bootstrap_servers, **ATTENTIVE)
@@ -54,7 +54,7 @@ async def test_a_topic_is_deleted_and_created_again(strict):
 
 
 async def test_a_topic_is_created_again_before_its_consumer_has_noticed(strict):
-    """Its position lies behind the end of the new one, and what is produced then is run from the beginning."""
+    """The position is out of range in the new topic: its records are run from the beginning."""
     cluster = Cluster(strict.bootstrap_servers)
     topic = await topic_at(strict.bootstrap_servers, "made-anew-at-once")
     broker = broker_at(strict.bootstrap_servers, **ATTENTIVE)
@@ -65,7 +65,7 @@ async def test_a_topic_is_created_again_before_its_consumer_has_noticed(strict):
         await until_all_committed(cluster, topic)
         await _delete(strict, topic)
         await create_topic(strict.bootstrap_servers, topic)
-        # Fewer than before: as many or more, and nothing in the protocol that aiokafka speaks tells the two apart.
+        # Fewer records than before: with as many, aiokafka's protocol versions can't distinguish the two topics.
         await cluster.send(topic, range(100, 150))
         await seen.until_all_of(range(150))
         await until_all_committed(cluster, topic)
@@ -73,7 +73,7 @@ async def test_a_topic_is_created_again_before_its_consumer_has_noticed(strict):
 
 
 async def test_a_topic_is_created_again_while_records_of_the_old_one_are_being_handled(strict):
-    """What is finished of the old topic counts for nothing in the new one: each of its records is run."""
+    """Finished records of the old topic do not count in the new one: each of its records is run."""
     cluster = Cluster(strict.bootstrap_servers)
     topic = await topic_at(strict.bootstrap_servers, "made-anew-under-handlers")
     broker = broker_at(strict.bootstrap_servers, **ATTENTIVE)
@@ -93,7 +93,7 @@ async def test_a_topic_is_created_again_while_records_of_the_old_one_are_being_h
 
 
 async def test_a_topic_that_comes_back_is_not_missed_in_silence(strict):
-    """With aiokafka's metadata_max_age_ms of five minutes its records are run within 20 s, or health says why not."""
+    """With metadata_max_age_ms of five minutes, the new topic's records are run within 20 s, or health says why not."""
     cluster = Cluster(strict.bootstrap_servers)
     topic = await topic_at(strict.bootstrap_servers, "comes-back")
     broker = broker_at(strict.bootstrap_servers)
@@ -114,7 +114,7 @@ async def test_a_topic_that_comes_back_is_not_missed_in_silence(strict):
 
 @pytest.mark.parametrize("by_hand", [False, True], ids=["of a group", "by hand"])
 async def test_one_of_two_topics_is_deleted(strict, by_hand):
-    """The other one goes on being handled and committed, although a record of the deleted one has yet to be."""
+    """The other topic is handled and committed, although a record of the deleted one can't be committed."""
     servers = strict.bootstrap_servers
     cluster = Cluster(servers)
     stays, goes, group = await topic_at(servers, "stays"), await topic_at(servers, "goes"), named("of-both")

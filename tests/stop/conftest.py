@@ -1,4 +1,4 @@
-"""The scene that each test of a stop plays on."""
+"""The topic, group and services of each test of a stop."""
 
 from contextlib import AsyncExitStack
 
@@ -11,21 +11,21 @@ from tests.stop.scene import Scene
 
 @pytest.fixture
 async def scene(kafka, new_topic, tmp_path):
-    """A topic, a group with a bystander in it, and services to start."""
+    """A topic, a group with a bystander as a member, and services to start."""
     async with AsyncExitStack() as stack:
         yield await Scene.set_up(stack, kafka, new_topic, tmp_path)
 
 
 @pytest.fixture
 async def lonely_scene(kafka, new_topic, tmp_path):
-    """The same without a bystander."""
+    """The same without the bystander."""
     async with AsyncExitStack() as stack:
         yield await Scene.set_up(stack, kafka, new_topic, tmp_path, bystanders=0)
 
 
 @pytest.fixture(scope="module")
 def own_broker():
-    """A broker for this module alone to kill and to pause."""
+    """A broker that only this module uses, to kill and to pause it."""
     if not java_and_maven_answer():
         pytest.skip("a broker of its own to kill needs java >= 17 and mvn")
     with ApacheKafka() as server:

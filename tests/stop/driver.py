@@ -1,4 +1,4 @@
-"""Starts the services, feeds them, stops them, and compares what they did with what they were given."""
+"""Starts services, produces records for them, stops them, and compares their journals with these records."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ _APP = "tests.stop.apps.hosts"
 
 
 class Service(Member):
-    """A process with the service in it; `forked` starts it sooner, and otherwise it is started as a user does."""
+    """A process that runs the service; forked, because that is faster, or started as a user does."""
 
     def __init__(self, plan: Plan, *, forked: bool = True) -> None:
         self.plan = plan
@@ -30,7 +30,7 @@ class Service(Member):
         super().__init__(program, Path(plan.journal), plan.environ(), forked=forked)
 
     async def ask(self) -> None:
-        """Have it do what its plan says on request, and return when that is done."""
+        """Send SIGUSR1, and return when the process has done what its plan requests."""
         self.send(signal.SIGUSR1)
         await self.until(lambda: "request done" in self.journal.notes, 30, "the request is done")
 
@@ -40,7 +40,7 @@ class Service(Member):
 
 
 class Feed:
-    """Records that are produced, at once or while something else goes on."""
+    """Produces records, at once or in the background."""
 
     def __init__(self, bootstrap_servers: Sequence[str], topic: str, partitions: int) -> None:
         self._bootstrap_servers = list(bootstrap_servers)
@@ -56,11 +56,11 @@ class Feed:
         await self._producer.start()
 
     async def pause(self) -> None:
-        """Let go of the broker, whatever becomes of it meanwhile."""
+        """Close the producer, whatever state the broker is in."""
         await self._producer.stop()
 
     async def add(self, count: int, **work: Any) -> list[Place]:
-        """Produce records, the partitions taking turns; without `seconds`, from 0.3 to 0.8."""
+        """Produce records to the partitions in turn; handlers take `seconds`, by default 0.3 to 0.8."""
         sent = []
         for _ in range(count):
             self._taken += 1
@@ -72,7 +72,7 @@ class Feed:
 
     @asynccontextmanager
     async def flowing(self, **work: Any) -> AsyncGenerator[None]:
-        """Go on adding records for as long as the block takes."""
+        """Produce records until the end of the block."""
 
         enough = asyncio.Event()
 
@@ -91,7 +91,7 @@ class Feed:
 
 @asynccontextmanager
 async def feeding(bootstrap_servers: Sequence[str], topic: str, partitions: int) -> AsyncGenerator[Feed]:
-    """Be able to produce."""
+    """Start the producer; close it at the end of the block."""
     feed = Feed(bootstrap_servers, topic, partitions)
     await feed.go_on()
     try:
@@ -102,7 +102,7 @@ async def feeding(bootstrap_servers: Sequence[str], topic: str, partitions: int)
 
 @asynccontextmanager
 async def bystander(bootstrap_servers: Sequence[str], group: str, topic: str) -> AsyncGenerator[None]:
-    """Have another member in the group, which takes its partitions from another topic."""
+    """Add another member to the group, which consumes another topic."""
     async with AIOKafkaConsumer(
         topic,
         bootstrap_servers=list(bootstrap_servers),

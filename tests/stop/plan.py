@@ -1,4 +1,4 @@
-"""What a test asks of the process that it starts, handed over in one environment variable."""
+"""What a process under test has to do; the test passes it in one environment variable."""
 
 import dataclasses
 import json
@@ -22,17 +22,17 @@ class Plan:
     """Where concurrent processing is initialised and stopped: `lifespan`, `hooks`, or `nowhere` (not used at all)."""
     loop: str = "asyncio"
     on_request: str = "broker.stop"
-    """What SIGUSR1 makes the process do, by its name in `apps/requests.py`."""
+    """What the process does on SIGUSR1: a name in `apps/requests.py`."""
     own_handlers: str = ""
-    """How the process installs a handler of its own for SIGTERM: `signal` or `loop`, `before` or `after` ours."""
+    """How the program installs its own handler for SIGTERM: `signal` or `loop`, `before` or `after` the library's."""
     longest_sec: float = 1000
-    """What a handler takes at most, whatever the record says."""
+    """The longest time that a handler takes; limits what the record says."""
     second_topic: str | None = None
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Of `initialize_concurrent_processing`."""
 
     def environ(self) -> dict[str, str]:
-        """Return what the process needs in its environment."""
+        """Return the environment variable for the process."""
         return {_VARIABLE: json.dumps(dataclasses.asdict(self)), "PYTHONUNBUFFERED": "1"}
 
     @classmethod

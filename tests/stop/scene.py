@@ -48,7 +48,7 @@ class Scene:
         return scene
 
     def start(self, *, forked: bool = True, **plan: Any) -> Service:
-        """Start a service; it has gone when the test is over."""
+        """Start a service; it is killed at the end of the test."""
         journal = str(self._tmp_path / f"{self.topic}-{len(self.services) + 1}.journal")
         given: dict[str, Any] = {"bootstrap_servers": self.bootstrap_servers, "topic": self.topic, "group": self.group}
         service = Service(Plan(journal=journal, **(given | plan)), forked=forked)
@@ -57,30 +57,30 @@ class Scene:
         return service
 
     async def second_topic(self) -> Feed:
-        """Have one more topic, which a service may subscribe to as well."""
+        """Create one more topic for a service."""
         topic = await self._new_topic(PARTITIONS, bootstrap=self.bootstrap_servers)
         return await self._stack.enter_async_context(feeding(self.bootstrap_servers, topic, PARTITIONS))
 
     async def members(self) -> int:
-        """Return how many members the group has besides the bystanders; Tansu cannot tell."""
+        """Return the number of members besides the bystanders; Tansu does not report it."""
         if not self.kafka.full:
             return 0
         return await group_members(self.bootstrap_servers, self.group) - self.bystanders
 
     async def assert_at_least_once(self, first: Service) -> Service:
-        """Run the successor, and check that the two have handled everything; return the successor."""
+        """Run the next process, and check that both have handled everything; return it."""
         successor = await self.run_to_the_end()
         lost = self.feed.places - set(first.journal.read().handled) - set(successor.journal.read().handled)
         assert not lost, first.story("0 lost")
         return successor
 
     async def is_committed(self) -> bool:
-        """Tell whether everything that was produced is committed."""
+        """Return whether all produced records are committed."""
         ends = {partition: end for partition, end in (await end_offsets(*self._of_topic)).items() if end}
         return await committed(self.bootstrap_servers, self.group, self.topic) == ends
 
     async def is_committed_as_handled(self) -> bool:
-        """Tell whether the committed offsets of the topic are those of what the services have handled."""
+        """Return whether the committed offsets are those of the records that the services have handled."""
         ends: dict[int, int] = {}
         for topic, partition, offset in self._sum_of("handled"):
             if topic == self.topic:
@@ -95,12 +95,12 @@ class Scene:
         return self.bootstrap_servers, self.topic
 
     async def run_to_the_end(self) -> Service:
-        """Let another process handle what there is, and stop it."""
+        """Let another process handle the rest, and stop it."""
         last = await self.feed.add(PARTITIONS, seconds=0)
         settings = {"concurrency_limit": 0, "commit_batch_timeout_sec": 0.2}
         successor = self.start(longest_sec=0.1, settings=settings)
         journal = successor.journal
-        # Partitions are delivered in order: all that could be delivered again has begun when the last one has.
+        # Partitions are delivered in order: when the last record has begun, so has each that is delivered again.
         await successor.until(
             lambda: all(place in journal.handled for place in last) and not journal.in_flight, 30, "all is handled"
         )
@@ -109,7 +109,7 @@ class Scene:
         return successor
 
     async def assert_stopped_cleanly(self, service: Service) -> None:
-        """Check what a clean stop owes to the next process, before there is one."""
+        """Check what a clean stop leaves: everything committed, the group left, no task, nothing cancelled."""
         assert await self.members() == 0, service.story("it has left the group")
         assert not service.journal.read().cancelled, service.story("nothing is cancelled")
         assert not service.journal.in_flight, service.story("nothing is left undone")
@@ -117,9 +117,9 @@ class Scene:
         assert not tasks_left(service), service.story("no task is left")
 
     async def assert_nothing_lost_or_redelivered(self, others: Collection[str] = ()) -> None:
-        """Run a successor of all services, and compare what they have handled with what was produced.
+        """Run one more process, and compare the records that all services have handled with the produced ones.
 
-        Records of `others`, topics that this scene does not feed, may have been handled as well.
+        Records of `others`, which are topics that this scene does not produce to, may have been handled as well.
         """
         assert await self.members() == 0, self.services[-1].story("it has left the group")
         await self.run_to_the_end()
@@ -134,5 +134,5 @@ class Scene:
 
 
 def tasks_left(service: Service) -> list[str]:
-    """Return what the process has said of the tasks that were left at its end."""
+    """Return the lines of the process about tasks that were left at its end."""
     return [note for note in service.journal.notes if note.startswith("tasks left:") and note != "tasks left: []"]

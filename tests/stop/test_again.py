@@ -1,4 +1,4 @@
-"""Stopping in every order, more than once, and starting again afterwards (I28)."""
+"""Stopping in every order, stopping twice, and starting again after a stop (I28)."""
 
 import signal
 

@@ -1,4 +1,4 @@
-"""One deadline covers the whole stop, whatever the handlers, the caller and the broker do (I29)."""
+"""One deadline is valid for the whole stop, whatever the handlers, the caller and the broker do (I29)."""
 
 import asyncio
 import signal
@@ -12,13 +12,13 @@ from tests.stop.scene import Scene, tasks_left
 
 
 TIMEOUT_SEC = 1.0
-# On top of the timeout: cancelling, a last commit, leaving the group, the end of the interpreter on a busy machine.
+# In addition to the timeout: cancelling, a last commit, leaving the group, the interpreter's exit on a busy machine.
 ALLOWANCE_SEC = 5.0
 SETTINGS = {"shutdown_timeout_sec": TIMEOUT_SEC, "concurrency_limit": 0, "commit_batch_timeout_sec": 0.2}
 
 
 async def with_handlers_that_outlast_the_stop(scene, shutdown_timeout_sec=TIMEOUT_SEC, **plan):
-    """Start a service, let it handle much and hang in eight records; return it and those records."""
+    """Start a service that handles many records and hangs in eight; return it and those eight."""
     first = scene.start(settings=SETTINGS | {"shutdown_timeout_sec": shutdown_timeout_sec}, **plan)
     await scene.feed.add(40, seconds=0.1)
     endless = set(await scene.feed.add(8, seconds=600))
@@ -33,7 +33,7 @@ async def with_handlers_that_outlast_the_stop(scene, shutdown_timeout_sec=TIMEOU
 
 
 async def assert_given_up(scene, first, endless):
-    """Check that the endless records, and nothing before them, were left to the successor."""
+    """Check that the next process gets the endless records, and none before them."""
     journal = first.journal.read()
     assert set(journal.cancelled) == endless, first.story("cancelled and awaited")
     for topic, partition, offset in endless:

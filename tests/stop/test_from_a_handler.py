@@ -7,7 +7,7 @@ import pytest
 from testkit.brokers import committed, wait_until
 
 
-# So late that only the stop itself can commit.
+# The batch timer is so long that only the stop commits.
 SETTINGS = {"concurrency_limit": 0, "commit_batch_timeout_sec": 100}
 
 
@@ -20,7 +20,7 @@ async def test_stop_consume_drains_and_commits_its_subscriber_while_another_goes
     async with scene.feed.flowing():
         await first.until(lambda: journal.in_flight >= 24 and len(journal.handled) >= 24, 30, "it handles")
         await scene.feed.add(1, seconds=0, then="StopConsume")
-        # The rest of the group gets its partitions, so nobody else commits for it.
+        # The bystander gets the partitions, and it does not commit.
         await wait_until(scene.is_committed_as_handled, 20, lambda: first.story("drained, committed"))
         after = await other.add(20)
         await first.until(lambda: set(before + after) <= set(journal.handled), 30, "the other one goes on")

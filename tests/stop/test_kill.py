@@ -1,4 +1,4 @@
-"""kill -9: nothing is lost, and what was committed was finished."""
+"""kill -9: no record is lost, and every committed record had finished."""
 
 import pytest
 

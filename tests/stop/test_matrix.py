@@ -1,6 +1,6 @@
 """Every way to run the library, and every way to end it: nothing is lost, nothing is redelivered (I28).
 
-One service after the other in one group: each is also the one that would handle again what its predecessor has left.
+The services run one after the other in one group: each would handle the records that its predecessor left again.
 """
 
 import signal
@@ -18,11 +18,11 @@ DOZENS = 24
 
 
 async def stopped(scene: Scene, stop: str, *, in_mid_stream: bool = True, **plan) -> tuple[Service, int]:
-    """Start a service, stop it while it handles dozens of records (or right after the last), and check what it left.
+    """Start a service, stop it while it handles dozens of records (or right after the last), and check the result.
 
-    The caller has to see to it, once, that nothing was lost or redelivered in the scene.
+    The caller has to check once, at the end, that no record of the scene was lost or redelivered.
     """
-    # In the second case so late that only the stop itself can commit.
+    # In the second case the batch timer is so long that only the stop commits.
     settings = {"concurrency_limit": 48, "commit_batch_timeout_sec": 0.2 if in_mid_stream else 100}
     first = scene.start(settings=settings, **plan)
     journal = first.journal

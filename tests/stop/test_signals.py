@@ -1,4 +1,4 @@
-"""Signals: ours never stands in the way of somebody else's, and never changes how a process ends."""
+"""The library's signal handlers never replace the program's or the host's, nor change the exit code of a process."""
 
 import signal
 
@@ -47,7 +47,7 @@ async def test_a_handler_of_the_programs_own_runs_once_beside_the_hosts_and_ours
     ],
 )
 async def test_a_process_ends_with_the_exit_code_that_it_had_without_the_library(lonely_scene, host, stops):
-    """The first one without the library is started as a user does."""
+    """The first process without the library is started as a user does, not forked."""
     scene = lonely_scene
     await scene.feed.add(4, seconds=0)
     pairs = [

@@ -69,7 +69,7 @@ def _fastapi_router() -> Any:
             yield
 
     if plan.where == "hooks":
-        # Its hooks come after the start of the broker and before its stop.
+        # FastStream's hooks run after the start of the broker and before its stop.
         @router.after_startup
         async def begin(_: FastAPI) -> None:
             await initialize(router.broker)

@@ -1,4 +1,4 @@
-"""What SIGUSR1 makes the process do: the ways in which a program can stop its broker by itself."""
+"""What the process does on SIGUSR1: the ways in which a program stops its broker itself."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -23,7 +23,7 @@ async def _twice(broker: KafkaBroker) -> None:
 
 async def _cancelled_only(broker: KafkaBroker) -> None:
     stop = asyncio.create_task(broker.stop())
-    # A few turns: the stop has begun to wait for the handlers.
+    # After a few turns of the event loop the stop waits for the handlers.
     for _ in range(5):
         await asyncio.sleep(0)
     stop.cancel()
@@ -32,7 +32,7 @@ async def _cancelled_only(broker: KafkaBroker) -> None:
 
 async def _cancelled(broker: KafkaBroker) -> None:
     await _cancelled_only(broker)
-    # The stop goes on: whoever ends concurrent processing awaits the rest of it.
+    # The stop goes on: the call that ends concurrent processing awaits the rest of it.
     await stop_concurrent_processing(broker.context)
 
 

@@ -1,4 +1,4 @@
-"""The service under test: one handler, to whom each record says how long it takes and what to do at its end."""
+"""The service under test: its records say how long the handler takes, and what it does at its end."""
 
 import asyncio
 import resource
@@ -34,7 +34,7 @@ def leave_no_core() -> None:
 
 
 def subscribe(broker: KafkaBroker, subscriber: Callable[..., Any] | None = None) -> None:
-    """Declare the subscribers, by the broker itself or by the `subscriber` of what wraps it."""
+    """Declare the subscribers on the broker, or on the object that wraps it."""
     for topic in (plan.topic, plan.second_topic):
         if topic is not None:
             (subscriber or broker.subscriber)(
@@ -48,13 +48,13 @@ def subscribe(broker: KafkaBroker, subscriber: Callable[..., Any] | None = None)
 
 
 class Handler:
-    """What the records are given to."""
+    """The handlers."""
 
     def __init__(self, broker: KafkaBroker) -> None:
         self.broker = broker
 
     async def handle(self, work: dict[str, Any]) -> None:
-        """Do what the record says, and write down when that begins and ends."""
+        """Do what the record says, and write its beginning and end to the journal."""
         raw = self.broker.context.get_local("message").raw_message
         run = journal.starts(Place(raw.topic, raw.partition, raw.offset))
         try:
@@ -62,7 +62,7 @@ class Handler:
                 signal.raise_signal(signal.Signals[work["signal"]])
             await asyncio.sleep(min(work["seconds"], plan.longest_sec))  # handler
         except asyncio.CancelledError:
-            await asyncio.sleep(0.05)  # handler: it cleans up, and whoever cancels it has to wait for that
+            await asyncio.sleep(0.05)  # handler: it cleans up, and the code that cancels it has to wait for that
             journal.ends(run, CANCELLED)
             raise
         journal.ends(run)
@@ -76,7 +76,7 @@ class Handler:
 
 
 def new_broker() -> KafkaBroker:
-    """Return the broker, its subscribers declared."""
+    """Return the broker with its subscribers."""
     broker = KafkaBroker(plan.bootstrap_servers, middlewares=middlewares(), logger=None)
     subscribe(broker)
     return broker
@@ -88,7 +88,7 @@ def middlewares() -> list[type[KafkaConcurrentProcessingMiddleware]]:
 
 
 async def initialize(broker: KafkaBroker, explicit: KafkaBroker | None = None) -> None:
-    """Begin, as a lifespan or a start hook does."""
+    """Initialise concurrent processing, as a lifespan or a start hook does."""
     loop = asyncio.get_running_loop()
 
     def begin_request() -> None:
@@ -137,7 +137,7 @@ async def _serve(broker: KafkaBroker) -> None:
 
 
 async def end(broker: KafkaBroker) -> None:
-    """End, as a lifespan or a stop hook does."""
+    """Stop concurrent processing, as a lifespan or a stop hook does."""
     if plan.where != "nowhere":
         await stop_concurrent_processing(broker.context)
     note_tasks()
@@ -145,7 +145,7 @@ async def end(broker: KafkaBroker) -> None:
 
 @asynccontextmanager
 async def lifetime(broker: KafkaBroker, explicit: KafkaBroker | None = None) -> AsyncGenerator[None]:
-    """Be what a lifespan does."""
+    """Initialise, and stop at the end of the block, as a lifespan does."""
     await initialize(broker, explicit)
     try:
         yield
@@ -154,7 +154,7 @@ async def lifetime(broker: KafkaBroker, explicit: KafkaBroker | None = None) -> 
 
 
 def note_tasks() -> None:
-    """Write down the tasks of the library, of FastStream's subscribers and of aiokafka's consumers that live on."""
+    """Write the tasks of the library, of FastStream's subscribers and of aiokafka's consumers that are left."""
     left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task() and _is_of_kafka(task)]
     journal.notes(f"tasks left: {sorted(task.get_name() + ' ' + repr(task.get_coro()) for task in left)}")
 
