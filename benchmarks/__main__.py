@@ -19,11 +19,11 @@ _LEAST_ROUNDS_TO_JUDGE = 3
 
 
 def main() -> int:
-    """Run what was asked for; 1 means that `--check` found a target missed."""
+    """Run the benchmarks; return 1 if `--check` found a missed target."""
     if "--cost" in sys.argv:
         return cost.main([each for each in sys.argv[1:] if each != "--cost"])
     options = _options()
-    # Producing right after creating a topic is retried, and says so.
+    # Producing right after creating a topic is retried, and aiokafka logs that.
     logging.getLogger("aiokafka.producer").setLevel(logging.ERROR)
     wanted = [each for each in scenarios(quick=options.quick) if options.only in {None, each.name}]
     rounds = options.rounds or (_QUICK_ROUNDS if options.quick else _ROUNDS)

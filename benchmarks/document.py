@@ -1,4 +1,4 @@
-"""docs/benchmarks.md: what a run fills in between its markers, so that no figure is typed by hand."""
+"""Writes the results of a run between the markers of docs/benchmarks.md: no figure is typed by hand."""
 
 import datetime as dt
 import os
@@ -22,8 +22,8 @@ _PACKAGES = ("faststream", "aiokafka", "faststream-concurrent-kafka")
 
 
 def conditions(kafka: str, command: str, rounds: int, *, quick: bool) -> str:
-    """Return how the run was made: machine, versions, command."""
-    warning = ["**A quick run: these figures say that everything works, and nothing about speed.**\n"] if quick else []
+    """Return the machine, the versions and the command of the run."""
+    warning = ["**A quick run: its figures show that everything works, and nothing about speed.**\n"] if quick else []
     memory_gb = psutil.virtual_memory().total / 1e9
     versions = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
     machine = f"{_processor()}, {os.cpu_count()} CPUs, {memory_gb:.0f} GB, {platform.system()} {platform.machine()}"

@@ -1,4 +1,4 @@
-"""The keys of a topic's records: without end, and the same ones every time."""
+"""The keys of a topic's records: an endless sequence, the same in every run."""
 
 import collections
 import itertools
@@ -8,7 +8,7 @@ from typing import Literal
 
 
 Keys = Literal["none", "uniform", "zipf"]
-"""No key; each of `KEY_COUNT` as likely as the others; or the n-th of them in proportion to n ** -`ZIPF_EXPONENT`."""
+"""No key; each of `KEY_COUNT` equally likely; or the n-th of them in proportion to n ** -`ZIPF_EXPONENT`."""
 
 KEY_COUNT = 10_000
 ZIPF_EXPONENT = 1.1
@@ -28,6 +28,6 @@ def keys_of(keys: Keys) -> Iterator[bytes | None]:
 
 
 def hottest(keys: Keys, records: int) -> int:
-    """Return how many of the first so many records have the most frequent key."""
+    """Return how many of the first `count` records have the most frequent key."""
     counts = collections.Counter(itertools.islice(keys_of(keys), records))
     return counts.most_common(1)[0][1]

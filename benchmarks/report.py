@@ -8,7 +8,7 @@ from benchmarks.scenarios import Scenario, Target
 
 
 class Verdict(enum.Enum):
-    """How a target fared."""
+    """The verdict on a target."""
 
     MET = "met"
     WITHIN_NOISE = "not met, within noise"
@@ -53,7 +53,7 @@ def scenario_table(scenario: Scenario, results: Results) -> str:
 
 
 def memory_table(results: Results) -> str:
-    """Return how the memory went along, for the trials that noted it more than once."""
+    """Return memory over time, for the trials that measured it more than once."""
     lines = [
         [f"{trial.rss_every * (index + 1):,}", _spread([each.rss_mb[index] for each in rounds], ".1f")]
         for trial, rounds in results.items()
@@ -64,7 +64,7 @@ def memory_table(results: Results) -> str:
 
 
 def targets_table(measured: Iterable[tuple[Scenario, Results]]) -> str:
-    """Return every target beside what was measured; empty if there are none."""
+    """Return every target with the measured value; empty if there are none."""
     head = ["target", "wanted", "measured", "the same by CPU", "verdict"]
     lines = [
         [

@@ -1,4 +1,4 @@
-"""Loads the topics, and makes the measurements of a scenario in turns, each in a fresh process."""
+"""Loads the topics, and makes the measurements of a scenario in turn, each in a fresh process."""
 
 import asyncio
 import itertools
@@ -40,7 +40,7 @@ class Spread(NamedTuple):
 
 
 class Results(dict[Trial, list[Measured]]):
-    """What was measured: for each trial one value per round, so that what ran side by side can be compared."""
+    """The measurements: one value per trial and round, so that values of the same round can be compared."""
 
     def rate(self, trial: Trial) -> list[float]:
         """Return records per second of wall time, of each round."""
@@ -60,7 +60,7 @@ class Results(dict[Trial, list[Measured]]):
 
 
 class Runner:
-    """Runs trials on one Kafka; leave it to delete the topics that it made."""
+    """Runs trials on one Kafka; on exit it deletes its topics."""
 
     def __init__(self, bootstrap_servers: Sequence[str], say: Callable[[str], object] = print) -> None:
         self._bootstrap = list(bootstrap_servers)
@@ -93,7 +93,8 @@ class Runner:
     def _topic_for(self, trial: Trial, trials: Sequence[Trial]) -> str:
         """Return a loaded topic: one for all trials on as many partitions, but of keyed records one for each size.
 
-        What order leaves for the end counts, so that there must not be anything else to do then.
+        With order, the records of hot keys at the end count as well, so the topic must not have more records than are
+        measured.
         """
         if trial.system == "ledger":
             return ""

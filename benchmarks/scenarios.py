@@ -1,4 +1,4 @@
-"""What is measured, and what it should come to: nothing here runs anything."""
+"""The measurements and their targets: data only, this runs nothing."""
 
 import dataclasses
 import itertools
@@ -9,10 +9,10 @@ from benchmarks.runner import Results
 from benchmarks.trial import MAX_WORKERS, RETRY_BACKOFF_SEC, System, Trial
 
 
-# What "flat" means here.
+# The largest ratio that counts as flat.
 FLAT_COST = 1.25
 FLAT_MEMORY = 1.05
-# What order by key, and a failure now and then, may leave of the throughput.
+# The least share of the throughput that must remain with order by key, and with occasional failures.
 ORDER_COST = RETRY_COST = 0.85
 IN_FLIGHT = (10, 100, 1000, 5000)
 PARTITIONS = (1, 8, 64, 256)
@@ -28,7 +28,7 @@ _BOTH = ((False, UNTOUCHED), (True, TUNED))
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
-    """A trial, what the table says of it, and the trial that it is compared to."""
+    """A trial, its label in the table, and the trial that it is compared with."""
 
     cells: tuple[str, ...]
     trial: Trial
@@ -63,7 +63,7 @@ class Target:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """Measurements that are made in turns, because they are compared with one another."""
+    """Measurements that are made in turn, because they are compared with one another."""
 
     name: str
     title: str
@@ -71,15 +71,15 @@ class Scenario:
     rows: tuple[Row, ...]
     targets: tuple[Target, ...]
     note: str = ""
-    """What the table can't say."""
+    """A remark below the table."""
     extra: tuple[Trial, ...] = ()
-    """Trials for a target alone."""
+    """Trials that only a target needs, without a row in the table."""
     most_rounds: int | None = None
-    """For what takes minutes and is steady."""
+    """For trials that take minutes and vary little."""
 
     @property
     def trials(self) -> list[Trial]:
-        """What has to be measured."""
+        """All trials of the scenario."""
         return [*(row.trial for row in self.rows), *self.extra]
 
 
@@ -103,7 +103,7 @@ def scenarios(*, quick: bool) -> list[Scenario]:
 
 def _trial(system: System, records: int, *, sleep_ms: int = 0, limit: int = 100, gc_tuned: bool = False) -> Trial:
     if sleep_ms and system != "concurrent":
-        # Two seconds of what the sleep allows at best; all records would take minutes.
+        # As many records as the sleep allows in two seconds; all of them would take minutes.
         at_once = MAX_WORKERS if system == "max_workers" else 1
         records = min(records, 2_000 // sleep_ms * at_once)
     return Trial(system=system, records=records, sleep_ms=sleep_ms, concurrency_limit=limit, gc_tuned=gc_tuned)

@@ -1,4 +1,4 @@
-"""What one measurement is, and what comes out of it: the words between the parent and its measuring processes."""
+"""One measurement and its result: exchanged by the parent and the measuring processes."""
 
 import dataclasses
 import json
@@ -21,25 +21,25 @@ class Trial:
 
     system: System = "concurrent"
     records: int = 20_000
-    """The clock stops when so many have been handled."""
+    """How many records are measured."""
     partitions: int = 8
     keys: Keys = "none"
-    """Records without a key take turns with the partitions; else the key chooses, and the topic is read to its end."""
+    """Records without a key go to the partitions in turn; otherwise the key decides, and the whole topic is read."""
     sleep_ms: int = 0
     """How long a handler sleeps; 0 = it does nothing."""
     together: bool = False
-    """Whether handlers end only when `concurrency_limit` of them are in flight: then all at once."""
+    """Whether handlers wait until `concurrency_limit` of them are in flight, and then all end at once."""
     stuck: bool = False
     """Whether the very first record's handler ends only after all others; it is not counted in `records`."""
     ordering: Ordering = "unordered"
     max_attempts: int = 1
-    """More than one: with `RETRY_BACKOFF_SEC` before the second."""
+    """If more than one, `RETRY_BACKOFF_SEC` lies before the second."""
     fails_every: int = 0
-    """The handler fails at its first attempt with every so manieth record; 0 = with none."""
+    """The first attempt fails for one in so many records; 0 = for none."""
     concurrency_limit: int = 100
     max_uncommitted_tasks: int = 10_000
     logged: bool = False
-    """Whether FastStream's default logger writes its two lines a record, to nowhere."""
+    """Whether FastStream's default logger writes its two lines per record, to /dev/null."""
     gc_tuned: bool = False
     rss_every: int = 0
     """Note the process's memory after every so many records; 0 = only at the end."""
@@ -50,7 +50,7 @@ class Trial:
         return self.records + self.stuck
 
     def to_json(self, bootstrap: list[str], topic: str) -> str:
-        """Write down what the measuring process needs."""
+        """Return the trial as text for the measuring process."""
         return json.dumps({"bootstrap": bootstrap, "topic": topic, "trial": dataclasses.asdict(self)})
 
     @classmethod
@@ -62,7 +62,7 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What one trial gave. Wall and CPU seconds count from the first handled record to the last."""
+    """The result of one trial. Wall and CPU time are from the first handled record to the last."""
 
     records: int
     wall_sec: float
@@ -70,7 +70,7 @@ class Measured:
     rss_mb: list[float]
     """Memory of the process; the last value is the one after the last record."""
     bytes_per_offset: float = 0.0
-    """What the library keeps of a finished record behind a stuck one; only for the system `ledger`."""
+    """Bytes that the library keeps for a finished record behind a stuck one; only for the system `ledger`."""
 
     @property
     def rate(self) -> float:

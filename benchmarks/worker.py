@@ -62,13 +62,13 @@ class Clock:
             self.rss_mb.append(self._process.memory_info().rss / _BYTES_PER_MB)
 
     def measured(self) -> Measured:
-        """Return what was measured; only once `done`."""
+        """Return the result; only after `done`."""
         wall_sec, cpu_sec = (ended - began for began, ended in zip(self._began, self._ended, strict=True))
         return Measured(records=self._records, wall_sec=wall_sec, cpu_sec=cpu_sec, rss_mb=self.rss_mb)
 
 
 class Gate:
-    """Holds handlers back until `size` of them wait, then lets all of them go: one suspension for each record."""
+    """A barrier: handlers wait until `size` of them are there, then all go on; one suspension per record."""
 
     def __init__(self, size: int, clock: Clock, records: int) -> None:
         self._size = size
@@ -78,7 +78,7 @@ class Gate:
         self._opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def wait(self) -> None:
-        """Wait for the others; the last records of all don't wait for more."""
+        """Wait for the others; the last records do not wait."""
         self._waiting += 1
         opened = self._opened
         if self._waiting == self._size or self._clock.entered == self._records:
@@ -96,7 +96,7 @@ async def measure(trial: Trial, bootstrap: list[str], topic: str) -> Measured:
         broker = KafkaBroker(bootstrap, middlewares=middlewares)
     else:
         broker = KafkaBroker(bootstrap, middlewares=middlewares, logger=None)
-        # It warns of every attempt that fails.
+        # The library logs a warning for every failed attempt.
         logging.getLogger("faststream_concurrent_kafka").setLevel(logging.CRITICAL)
     clock = Clock(trial)
     gate = Gate(trial.concurrency_limit, clock, trial.records)
@@ -157,11 +157,11 @@ class _NoKafka:
 
 
 async def measure_ledger(trial: Trial) -> Measured:
-    """Let records finish behind a stuck one, and see what the library still holds of each."""
+    """Let records finish behind a stuck one, and measure what the library keeps of each."""
     committer = KafkaBatchCommitter()
     committer.spawn()
     consumer = _NoKafka()
-    first_offset = 1_000_000  # as large as offsets are: small integers cost nothing in CPython
+    first_offset = 1_000_000  # large offsets, because CPython caches small integers
     committer.admit(consumer, Admission(("topic", 0), first_offset))
     in_flight: list[Admission] = []
     tracemalloc.start()
@@ -197,7 +197,7 @@ def main(text: str) -> None:
     trial, bootstrap, topic = Trial.from_json(text)
     run = measure_ledger(trial) if trial.system == "ledger" else measure(trial, bootstrap, topic)
     with contextlib.ExitStack() as redirected:
-        # Only the log goes nowhere: a traceback, and the result, come after the redirection has ended.
+        # Only the log goes to /dev/null: a traceback and the result are printed after the redirection.
         if trial.logged:
             nowhere = redirected.enter_context(Path(os.devnull).open("w"))
             redirected.enter_context(contextlib.redirect_stdout(nowhere))

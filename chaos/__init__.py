@@ -1,1 +1,1 @@
-"""Faults drawn from a seed, on three brokers and a group of worker processes, and an oracle that looks at it all."""
+"""Random faults on three brokers and a group of worker processes, and an oracle that judges the result."""

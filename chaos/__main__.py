@@ -21,9 +21,9 @@ _GAP_SEC = 6.0
 
 
 def main() -> int:
-    """Make a run, or look again at the evidence of one; 1 means that a promise did not hold."""
+    """Make a run, or judge the evidence of an earlier one again; returns 1 if a promise was broken."""
     options = _options()
-    # Brokers come and go: that their clients say so is no news.
+    # Brokers are killed on purpose: do not log the errors of their clients.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     if options.again is not None:
         return _judge(Path(options.again), "", options)
@@ -44,7 +44,7 @@ def main() -> int:
     if result == 0 and not options.evidence:
         shutil.rmtree(folder)
     elif result:
-        _say(f"repeat: python -m chaos --seed {seed}; look again: python -m chaos --again {folder}")
+        _say(f"repeat: python -m chaos --seed {seed}; judge again: python -m chaos --again {folder}")
     return result
 
 
@@ -79,7 +79,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--storms", action="store_true", help="handlers fail, too: new attempts, dead letters")
     parser.add_argument("--write", action="store_true", help="write the tables into docs/reliability.md")
     parser.add_argument("--evidence", metavar="FOLDER", help="leave the evidence there, whatever the result")
-    parser.add_argument("--again", metavar="FOLDER", help="make no run: look again at what one has left")
+    parser.add_argument("--again", metavar="FOLDER", help="make no run: judge the evidence of an earlier one again")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""The result as Markdown, for the terminal and for docs/reliability.md, so that no figure is typed by hand."""
+"""The result as Markdown, for the terminal and for docs/reliability.md: no figure is typed by hand."""
 
 import datetime as dt
 import os
@@ -31,7 +31,7 @@ _PACKAGES = ("faststream", "aiokafka", "faststream-concurrent-kafka")
 
 
 def conditions(command: str) -> str:
-    """Return how the run was made."""
+    """Return the command, the machine and the versions of the run."""
     memory_gb = psutil.virtual_memory().total / 1e9
     versions = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
     return "\n".join(
@@ -50,14 +50,14 @@ def body(findings: Findings) -> str:
 
 
 def details(findings: Findings) -> str:
-    """Return what helps to find out more, for the terminal."""
+    """Return details that help to find a cause, for the terminal."""
     lines = [f"{what}: {example}" for what, examples in findings.verdict.examples.items() for example in examples]
     lines += [f"logged {times:,} times: {text}" for text, times in findings.warnings.most_common(25)]
     return "\n".join(lines)
 
 
 def write(findings: Findings, how: str, into: Path = DOCUMENT) -> None:
-    """Put the tables in their place."""
+    """Write the tables between the markers."""
     before, begin, rest = into.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:

@@ -1,4 +1,4 @@
-"""What a run was like: figures for the tables, beside what the oracle says of the promises."""
+"""Figures of a run for the tables, in addition to the oracle's findings."""
 
 import dataclasses
 from collections import Counter, defaultdict
@@ -11,7 +11,7 @@ from testkit.log import Log
 from testkit.oracle import Oracle, Verdict
 
 
-# Pauses are measured in such steps.
+# The resolution of measured pauses.
 _STEP_NS = NS // 100
 
 
@@ -26,14 +26,14 @@ class Findings:
     workers: int
     killed: int
     frozen: int
-    """Of those processes."""
+    """The largest memory of a worker process, in MB."""
     faults: Counter[str]
     troubles: int
-    """How often a broker was away."""
+    """The number of broker faults."""
     produced_twice: int
     stall_sec: float
     pauses_sec: dict[str, list[float]]
-    """By kind of fault: for how long a partition of those that it hit stood still at most, once per fault."""
+    """By kind of fault, for each fault: the longest pause of a partition that it hit, in seconds."""
     memory_mb: float
     warnings: Counter[str]
 
@@ -43,7 +43,7 @@ class Findings:
 
 
 def findings_of(history: History) -> Findings:
-    """Look at everything once it is over."""
+    """Evaluate the evidence of a run that is over."""
     log, topic = history.log, history.topic
     pauses = Pauses(topic, history.journals)
     return Findings(
@@ -71,7 +71,7 @@ def _pauses_by_kind(
     for fault in log.faults.values():
         hit = everything
         if fault.hits:
-            # Those that its victims had; a deployment takes them one after the other.
+            # The partitions of the processes that it hit; a deployment hits them one after the other.
             hit = frozenset[int]().union(*(_partitions_at(fault.begin_ns, journals.get(each)) for each in fault.hits))
         found[fault.kind].append(
             max((pauses.around(partition, fault.begin_ns, fault.end_ns) for partition in hit), default=0.0)
@@ -85,7 +85,7 @@ def _partitions_at(at_ns: int, journal: Journal | None) -> frozenset[int]:
 
 
 class Pauses:
-    """When nothing was begun or finished, in steps of 10 ms: in all, and in each partition."""
+    """The pauses in which no record was begun or finished, in steps of 10 ms: in all, and per partition."""
 
     def __init__(self, topic: Topic, journals: Mapping[int, Journal]) -> None:
         runs = [run for journal in journals.values() for run in journal.runs]
@@ -109,7 +109,7 @@ class Pauses:
         return max((later - earlier for earlier, later in pairwise(active)), default=0) * _STEP_NS / NS
 
     def around(self, partition: int, begin_ns: int, end_ns: int) -> float:
-        """Return the longest time between two records of a partition that has a part in the given one."""
+        """Return the longest pause of a partition that overlaps the given time."""
         begun = self._begun[partition]
         step = begun.rfind(1, 0, max(0, (begin_ns - self._begin_ns) // _STEP_NS) + 1)
         last = (end_ns - self._begin_ns) // _STEP_NS
@@ -121,7 +121,7 @@ class Pauses:
 
 
 def _kind_of(text: str) -> str:
-    """Return what a warning is about: its words up to the first that differs from time to time."""
+    """Return the constant beginning of a warning: its words up to the first variable one."""
     words = text.split()
     varying = next((place for place, word in enumerate(words) if any(map(str.isdigit, word)) or "[" in word), 12)
     return " ".join(words[: min(varying, 12)])

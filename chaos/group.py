@@ -1,4 +1,4 @@
-"""The worker processes, and their keeper, which starts what is missing as an orchestrator does."""
+"""The worker processes, and the group that starts missing ones as an orchestrator does."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ from testkit.brokers.process import Process
 from testkit.log import LogWriter
 
 
-# What an orchestrator allows, 30 s, and something for this machine. A stop takes 15 s and a little at most.
+# An orchestrator allows 30 s; more here for a busy machine. A stop takes at most a little more than 15 s.
 _STOP_SEC = 40.0
 _LOOK_SEC = 0.1
 _LOOKS_PER_WEIGHING = 10
@@ -22,7 +22,7 @@ _BYTES_PER_MB = 1e6
 
 
 def path_of(folder: Path, index: int) -> Path:
-    """Return the journal of a process."""
+    """Return the path of a process's journal."""
     return folder / f"worker-{index:04d}.journal"
 
 
@@ -34,15 +34,15 @@ class Worker:
         self.process = process
         self._journal = journal
         self.is_told = False
-        """Whether somebody has stopped or killed it."""
+        """Whether the process was stopped or killed."""
         self.is_frozen = False
         self.makes_room = False
-        """Whether its successor starts while it stops."""
+        """Whether its successor starts before it has ended."""
         self.memory_mb = 0.0
 
     @property
     def is_alive(self) -> bool:
-        """Whether it runs, or would if it were not frozen."""
+        """Whether it runs; True for a frozen process."""
         return self.process.alive
 
     @property
@@ -51,14 +51,14 @@ class Worker:
         return self._journal.exists() and self._journal.stat().st_size > 0
 
     def weigh(self) -> None:
-        """Note its memory."""
+        """Note the memory of the process."""
         with contextlib.suppress(psutil.Error):
             rss = psutil.Process(self.process.pid).memory_info().rss
             self.memory_mb = max(self.memory_mb, rss / _BYTES_PER_MB)
 
 
 class Group:
-    """As many workers as are wanted."""
+    """Keeps the wanted number of workers running."""
 
     def __init__(self, folder: Path, log: LogWriter, task: Callable[[Path], str]) -> None:
         self._folder = folder
@@ -70,11 +70,11 @@ class Group:
 
     @property
     def free(self) -> list[Worker]:
-        """Those that nobody has stopped, killed or frozen."""
+        """The workers that were not stopped, killed or frozen."""
         return [each for each in self.living if each.is_alive and not each.is_told and not each.is_frozen]
 
     async def keep(self) -> None:
-        """Start what is missing, for ever."""
+        """Start missing workers, for ever."""
         looks = 0
         while True:
             self._look()
@@ -105,7 +105,7 @@ class Group:
         self.living.append(Worker(index, process, journal))
 
     def resize(self, wanted: int, fault: int, *, oldest_first: bool) -> None:
-        """Have another number of workers; those that are too many are stopped."""
+        """Change the number of workers; stops the surplus."""
         self.wanted = wanted
         staying = [each for each in self.living if not each.is_told]
         free = self.free if oldest_first else self.free[::-1]
@@ -113,7 +113,7 @@ class Group:
             self.stop(each, fault)
 
     def stop(self, worker: Worker, fault: int | str, *, makes_room: bool = False) -> None:
-        """Tell it to stop, as an orchestrator does."""
+        """Send SIGTERM, as an orchestrator does."""
         self._log.write("term", worker.index, fault)
         worker.is_told = True
         worker.makes_room = makes_room
@@ -127,40 +127,40 @@ class Group:
         worker.process.kill()
 
     def freeze(self, worker: Worker, fault: int) -> None:
-        """Let it fall silent."""
+        """Freeze the process (SIGSTOP)."""
         self._log.write("freeze", worker.index, fault)
         worker.is_frozen = True
         worker.process.pause()
 
     def thaw(self, worker: Worker, fault: int) -> None:
-        """Let it go on, if it is still there."""
+        """Let the process go on (SIGCONT), if it still exists."""
         if worker.is_alive:
             self._log.write("thaw", worker.index, fault)
             worker.process.resume()
         worker.is_frozen = False
 
     async def gone(self, worker: Worker) -> None:
-        """Wait until a worker that was told to stop has ended; kill it if it takes too long."""
+        """Wait until a worker that was sent SIGTERM has ended; kill it if it takes too long."""
         if not await until(lambda: not worker.is_alive, _STOP_SEC):
             self._log.write("stubborn", worker.index)
             self._log.write("kill", worker.index, "-")
             worker.process.kill()
 
     async def whole(self, timeout_sec: float = 20.0) -> bool:
-        """Wait until there are as many as are wanted, each with an assignment; return whether it came to that."""
+        """Wait until the wanted number of workers have an assignment; return False after a time limit."""
         return await until(
             lambda: len(self.living) >= self.wanted and all(each.has_begun for each in self.living), timeout_sec
         )
 
     def end(self) -> None:
-        """Kill all that is left."""
+        """Kill all remaining workers."""
         self.wanted = 0
         for each in self.living:
             each.process.kill()
 
 
 async def until(predicate: Callable[[], bool], timeout_sec: float) -> bool:
-    """Wait for something, for a limited time; return whether it came."""
+    """Wait until a condition holds; return False after a time limit."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout_sec):
             while not predicate():  # noqa: ASYNC110 - of other processes

@@ -1,4 +1,4 @@
-"""Carries out the faults of a plan. They overlap, but for those of brokers: two of three have to be alive."""
+"""Carries out the faults of a plan. They may overlap, except broker faults: two of three must be alive."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ _VICTIM_SEC = 10.0
 
 
 class Nemesis:
-    """Hits workers and brokers."""
+    """Kills, freezes, stops and restarts workers and brokers."""
 
     def __init__(self, kafka: ApacheKafka, group: Group, log: LogWriter, say: Callable[[str], object]) -> None:
         self._kafka = kafka
@@ -26,7 +26,7 @@ class Nemesis:
         self._scalings = 0
 
     async def run(self, faults: Sequence[Fault]) -> None:
-        """Carry out all of them, each at its time; when it returns, everything is whole again."""
+        """Carry out each fault at its time; when this returns, all workers and brokers run again."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         async with asyncio.TaskGroup() as tasks:

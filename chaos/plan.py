@@ -1,4 +1,4 @@
-"""Which fault comes when, all drawn from one seeded `random.Random`. Pure: the same seed gives the same faults."""
+"""Which faults happen when, drawn from one seeded `random.Random`. Pure: the same seed gives the same faults."""
 
 import random
 from typing import Literal, NamedTuple, get_args
@@ -19,7 +19,7 @@ Kind = Literal[
     "kill all",
 ]
 
-# How often each kind is in a bag; a bag is emptied before the next is filled, so that every kind has its turn.
+# How often each kind is in a bag. Kinds are drawn until the bag is empty, then it is filled again, so each kind occurs.
 _BAG: dict[Kind, int] = {
     "stop": 4,
     "kill": 4,
@@ -33,7 +33,7 @@ _BAG: dict[Kind, int] = {
     "kill all": 1,
 }
 
-# For how many seconds a fault lasts: frozen, silent, down, or at another size. No other kind lasts.
+# For how many seconds a fault lasts (frozen, silent, down, another number of workers); other kinds are instantaneous.
 _LASTS_SEC: dict[Kind, tuple[float, float]] = {
     "freeze": (SESSION_TIMEOUT_SEC + 1.5, SESSION_TIMEOUT_SEC + 4.0),
     "scale up": (6.0, 20.0),
@@ -46,12 +46,12 @@ _FIRST_SEC = 3.0
 
 
 class Fault(NamedTuple):
-    """One fault, from 0 seconds of the run on."""
+    """One fault, with its time since the beginning of the run."""
 
     at_sec: float
     kind: Kind
     pick: float
-    """From 0 up to 1: which one it hits of those that there are then."""
+    """From 0 to below 1: chooses the victim among the processes of that moment."""
     lasts_sec: float
 
 
@@ -63,7 +63,7 @@ def plan(seed: int, *, seconds: float, gap_sec: float) -> list[Fault]:
     at_sec = _FIRST_SEC
     while at_sec < seconds:
         if not bag:
-            # One of each kind first: a short run is to see many kinds.
+            # One of each kind first, so that a short run has many kinds.
             firsts, others = list(get_args(Kind)), [kind for kind, times in _BAG.items() for _ in range(times - 1)]
             drawn.shuffle(firsts)
             drawn.shuffle(others)

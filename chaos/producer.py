@@ -12,13 +12,13 @@ from testkit.worker import Task
 
 
 _TICK_SEC = 0.02
-# While brokers are away, so much waits here and no more; afterwards the rate may rise to make up for it.
+# While brokers are down, up to this many records wait here; afterwards the rate may rise to catch up.
 _MOST_PENDING = 5_000
 _MOST_PER_TICK = 60
 
 
 class Producing:
-    """Sends all records, and writes down how far it is: `p <acknowledged>`, `f <number> <error>`, at the end `x`."""
+    """Sends all records, and logs its progress: `p <acknowledged>`, `f <number> <error>`, at the end `x`."""
 
     def __init__(self, task: Task, seconds: float, producer: AIOKafkaProducer) -> None:
         self._task = task
@@ -29,7 +29,7 @@ class Producing:
         self._acknowledged = 0
 
     async def run(self) -> None:
-        """Return when each record is acknowledged, or has failed."""
+        """Send all records; return when each is acknowledged or has failed."""
         load, began, sent, said = self._task.load, time.monotonic(), 0, 0.0
         while sent < load.count or self._pending:
             now = time.monotonic() - began

@@ -1,4 +1,4 @@
-"""One run: brokers, producer, workers and faults, until everything is committed; it leaves evidence in a folder."""
+"""One run: brokers, producer, workers and faults, until everything is committed; leaves its evidence in a folder."""
 
 import asyncio
 import dataclasses
@@ -28,21 +28,21 @@ TOPIC, GROUP, DEAD_TOPIC = "chaos", "chaos", "chaos-dead"
 BROKER_SETTINGS = {"min.insync.replicas": 2}
 HEAP_MB = 384
 _FIRST_ASSIGNMENT_SEC = 60.0
-# For what is behind when the last fault is over, and for the slowest way back of a broker.
+# The time to catch up after the last fault, including the slowest restart of a broker.
 _CATCH_UP_SEC = 150.0
 _READ_SEC = 180.0
 _LOG, _PRODUCER, _ABOUT = "nemesis.log", "producer.journal", "run.json"
 _SUBSCRIBER = {
     "session_timeout_ms": int(SESSION_TIMEOUT_SEC * 1_000),
     "heartbeat_interval_ms": 500,
-    # Small, so that a fetch brings some of each partition: with large ones they are taken one after the other.
+    # Small, so that a fetch returns records of each partition: with large fetches a member reads one after the other.
     "max_partition_fetch_bytes": 32_000,
 }
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RunSettings:
-    """What is asked of a run."""
+    """The settings of a run."""
 
     seed: int
     minutes: float
@@ -50,21 +50,21 @@ class RunSettings:
     gap_sec: float
     """Seconds from one fault to the next, on average."""
     storms: bool = False
-    """Whether handlers fail, too: with another attempt, a dead letter, a time limit."""
+    """Whether handlers also fail, so that there are retries, dead letters and time limits."""
 
     @property
     def load(self) -> Load:
-        """The records: most are quick, and some are slow."""
+        """The records: most are handled quickly, some slowly."""
         return Load(seed=self.seed, count=self.records, quick_sec=(0.0, 0.02), slow_share=0.002, storms=self.storms)
 
     @classmethod
     def of(cls, folder: Path) -> Self:
-        """Return the settings of the run that has left its evidence in a folder."""
+        """Return the settings of the run whose evidence is in a folder."""
         return cls(**json.loads((folder / _ABOUT).read_text())["settings"])
 
 
 async def run(asked: RunSettings, kafka: ApacheKafka, folder: Path, say: Callable[[str], object]) -> str:
-    """Make the run; return what did not come to its end in time, or nothing. It ends all that it has started."""
+    """Make the run, and end all of its processes; return a description of what did not end in time, if anything."""
     log = LogWriter(folder / _LOG)
     where, load, seconds = kafka.bootstrap_servers, asked.load, asked.minutes * 60
 
@@ -156,7 +156,7 @@ def _lines_of(path: Path) -> list[str]:
 
 
 def analyse(folder: Path) -> Findings:
-    """Look at what a run has left in its folder."""
+    """Evaluate the evidence in a run's folder."""
     load = RunSettings.of(folder).load
     log = Log((folder / _LOG).read_text().splitlines())
     numbers = []

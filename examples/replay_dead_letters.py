@@ -1,7 +1,7 @@
-"""Put dead letters back where they came from: `python examples/replay_dead_letters.py localhost:9092 orders.dead`.
+"""Publish dead letters to their original topics: `python examples/replay_dead_letters.py localhost:9092 orders.dead`.
 
-Ends when it has replayed what was there when it began. Stopped half way, it goes on from there the next time. A record
-that does not say where it came from is named and passed over.
+Ends when it has replayed the records that existed when it began. After an interruption it goes on where it stopped. A
+record without a header for its original topic is skipped with a message.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ async def replay(servers: str, topic: str) -> int:
         enable_auto_commit=False,
         auto_offset_reset="earliest",
     )
-    # As large as they came: what is too large is for the broker to decide.
+    # No limit of its own: the broker decides which records are too large.
     producer = AIOKafkaProducer(
         bootstrap_servers=servers.split(","), acks="all", compression_type="gzip", max_request_size=2**31 - 1
     )

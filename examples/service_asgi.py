@@ -36,7 +36,7 @@ class Photo(BaseModel):
 
 
 class Thumbnail(BaseModel):
-    """What goes out."""
+    """A published message."""
 
     photo_id: str
     url: str
@@ -66,13 +66,13 @@ async def lifespan(context: ContextRepo) -> AsyncGenerator[None, None]:
 
 @get
 async def livez(_scope: Scope) -> AsgiResponse:
-    """Liveness: fails only for what a restart is the cure of, so not because the broker is away."""
+    """Liveness: fails only if a restart would help, so not because the broker is down."""
     return AsgiResponse(b"", 204 if is_kafka_handler_alive(app.context) else 500)
 
 
 @get
 async def readyz(_scope: Scope) -> AsgiResponse:
-    """Readiness, for people too: the reasons, what is in flight, and what holds up each partition."""
+    """Readiness, with a text for people: problems, records in flight, the first unfinished record of each partition."""
     report = get_kafka_handler_report(app.context)
     connected = await broker.ping(timeout=1.0)
     status = {"connected": connected, **dataclasses.asdict(report)}

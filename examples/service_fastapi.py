@@ -36,7 +36,7 @@ class Invoice(BaseModel):
 
 
 class Mail(BaseModel):
-    """What goes out."""
+    """A published message."""
 
     invoice_id: str
     text: str
@@ -75,7 +75,7 @@ async def accept(invoice: Invoice) -> None:
 
 @api.get("/livez")
 async def livez() -> Response:
-    # Liveness: fails only for what a restart is the cure of. Readiness and alerts are below.
+    # Liveness: fails only if a restart would help. Readiness and alerts are below.
     return Response(status_code=204 if is_kafka_handler_alive(app.context) else 500)
 
 
@@ -87,8 +87,9 @@ async def readyz(response: Response) -> HealthReport:
     return report
 
 
-# After the subscribers are declared: it makes FastAPI's dependencies work in those that it finds. safe_connection:
-# an application that cannot reach Kafka fails to start, instead of logging a warning and serving HTTP without it.
+# After the subscribers are declared, because it makes FastAPI's dependencies work in the subscribers that exist by
+# then. With safe_connection an application that can't reach Kafka fails to start, instead of logging a warning and
+# serving HTTP without it.
 app = FastStreamAPI(broker, application=api, safe_connection=True)
 
 if __name__ == "__main__":

@@ -31,20 +31,20 @@ class Purchase(BaseModel):
 
 
 class Receipt(BaseModel):
-    """What goes out."""
+    """A published message."""
 
     purchase_id: str
     charged_cents: int
 
 
 broker = KafkaBroker(
-    # A list: one string with commas in it does not connect.
+    # A list, because FastStream does not split a string at commas.
     os.environ.get("KAFKA_BOOTSTRAP_SERVERS", "localhost:9092").split(","),
     middlewares=[KafkaConcurrentProcessingMiddleware],
 )
 
 
-# MANUAL: FastStream leaves committing alone, and the library does it, never past one that is still being charged.
+# MANUAL: FastStream does not commit. The library does, and never past a purchase that is still being charged.
 @broker.subscriber("purchases", group_id="payments", ack_policy=AckPolicy.MANUAL, auto_offset_reset="earliest")
 @broker.publisher("purchase-receipts")
 async def charge(purchase: Purchase) -> Receipt:

@@ -23,28 +23,28 @@ from faststream_concurrent_kafka import (
 
 
 class Parcel(BaseModel):
-    """What arrives at the concurrent handler."""
+    """A message to the concurrent handler."""
 
     parcel_id: str
     country: str
 
 
 class Label(BaseModel):
-    """What it sends out."""
+    """A message that a handler publishes."""
 
     parcel_id: str
     text: str
 
 
 class StockChange(BaseModel):
-    """What arrives at the sequential handler."""
+    """A message to the sequential handler."""
 
     article: str
     pieces: int
 
 
 class StockLevel(BaseModel):
-    """What it sends out."""
+    """A message that a handler publishes."""
 
     article: str
     pieces: int
@@ -56,7 +56,7 @@ broker = KafkaBroker(os.environ.get("KAFKA_BOOTSTRAP_SERVERS", "localhost:9092")
 parcels = KafkaRouter(middlewares=[KafkaConcurrentProcessingMiddleware])
 
 
-# Say MANUAL here: a policy that is set on the broker does not reach the subscribers of a router.
+# MANUAL is set here, because a policy of the broker does not apply to the subscribers of a router.
 @parcels.subscriber("parcels", group_id="labels", ack_policy=AckPolicy.MANUAL, auto_offset_reset="earliest")
 @parcels.publisher("labels")
 async def label(parcel: Parcel) -> Label:

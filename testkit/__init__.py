@@ -1,1 +1,1 @@
-"""What tests, chaos, benchmarks and examples share: brokers to run against."""
+"""Shared by tests, chaos, benchmarks and examples: brokers, a load, one worker program, its journal and the oracle."""

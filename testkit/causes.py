@@ -1,8 +1,7 @@
-"""Why a record was handled again: decided by the journals of the processes, and by what was done to them.
+"""Why a record was handled again, judged by the journals of the processes and the log of the faults.
 
-The question is always how the partition left the process that had the record before. What a process says of itself
-(that a drain ran out of time, that a commit failed) excuses nothing alone: an unfinished record, or a broker that was
-away, has to go with it.
+The cause is always how the partition left the process that had the record before. A process's own log line (a drain
+timed out, a commit failed) is no excuse alone: there must also be an unfinished record, or a broker fault.
 """
 
 import enum
@@ -14,9 +13,9 @@ from testkit.history import NS, Delivery, History
 from testkit.journal import Epoch, Journal
 
 
-# So long after a broker is back, coordinators may still be loading and members joining.
+# For this long after a broker's return, coordinators may still load and members join.
 _TAIL_NS = 20 * NS
-# A commit that fails was sent so long before at most.
+# A failed commit was sent at most this long before it failed.
 _REQUEST_NS = 5 * NS
 
 
@@ -36,7 +35,7 @@ ALLOWED = frozenset({Cause.KILL, Cause.FROZEN, Cause.REBALANCE, Cause.BROKER})
 
 
 class Causes:
-    """Answers for one run."""
+    """Finds the causes of one run."""
 
     def __init__(
         self, history: History, deliveries: Mapping[int, Sequence[Delivery]], first_ends: "array[int]"
@@ -49,10 +48,10 @@ class Causes:
         self._first_place = cache(self._lowest_place_in)
 
     def of(self, earlier: Sequence[Delivery], later: Delivery) -> Cause | None:
-        """Say why a delivery of a record came after those before it, by time; None: it had to come to its process."""
+        """Return why a record was delivered again after its earlier deliveries, by time; None if its process had to."""
         mine = [each for each in earlier if each.worker == later.worker]
         if mine:
-            # What failed for the last time between a rebalance and its next delivery is not a dead letter yet.
+            # A record that failed for the last time between a rebalance and its next delivery is not a dead letter yet.
             is_left = all(each.needs_another or (each.is_late and self._load.is_dead(each.number)) for each in mine)
             return None if is_left else Cause.KEPT
         before, begins, number = earlier[-1], later.start_ns, later.number
@@ -60,16 +59,16 @@ class Causes:
         epoch_after = later.journal.epoch_at(begins, partition)
         epoch_before = self._last_epoch_of(before, begins)
         if epoch_before is None:
-            # It was killed between its first record and the call that tells of its assignment.
+            # The process was killed between its first record and the callback with its assignment.
             return Cause.KILL if self._was_killed(before, None) else Cause.UNEXPLAINED
         if epoch_after is not None and epoch_before.assigned_ns > epoch_after.assigned_ns:
             return self._why_outdated(later, epoch_after, begins)
         return self._why_let_go(before, epoch_before, later)
 
     def _last_epoch_of(self, delivery: Delivery, before_ns: int) -> Epoch | None:
-        """Return the last epoch in which a process may have taken a record on again that it had handled before.
+        """Return the last epoch in which a process may have admitted a record again that it had handled before.
 
-        One that was asked to stop takes nothing on, though it may be assigned partitions until it has left.
+        A process that was asked to stop admits no record, but it may be assigned partitions until it has left.
         """
         journal, partition = delivery.journal, self._topic.partition_of[delivery.number]
         its_own = journal.epoch_at(delivery.start_ns, partition)
@@ -84,7 +83,7 @@ class Causes:
         return killed and (epoch is None or epoch.revoked_ns is None)
 
     def _why_outdated(self, delivery: Delivery, epoch: Epoch, at_ns: int) -> Cause:
-        """Say why a process had not noticed that its partition was another's."""
+        """Return why a process had not noticed that another one owned its partition."""
         if self._log.fates[delivery.worker].was_frozen_between(epoch.assigned_ns, at_ns):
             return Cause.FROZEN
         return Cause.BROKER if self._broker_was_away(delivery.journal, epoch.assigned_ns, at_ns) else Cause.UNEXPLAINED
@@ -111,7 +110,7 @@ class Causes:
         return Cause.CLEAN_STOP if was_stopped else Cause.UNEXPLAINED
 
     def _broker_was_away(self, journal: Journal, begin_ns: int, end_ns: int) -> bool:
-        """Whether its last word on commits is that they fail, and a broker is to blame."""
+        """Whether the last log line about commits says that they fail, and there was a broker fault."""
         words = [
             said
             for said in journal.said
@@ -122,10 +121,10 @@ class Causes:
         return self._log.has_trouble_between(words[-1].at_ns - _REQUEST_NS, end_ns, _TAIL_NS)
 
     def _was_unfinished(self, before: Delivery, later: Delivery, at_ns: int) -> bool:
-        """Whether a record was unfinished that held the offset of its partition at or below this one.
+        """Whether an unfinished record kept the committed offset at or below this record.
 
-        That is one that no process had finished, or the very one with which the next process has begun. Where each
-        commit tells what has finished behind it, it has to be the record itself.
+        That is a record that no process had finished, or the one with which the next process began. If commits had
+        metadata, only the record itself counts.
         """
         number, handled = later.number, self._deliveries
         if self._tells:
@@ -139,7 +138,7 @@ class Causes:
         )
 
     def _latest_first_ends(self, partition: int) -> "array[int]":
-        """Return for each place when the last of the records up to there was finished for the first time."""
+        """Return, for each place of a partition, when all records up to it had been finished at least once."""
         latest, found = 0, array("q")
         for number in self._topic.partitions[partition]:
             latest = max(latest, self._first_ends[number])
@@ -147,7 +146,7 @@ class Causes:
         return found
 
     def _lowest_place_in(self, partition: int, worker: int, epoch: int) -> int:
-        """Return the lowest place in a partition that a process has begun in an epoch."""
+        """Return the lowest place of a partition that a process began with in an epoch."""
         return min(
             place
             for place, number in enumerate(self._topic.partitions[partition])

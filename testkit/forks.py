@@ -1,4 +1,4 @@
-"""Programs that start in milliseconds: forked off a process that has imported everything, and otherwise their own.
+"""Programs that start in milliseconds, as forks of a process that has imported everything.
 
 The forked process runs a module as its main program, in its main thread, and ends as `python -m` does: with the exit
 code or the signal that it would have had.
@@ -59,12 +59,12 @@ class Fork:
         return self.returncode
 
     def send_signal(self, number: int) -> None:
-        """Send it a signal, if it still runs."""
+        """Send the process a signal, if it still runs."""
         if self.returncode is None:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """End it at once, and wait until it has ended."""
+        """Kill the process, and wait until it has ended."""
         self.send_signal(signal.SIGKILL)
         deadline = time.monotonic() + _PATIENCE_SEC
         while self.returncode is None:
@@ -74,7 +74,7 @@ class Fork:
 
 
 class ForkServer:
-    """The process that all forks of this one come from; it kills those that are left when this one has ended."""
+    """The process that forks programs for this one; it kills the remaining ones when this process has ended."""
 
     def __init__(self, answers: Path) -> None:
         self.pids: dict[int, int] = {}
@@ -100,19 +100,19 @@ class ForkServer:
         return Fork(self, self._forks)
 
     def read(self) -> None:
-        """Take in what it says of its forks."""
+        """Read the messages of the server about its forks."""
         for line in self._answers.new_lines():
             word, name, number = line.split()
             (self.pids if word == "pid" else self.codes)[int(name)] = int(number)
 
     def close(self) -> None:
-        """End it, and all forks that are left."""
+        """End the server and all remaining forks."""
         self._process.communicate()
 
 
 @functools.cache
 def fork_server() -> ForkServer:
-    """Return the one of this process."""
+    """Return the server of this process; start it at the first call."""
     folder = tempfile.TemporaryDirectory(prefix="forks-")
     server = ForkServer(Path(folder.name) / "answers")
     atexit.register(folder.cleanup)
@@ -121,7 +121,7 @@ def fork_server() -> ForkServer:
 
 
 class _Server:
-    """The other end."""
+    """The forked process, at its end of the pipe."""
 
     def __init__(self, answers: str) -> None:
         self._answers = Appender(answers)
@@ -132,7 +132,7 @@ class _Server:
         signal.signal(signal.SIGCHLD, lambda *_: None)
 
     def serve(self) -> dict[str, Any]:
-        """Fork for each line; return, in the child, what it is to do. The server itself ends with its stdin."""
+        """Fork for each line of stdin; return, in the child, what it has to do. The server ends when its stdin does."""
         left = b""
         while True:
             ready, _, _ = select.select([0, self._woken], [], [])
@@ -162,7 +162,7 @@ class _Server:
 
     def _forget(self) -> None:
         signal.set_wakeup_fd(-1)
-        # Also where the test run was started in the background, which ignores SIGINT and SIGQUIT.
+        # Default handlers also if the test run was started in the background, where SIGINT and SIGQUIT are ignored.
         for number in (signal.SIGCHLD, signal.SIGQUIT):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)

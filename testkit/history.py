@@ -1,4 +1,4 @@
-"""What is known of a group's work once it is over: load, topic, what each process did, what was done to it."""
+"""The history of a group that has ended: load, topic, what each process did, and what was done to it."""
 
 import dataclasses
 from array import array
@@ -18,17 +18,17 @@ NEVER = 2**63 - 1
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Topic:
-    """What is in the topic, read back: the numbers of each partition, in the order of their offsets."""
+    """The contents of the topic: the numbers of each partition, in the order of their offsets."""
 
     partitions: "Sequence[array[int]]"
     partition_of: "array[int]"
-    """Of each number; -1 = it is not there."""
+    """The partition of each number; -1 = the number is missing."""
     place_of: "array[int]"
-    """Of each number: how many come before it in its partition."""
+    """The place of each number in its partition: how many records come before it."""
 
     @classmethod
     def of(cls, partitions: "Sequence[array[int]]", records: int) -> Self:
-        """Sort the numbers; of one that is there twice, the first counts."""
+        """Index the numbers; of one that occurs twice, the first counts."""
         partition_of, place_of = array("h", [-1]) * records, array("I", [0]) * records
         for partition, numbers in enumerate(partitions):
             for place, number in enumerate(numbers):
@@ -46,12 +46,12 @@ class Topic:
 
     @property
     def twice(self) -> int:
-        """How many records are there more often than once."""
+        """How many records occur more than once."""
         return sum(map(len, self.partitions)) - sum(partition >= 0 for partition in self.partition_of)
 
 
 class Delivery:
-    """All that one process did with a record from one rebalance to the next: its attempts."""
+    """The attempts of one process at a record between two rebalances."""
 
     __slots__ = ("is_final", "journal", "runs", "worker")
 
@@ -68,7 +68,7 @@ class Delivery:
 
     @property
     def epoch(self) -> int:
-        """How many revocations the process had seen before."""
+        """The number of revocations that the process had seen before."""
         return self.runs[0].epoch
 
     @property
@@ -83,12 +83,12 @@ class Delivery:
 
     @property
     def is_late(self) -> bool:
-        """Whether it went on after the rebalance."""
+        """Whether an attempt went on after the rebalance."""
         return self.journal.outlasted(self.runs[-1])
 
     @property
     def needs_another(self) -> bool:
-        """Whether an attempt has failed that is not the last: the process may begin again after a rebalance."""
+        """Whether its last attempt so far has failed and is not the final one, so that it may be handled again."""
         return not self.is_final and self.runs[-1].outcome not in {None, CANCELLED}
 
     @override
@@ -101,7 +101,7 @@ class Delivery:
 
 
 class Letter(NamedTuple):
-    """A record in the dead letter topic, and what its headers say."""
+    """A record in the dead letter topic, with its headers."""
 
     number: int
     value: bytes | None
@@ -116,16 +116,16 @@ class Letter(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class History:
-    """All that is known."""
+    """Everything that the oracle judges by."""
 
     load: Load
     topic: Topic
     journals: Mapping[int, Journal]
     log: Log
     failed: int = 0
-    """How many records were never promised to the producer."""
+    """How many records the brokers did not acknowledge to the producer."""
     letters: Sequence[Letter] = ()
     tells: bool = False
-    """Whether each commit told, in its metadata, what had finished behind an unfinished record."""
+    """Whether each commit listed, in its metadata, what had finished behind an unfinished record."""
     exact: bool = False
-    """Whether there were no frozen processes and no broker faults, and the log has what was committed at each kill."""
+    """Whether no process was frozen, no broker failed, and the log has the committed offsets of each kill."""

@@ -1,6 +1,6 @@
-"""What a process writes down of its work outside of Kafka, and how others read it: one file per process.
+"""The journal that a process keeps of its work, outside of Kafka, and how other processes read it.
 
-A line is one write, so that kill -9 loses none. Times are nanoseconds of the machine's monotonic clock.
+One file per process, and one write per line, so that kill -9 loses none. Times are nanoseconds of the monotonic clock.
 """
 
 import os
@@ -16,7 +16,7 @@ DONE, CANCELLED = "ok", "cancelled"
 
 
 class Appender:
-    """Appends to a file; each line is one write, so that none is torn or lost when the process is killed."""
+    """Appends lines to a file, each by one write, so that a kill of the process loses and tears none."""
 
     def __init__(self, path: str) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -40,14 +40,14 @@ class Follower:
         with self._path.open("rb") as file:
             file.seek(self._read)
             text = file.read()
-        # A read may come in the middle of a write: the rest of that line is for the next call.
+        # A read may come in the middle of a write: keep an incomplete line for the next call.
         text = text[: text.rfind(b"\n") + 1]
         self._read += len(text)
         return text.decode().splitlines()
 
 
 def die_with_the_starter() -> None:
-    """End this process when the process that has started it, with a pipe as its stdin, has ended."""
+    """End this process when its parent has ended, which has given it a pipe as its stdin."""
     threading.Thread(target=_wait_for_the_end_of_stdin, daemon=True).start()
 
 
@@ -73,25 +73,25 @@ class Writer:
         self._runs = 0
 
     def starts(self, place: Place, number: int = 0, attempt: int = 1) -> int:
-        """Note that a handler begins with a record, which may have a number; return which run it is."""
+        """Note that a handler begins with a record, which may have a number; return the number of the run."""
         self._write("s", *place, number, attempt)
         self._runs += 1
         return self._runs - 1
 
     def ends(self, run: int, outcome: str = DONE) -> None:
-        """Note how a run has ended."""
+        """Note the outcome of a run."""
         self._write("e", run, outcome)
 
     def assigned(self, partitions: Collection[int]) -> None:
-        """Note which partitions this process has from now on."""
+        """Note the partitions that this process was assigned."""
         self._write("a", *sorted(partitions))
 
     def revoked(self) -> None:
-        """Note that the library has let go of all of them."""
+        """Note that all partitions were revoked."""
         self._write("r")
 
     def says(self, text: str) -> None:
-        """Note what was logged."""
+        """Note a log line."""
         self._write("w", " ".join(text.split())[:300])
 
     def notes(self, text: str) -> None:
@@ -99,7 +99,7 @@ class Writer:
         self._write("n", text)
 
     def leaves(self) -> None:
-        """Note that the application has ended by itself, as it was asked to."""
+        """Note that the application has ended after it was asked to stop."""
         self._write("x")
 
     def _write(self, event: str, *parts: object) -> None:
@@ -117,7 +117,7 @@ class Run:
         self.number = number
         self.attempt = attempt
         self.epoch = epoch
-        """How many revocations the process had seen when it began."""
+        """The number of revocations that the process had seen when the run began."""
         self.end_ns: int | None = None
         self.outcome: str | None = None
 
@@ -158,17 +158,17 @@ class Journal:
         self.said: list[Said] = []
         self.notes: list[str] = []
         self.left_ns: int | None = None
-        """When its application had ended by itself."""
+        """When its application had ended after a stop."""
         self._lines = Follower(path)
 
     def read(self) -> Self:
-        """Take in what is new."""
+        """Read the new lines."""
         for line in self._lines.new_lines():
             self.take(line)
         return self
 
     def take(self, line: str) -> None:
-        """Take in one line."""
+        """Read one line."""
         event, at, *rest = line.split(" ", 2)
         at_ns, text = int(at), rest[0] if rest else ""
         match event:
@@ -203,17 +203,17 @@ class Journal:
 
     @property
     def started(self) -> Counter[Place]:
-        """How often the handling of each record has begun."""
+        """For each record, how often its handling has begun."""
         return Counter(run.place for run in self.runs)
 
     @property
     def handled(self) -> Counter[Place]:
-        """How often the handling of each record has come to its end."""
+        """For each record, how often its handling has ended."""
         return Counter(run.place for run in self.ended if run.outcome == DONE)
 
     @property
     def cancelled(self) -> Counter[Place]:
-        """How often the handling of each record was cancelled."""
+        """For each record, how often its handling was cancelled."""
         return Counter(run.place for run in self.ended if run.outcome == CANCELLED)
 
     def end_of(self, epoch: int) -> int | None:
@@ -221,14 +221,14 @@ class Journal:
         return self.revoked_ns[epoch] if epoch < len(self.revoked_ns) else None
 
     def outlasted(self, run: Run) -> bool:
-        """Whether an attempt went on when the rebalance that it began before was over."""
+        """Whether an attempt began before a rebalance and ended after it."""
         revoked_ns = self.end_of(run.epoch)
         return revoked_ns is not None and (run.end_ns is None or run.end_ns > revoked_ns)
 
     def epoch_at(self, at_ns: int, partition: int) -> Epoch | None:
-        """Return the epoch in which it had a partition at some time, as far as it knew.
+        """Return the epoch in which the process owned a partition at some time, as far as it knew.
 
-        Records may come before the assignment is called out, so an epoch begins with the revocation before it.
+        Records may come before the assignment callback, so an epoch begins with the revocation before it.
         """
         after = None
         for epoch in reversed(self.epochs):

@@ -1,4 +1,4 @@
-"""What each record is, and what its handler does at each attempt: pure, and the same in every process of a seed."""
+"""Each record, and what its handler does at each attempt. Pure: the same in every process with the same seed."""
 
 import dataclasses
 import functools
@@ -11,11 +11,11 @@ from testkit.journal import DONE
 
 
 MAX_ATTEMPTS = 3
-# Far above what a busy machine makes of ten milliseconds: only a handler that hangs is cancelled at the limit.
+# Far above the duration of quick handlers on a busy machine: only a handler that hangs is cancelled at the limit.
 HANDLER_TIMEOUT_SEC = 1.5
 _DRAWS = 6 + 2 * MAX_ATTEMPTS
 
-# What a failing attempt does, its share, and the exception that the dead letter names if it was the last one.
+# How an attempt fails, how often, and which exception the dead letter names if it was the last attempt.
 _FAILURES = {
     "raise": (60, "builtins.RuntimeError"),
     "time out": (10, "builtins.TimeoutError"),
@@ -25,7 +25,7 @@ _FAILURES = {
     "hang": (3, "faststream_concurrent_kafka.errors.HandlerTimeoutError"),
     "swallow": (1, "faststream_concurrent_kafka.errors.HandlerTimeoutError"),
 }
-# Failures come in storms: a restart in between leaves nothing undone, one in a storm does.
+# Failures come in bursts: a restart in a burst leaves records undone, one between two bursts does not.
 _WEATHER = 2_500
 _MALFORMED_SHARE = 0.001
 _FAILING_SHARE = 0.02
@@ -42,17 +42,17 @@ class Step(NamedTuple):
 
 
 class Role(NamedTuple):
-    """What one record is."""
+    """One record."""
 
     key: bytes | None
     partition: int
     steps: tuple[Step, ...]
-    """What the handler does at each attempt up to the last; nothing where it is never called."""
+    """What the handler does at each attempt up to the last; empty if it is never called."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Load:
-    """The records 0 to `count` - 1. One number is one record: in each partition they ascend with the offsets."""
+    """The records with the numbers 0 to `count` - 1, which ascend with the offsets in each partition."""
 
     seed: int
     count: int
@@ -60,11 +60,11 @@ class Load:
     partitions: int = 12
     ordering: str = "key"
     quick_sec: Sequence[float] = (0.0, 0.01)
-    """From and to how many seconds a handler takes; for those that are slow, `slow_sec`."""
+    """The shortest and longest duration of quick handlers, in seconds; slow ones take `slow_sec`."""
     slow_sec: Sequence[float] = (0.3, 2.0)
     slow_share: float = 0.0
     storms: bool = False
-    """Whether some attempts fail, and some records have no key, one and the same key, or bytes that do not parse."""
+    """Whether some attempts fail, and some records have no key, the same key, or bytes that can't be parsed."""
     stuck: int | None = None
     """A record whose handler never ends."""
 
@@ -73,11 +73,11 @@ class Load:
         return self._role(number).key
 
     def partition(self, number: int) -> int:
-        """Return the partition of a record, which is that of all with its key."""
+        """Return the partition of a record, which is the same for all records of its key."""
         return self._role(number).partition
 
     def steps(self, number: int) -> tuple[Step, ...]:
-        """Return what the handler does at each attempt up to the last; nothing where it is never called."""
+        """Return what the handler does at each attempt up to the last; empty if it is never called."""
         return self._role(number).steps
 
     def value(self, number: int) -> bytes:
@@ -85,7 +85,7 @@ class Load:
         return b"%d" % number if self.steps(number) else b"no number: %d" % number
 
     def lane(self, number: int) -> str:
-        """Name what the record shares with those that it must not overlap."""
+        """Return the lane of a record, its key or partition: records of one lane must not overlap."""
         if self.ordering == "partition":
             return f"partition {self.partition(number)}"
         key = self.key(number)
@@ -97,26 +97,26 @@ class Load:
         return not steps or steps[-1].does != DONE
 
     def attempts(self, number: int) -> int:
-        """Return how many attempts its dead letter speaks of."""
+        """Return the number of attempts in its dead letter."""
         return len(self.steps(number)) or 1
 
     def error(self, number: int) -> str:
-        """Return the exception that its dead letter names."""
+        """Return the exception in its dead letter."""
         steps = self.steps(number)
         return _FAILURES[steps[-1].does][1] if steps else "pydantic_core._pydantic_core.ValidationError"
 
     def is_final(self, number: int, attempt: int, outcome: str | None) -> bool:
-        """Whether a record has come to its end by an attempt that ended so."""
+        """Whether an attempt with this outcome finishes the record."""
         steps = self.steps(number)
         return attempt == len(steps) and outcome == steps[-1].does
 
     @functools.cached_property
     def _role(self) -> "functools._lru_cache_wrapper[Role]":
-        # Enough for the records that are looked at again and again; a million passes through.
+        # Enough for the records that are needed repeatedly, out of a million.
         return functools.lru_cache(2**17)(self.draw)
 
     def draw(self, number: int) -> Role:
-        """Say what a record is; always the same."""
+        """Return a record, by its number."""
         digest = hashlib.blake2b(f"{self.seed}/{number}".encode(), digest_size=4 * _DRAWS).digest()
         share, keyed, placed, formed, *draws = (each / 2**32 for each in struct.unpack(f">{_DRAWS}I", digest))
         if not self.storms:

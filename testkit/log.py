@@ -1,4 +1,4 @@
-"""What was done to processes and brokers, written down by the program that does it, and how it is read."""
+"""The log of what was done to processes and brokers, written by the program that does it; and how it is read."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from testkit.journal import Appender
 
 
 class LogWriter:
-    """Appends to the log, each line before what it tells of."""
+    """Appends to the log, each line before the event happens."""
 
     def __init__(self, path: Path) -> None:
         self._lines = Appender(str(path))
@@ -29,7 +29,7 @@ class FaultRun:
     begin_ns: int
     end_ns: int
     hits: list[int] = dataclasses.field(default_factory=list)
-    """The worker processes that it was aimed at."""
+    """The worker processes that it hit."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -39,13 +39,13 @@ class Fate:
     term_ns: int | None = None
     kill_ns: int | None = None
     frozen: list[tuple[int, int]] = dataclasses.field(default_factory=list)
-    """From when to when; one that was killed in it has the largest number as its end."""
+    """From when to when it was frozen; if it was killed meanwhile, the end is the largest number."""
     committed: dict[int, int] | None = None
-    """What was committed when it was killed, per partition, where that was looked up."""
+    """The committed offset of each partition when it was killed, if that was recorded."""
     memory_mb: float = 0.0
 
     def was_frozen_between(self, begin_ns: int, end_ns: int) -> bool:
-        """Whether it was frozen in some part of that time."""
+        """Whether it was frozen for a part of the given time."""
         return any(freeze < end_ns and thaw > begin_ns for freeze, thaw in self.frozen)
 
 
@@ -53,20 +53,20 @@ _NEVER = 2**63 - 1
 
 
 class Log:
-    """All of it."""
+    """The whole log."""
 
     def __init__(self, lines: Iterable[str]) -> None:
         self.faults: dict[int, FaultRun] = {}
         self.fates: dict[int, Fate] = defaultdict(Fate)
         self.started: list[int] = []
         self.died: list[int] = []
-        """Processes that ended though nobody had told them to."""
+        """Processes that ended without a signal."""
         self.stubborn: list[int] = []
         """Processes that had to be killed because they did not stop."""
         self.skipped = 0
         self._down: dict[int, int] = {}
         self.troubles: list[tuple[int, int]] = []
-        """From when to when a broker was down or silent."""
+        """When brokers were down or silent: begin and end of each time."""
         for line in lines:
             at, word, *what = line.split()
             self._take(int(at), word, what)
@@ -112,5 +112,5 @@ class Log:
                 raise ValueError(word)
 
     def has_trouble_between(self, begin_ns: int, end_ns: int, tail_ns: int) -> bool:
-        """Whether a broker was down or silent in some part of that time, or less than `tail_ns` before."""
+        """Whether a broker was down or silent for a part of the given time, or less than `tail_ns` before it."""
         return any(down < end_ns and up + tail_ns > begin_ns for down, up in self.troubles)

@@ -17,7 +17,7 @@ _ROOT = Path(__file__).parents[1]
 
 
 class Member:
-    """From its start to its end; its journal is in `<name>.journal`, its output in `<name>.log`."""
+    """A process from its start to its end, with its journal in `<name>.journal` and its output in `<name>.log`."""
 
     def __init__(
         self, program: Sequence[str], journal: Path, environ: Mapping[str, str], *, forked: bool = True
@@ -40,15 +40,15 @@ class Member:
 
     @property
     def returncode(self) -> int | None:
-        """How it has ended, if it has."""
+        """Its exit code; None while it runs."""
         return self.process.poll()
 
     def send(self, number: signal.Signals) -> None:
-        """Send it a signal."""
+        """Send the process a signal."""
         self.process.send_signal(number)
 
     async def exit_code(self, timeout_sec: float = 30) -> int:
-        """Return how it has ended, when it has."""
+        """Wait for its end; return its exit code."""
         await wait_until(lambda: self.returncode is not None, timeout_sec, lambda: self.story("it ends"))
         self.journal.read()
         code = self.returncode
@@ -57,13 +57,13 @@ class Member:
         return code
 
     async def stop(self, timeout_sec: float = 40) -> None:
-        """Stop it as an orchestrator does, and wait until it has ended well."""
+        """Send SIGTERM, as an orchestrator does, and check that it ends with exit code 0."""
         self.send(signal.SIGTERM)
         if await self.exit_code(timeout_sec):
             raise AssertionError(self.story("it ends well"))
 
     async def until(self, predicate: Callable[[], object], timeout_sec: float, what: str) -> Self:
-        """Wait until something can be read from its journal."""
+        """Wait until its journal fulfils a condition."""
 
         def holds() -> bool:
             self.journal.read()
@@ -78,11 +78,11 @@ class Member:
 
     @property
     def output(self) -> str:
-        """What it has printed."""
+        """Its output."""
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
     def story(self, wanted: str) -> str:
-        """Tell where it stands, for a failed test."""
+        """Describe its state, for a failed test."""
         journal = self.journal.read()
         return (
             f"{wanted}: {journal.name}; exit code {self.returncode}; {len(journal.runs)} started, "
@@ -91,7 +91,7 @@ class Member:
         )
 
     def kill(self) -> None:
-        """End it at once, in any case."""
+        """Kill the process, if it still runs."""
         self.process.kill()
         if isinstance(self.process, subprocess.Popen):
             self.process.communicate()

@@ -1,10 +1,11 @@
-"""Says what was wrong with what a group of processes did, given its load, its topic, the journals and the log. Pure.
+"""Judges a group of processes by its load, its topic, the journals and the log. Pure.
 
-Nothing lost; in order; nothing twice by one process or after a clean stop; each repeat has a cause that at-least-once
-allows. An *exact* history, without frozen processes and broker faults, and with what was committed at each kill, is
-held to more: each owner of a partition begins where the one before it had to commit, and each dead letter is accounted
-for. There, after a stop and a rebalance all is committed up to the first record that was left undone; after kill -9 it
-is what the broker has. An attempt that outlasts a rebalance is undone, and may overlap with what its next owner does.
+No record is lost; order holds; no record is handled twice by one process or after a clean stop; each repeat has a cause
+that at-least-once allows. An *exact* history (no frozen process, no broker fault, and the committed offsets of each
+kill are known) is judged more strictly: each owner of a partition begins where the one before it had to commit, and
+each dead letter is accounted for. There, a stop and a rebalance commit everything up to the first record that was left
+undone; after kill -9 the broker's offsets count. An attempt that outlasts a rebalance counts as undone, and may overlap
+with the next owner's.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ _MOST_EXAMPLES = 5
 
 
 class Claim(enum.StrEnum):
-    """What is promised, by the name of its violation; `again, ...` by a `Cause` that is not allowed is the other."""
+    """The promises, by the names of their violations; `again, <cause>`, with a forbidden cause, is another."""
 
     LOST = "lost"
     MISSING = "acknowledged to the producer, and not in the topic"
@@ -40,14 +41,14 @@ class Claim(enum.StrEnum):
 
 @dataclasses.dataclass(slots=True)
 class Verdict:
-    """What the oracle has found."""
+    """The findings of the oracle."""
 
     violations: Counter[str]
-    """By what is promised."""
+    """Violations, by promise."""
     again: Counter[Cause]
-    """Why records were handled again, also where that is allowed."""
+    """How many records were handled again, by cause, also allowed ones."""
     again_by: Counter[str]
-    """How many records each process handled that had come to their end before."""
+    """How many finished records each process handled again."""
     examples: dict[str, list[str]]
 
     def broken(self) -> list[str]:
@@ -55,19 +56,19 @@ class Verdict:
         return [f"{what}: {times:,}" for what, times in self.violations.items() if times]
 
     def story(self) -> str:
-        """Say what was wrong, with examples, for a failed test."""
+        """Describe the violations, with examples, for a failed test."""
         return "\n".join("\n  ".join([each, *self.examples[each.rpartition(":")[0]]]) for each in self.broken())
 
 
 class Oracle:
-    """Looks at everything once it is over."""
+    """Judges one history."""
 
     def __init__(self, history: History) -> None:
         self._history = history
         self._load, self._topic, self._log = history.load, history.topic, history.log
         count = len(self._topic.partition_of)
         self.deliveries: dict[int, list[Delivery]] = {}
-        """Of each record that a handler saw, in the order of time."""
+        """The deliveries of each record that has a handler call, in the order of time."""
         for worker, journal in history.journals.items():
             self._take(worker, journal)
         self._first_ends = array("q", [NEVER]) * count
@@ -75,7 +76,7 @@ class Oracle:
             deliveries.sort(key=lambda delivery: delivery.start_ns)
             ends = (each.end_ns for each in deliveries if each.is_final and each.end_ns is not None)
             self._first_ends[number] = min(ends, default=NEVER)
-        # A record that is twice in the topic, by its producer's doing, has to be handled twice, in no order.
+        # A record that its producer has written twice has to be handled twice, in any order.
         self._doubled = self._find_doubled()
         self._lanes: dict[tuple[int, str], list[int]] = defaultdict(list)
         self._seen: dict[int, list[int]] = defaultdict(list)
@@ -135,7 +136,7 @@ class Oracle:
         )
         return Verdict(violations, again, again_by, dict(examples))
 
-    # -- what one record goes through ------------------------------------------------------------------------------
+    # -- one record --------------------------------------------------------------------------------------------------
 
     def _lost(self) -> Iterator[tuple[str, str]]:
         for number, (partition, end_ns) in enumerate(zip(self._topic.partition_of, self._first_ends, strict=True)):
@@ -157,7 +158,7 @@ class Oracle:
                         yield Claim.OUTCOMES, f"{delivery} was to do {step.does!r} at attempt {run.attempt}"
 
     def _was_cut_off(self, delivery: Delivery, run: Run) -> bool:
-        """Whether the last attempt of a delivery had no chance: its process was killed, or out of time for its stop."""
+        """Whether the last attempt of a delivery was cut off: its process was killed, or its stop timed out."""
         if run is not delivery.runs[-1]:
             return False
         if self._history.exact:
@@ -167,7 +168,7 @@ class Oracle:
         )
 
     def _again(self, again: Counter[Cause]) -> Iterator[tuple[str, str]]:
-        """Say for each delivery after the first of its record why it was; an exact history is judged by offsets."""
+        """Find the cause of each repeated delivery; an exact history is judged by offsets instead."""
         causes = Causes(self._history, self.deliveries, self._first_ends)
         for number, deliveries in self.deliveries.items():
             if number in self._doubled:
@@ -183,16 +184,16 @@ class Oracle:
     # -- order -----------------------------------------------------------------------------------------------------
 
     def _inversions(self) -> Iterator[tuple[str, str]]:
-        """Check that no record begins before the one before it in its lane has ended at least once, anywhere."""
+        """Check that no record begins before its predecessor in its lane has ended at least once, in any process."""
         for (_, lane), numbers in self._lanes.items():
             for before, after in pairwise(numbers):
                 if after in self.deliveries and self._first_ends[before] > self.deliveries[after][0].start_ns:
                     yield Claim.INVERSIONS, f"record {after} before {before}, {lane}"
 
     def _overlaps(self) -> Iterator[tuple[str, str]]:
-        """No two attempts in a lane overlap in one process; in an exact history, nor do they in two.
+        """Check that no two attempts in a lane overlap in one process, and in an exact history not in two either.
 
-        Other than with one that has outlasted a rebalance elsewhere.
+        An attempt that has outlasted a rebalance in another process may overlap.
         """
         for (_, lane), numbers in self._lanes.items():
             runs = [
@@ -215,9 +216,9 @@ class Oracle:
         return self._log.fates[of.worker].kill_ns or NEVER
 
     def _order(self) -> Iterator[tuple[str, str]]:
-        """In one assignment a lane goes from record to record, and each but the last comes to its end.
+        """Check that in one assignment the records of a lane follow one another, and all but the last are finished.
 
-        So records that are handled again are in order as well.
+        So repeated records are in order as well.
         """
         for (_, lane), numbers in self._lanes.items():
             follower = dict(pairwise(numbers))
@@ -241,7 +242,7 @@ class Oracle:
         return killed and delivery.epoch == len(delivery.journal.revoked_ns)
 
     def _offsets(self) -> Iterator[tuple[str, str]]:
-        """Each owner of a partition begins where the one before it had to commit: there, and nowhere else."""
+        """Check that each owner of a partition begins exactly where the one before it had to commit."""
         for partition, seen in self._seen.items():
             place = earliest = 0
             for stay in self._stays[partition]:
@@ -255,34 +256,34 @@ class Oracle:
                         f"partition {partition}: {stay[begin]} is the first of its epoch, and not {expected}",
                     )
                 place = self._next_to_read(partition, begun, stay)
-                # What has ended between the deadline of a drain and the revocation may be committed, or not.
+                # A record that has ended between the drain's deadline and the revocation may be committed, or not.
                 gave_up_ns = _gave_up_ns(stay[begin])
                 earliest = place if gave_up_ns is None else self._next_to_read(partition, begun, stay, gave_up_ns)
 
     def _was_told(self, seen: Sequence[int], place: int, first: Delivery) -> bool:
-        """Whether all that a process has left out at its beginning had come to its end by then, anywhere."""
+        """Whether every record that a process left out at its beginning had been finished by then, in any process."""
         left_out = seen[place : bisect_left(seen, first.number)]
         told = self._history.tells and bool(left_out)
         return told and all(self._first_ends[each] < first.start_ns for each in left_out)
 
     def _past_the_adopted(self, seen: Sequence[int], place: int, first: Delivery) -> int:
-        """Go past what is delivered again to the process that has handled it before: it is not run again."""
+        """Skip records that are delivered again to the process that has finished them: they are not run again."""
         while place < len(seen) and seen[place] != first.number and self._adopted(first, seen[place]):
             place += 1
         if place < len(seen) and seen[place] == first.number and (before := self._adopted(first, first.number)):
-            # What failed for the last time between a rebalance and its delivery is not a dead letter yet.
+            # A record that failed for the last time between a rebalance and its delivery is not a dead letter yet.
             place += not (before.is_late and self._load.is_dead(first.number))
         return place
 
     def _adopted(self, of: Delivery, number: int) -> Delivery | None:
-        """Return when the process, in an epoch before that of a delivery, has come to the end of a record."""
+        """Return when the process finished a record in an epoch before that of a delivery."""
         for delivery in self.deliveries.get(number, ()):
             if delivery.worker == of.worker and delivery.epoch < of.epoch and delivery.is_final:
                 return delivery
         return None
 
     def _stays_in(self, numbers: Sequence[int]) -> list[dict[int, Delivery]]:
-        """Return what each owner of a partition did with its records in one epoch, in the order of time."""
+        """Return the deliveries of each owner of a partition in one epoch, in the order of time."""
         stays: dict[tuple[int, int], dict[int, Delivery]] = defaultdict(dict)
         for number in numbers:
             for delivery in self.deliveries.get(number, ()):
@@ -290,7 +291,7 @@ class Oracle:
         return sorted(stays.values(), key=lambda stay: min(delivery.start_ns for delivery in stay.values()))
 
     def _next_to_read(self, partition: int, place: int, stay: dict[int, Delivery], end_ns: int | None = None) -> int:
-        """Return the place of the first record for the next owner, of what had ended by then or in the epoch."""
+        """Return the place of the next owner's first record, by what had ended by then or in the epoch."""
         seen, first = self._seen[partition], stay[min(stay)]
         if end_ns is None:
             end_ns = first.journal.end_of(first.epoch)
@@ -327,7 +328,7 @@ class Oracle:
                 yield Claim.DEAD_LETTERS, f"{letter}, should have been {expected}"
 
     def _unsorted_letters(self) -> Iterator[tuple[str, str]]:
-        """Those of one lane arrive in order, each for the first time; those without a lane have no order."""
+        """Check that the first dead letters of one lane arrive in order; those without a lane have no order."""
         found: dict[tuple[str, int], list[int]] = defaultdict(list)
         for letter in self._history.letters:
             found[self._load.lane(letter.number), letter.found_in].append(letter.number)
@@ -337,7 +338,7 @@ class Oracle:
                 yield Claim.DEAD_LETTERS, f"{lane} in another order: {first}"
 
     def _miscounted_letters(self) -> Iterator[tuple[str, str]]:
-        """One for each time that the record came to its end, but where that process was killed or too late."""
+        """Check for one dead letter each time that the record finished, unless the process was killed or too late."""
         copies = Counter(letter.number for letter in self._history.letters)
         for number in filter(self._load.is_dead, range(self._load.count)):
             ends = [each for each in self.deliveries.get(number, ()) if each.is_final]
@@ -350,7 +351,7 @@ class Oracle:
                 yield Claim.DEAD_LETTERS, f"{copies[number]} of record {number}, should have been {least} to {most}"
 
     def _most_deliveries(self, malformed: int) -> int:
-        """Return how often a record may have been delivered that no handler sees, by those around it."""
+        """Return how often a record without a handler call may have been delivered, by the records around it."""
         partition = self._load.partition(malformed)
         seen = self._seen[partition]
         place = bisect_left(seen, malformed)
@@ -359,14 +360,14 @@ class Oracle:
 
 
 def _ended_by(delivery: Delivery | None, end_ns: int | None) -> bool:
-    """Whether a record had come to its end, at all or by some time."""
+    """Whether a record was finished, at all or by some time."""
     if delivery is None or not delivery.is_final or delivery.end_ns is None:
         return False
     return end_ns is None or delivery.end_ns <= end_ns
 
 
 def _gave_up_ns(first: Delivery) -> int | None:
-    """Return when the drain of the rebalance that ended an epoch ran out of time, if it did."""
+    """Return when the drain of the rebalance that ended an epoch reached its deadline, if it did."""
     revoked_ns = first.journal.end_of(first.epoch)
     said = [each.at_ns for each in first.journal.said if "Rebalance: " in each.text and each.at_ns > first.start_ns]
     return next((at_ns for at_ns in said if revoked_ns is not None and at_ns <= revoked_ns), None)

@@ -31,7 +31,7 @@ from testkit.member import Member
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a process is asked to do."""
+    """What a worker has to do."""
 
     bootstrap_servers: list[str]
     topic: str
@@ -39,14 +39,14 @@ class Task:
     journal: str
     load: Load
     dead_topic: str | None = None
-    """Where what fails for the last time goes; None = failures are not expected."""
+    """The dead letter topic; None = failures are not expected."""
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Of `initialize_concurrent_processing`; the order is the load's."""
+    """Settings of `initialize_concurrent_processing`, without the ordering, which is the load's."""
     subscriber: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Keywords of the subscriber."""
 
     def to_json(self) -> str:
-        """Write it down."""
+        """Return it as text."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
@@ -56,12 +56,12 @@ class Task:
         return cls(**read | {"load": Load(**read["load"])})
 
     def start(self) -> Member:
-        """Start a process that does it."""
+        """Start a process for it."""
         return Member(("testkit.worker", self.to_json()), Path(self.journal), {})
 
 
 class Actor:
-    """The handler: it does what the load says, and writes down when that begins and ends."""
+    """The handler: it does what the load says, and writes its beginning and end to the journal."""
 
     def __init__(self, load: Load, journal: Writer, broker: KafkaBroker) -> None:
         self._load = load
@@ -69,7 +69,7 @@ class Actor:
         self._broker = broker
 
     async def handle(self, number: int) -> None:
-        """Handle a record that never fails: the parameter below costs something."""
+        """Handle a record that never fails, without the parameter of the other method, which takes time."""
         await self.handle_attempt(number, 1)
 
     async def handle_attempt(self, number: int, attempt: Attempt) -> None:
@@ -109,7 +109,7 @@ async def _do(does: str) -> None:
 
 
 class Listener(ConsumerRebalanceListener):
-    """Writes down what the library lets go of, and what is given."""
+    """A rebalance listener that writes revocations and assignments to the journal."""
 
     def __init__(self, journal: Writer) -> None:
         self._journal = journal
@@ -124,7 +124,7 @@ class Listener(ConsumerRebalanceListener):
 
 
 class Warnings(logging.Handler):
-    """Writes down what is logged as a warning or worse."""
+    """A log handler that writes warnings and errors to the journal."""
 
     def __init__(self, journal: Writer) -> None:
         super().__init__(logging.WARNING)
@@ -137,7 +137,7 @@ class Warnings(logging.Handler):
 
 @contextmanager
 def warnings_kept(journal: Writer) -> Generator[None]:
-    """Keep the warnings of all loggers in a journal."""
+    """Write the warnings of all loggers to a journal."""
     keeper = Warnings(journal)
     logging.getLogger().addHandler(keeper)
     try:

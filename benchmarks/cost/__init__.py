@@ -1,1 +1,1 @@
-"""CPU per record without a network: FastStream alone, the floor of this design, and the library."""
+"""CPU per record without a network: FastStream alone, the lower bound of this design ("floor"), and the library."""

@@ -18,9 +18,9 @@ from benchmarks.cost.trial import SYSTEMS, Cost, CostTrial, System
 
 _ROOT = Path(__file__).parents[2]
 _ROUNDS = 5
-# One full collection more or less must not decide: it takes about as long as 1,000 records.
+# So many that a full collection more or less, which takes about as long as 1,000 records, does not matter.
 _RECORDS = 100_000
-# The difference of two runs leaves out what a process does before its first record and after its last.
+# The difference of two runs excludes what a process does before its first record and after its last one.
 _FEW, _MANY = 1_000, 6_000
 _PROFILED_RECORDS = 2_000
 _SHOWN_FUNCTIONS = 40
@@ -28,7 +28,7 @@ _TIMEOUT_SEC = 1_200
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure CPU per record, and print it; with `--profile`, where it goes."""
+    """Measure CPU per record, and print it; with `--profile`, by function."""
     options = _options(arguments)
     trials = {
         system: CostTrial(

@@ -17,16 +17,16 @@ class Profile:
         self._packages: dict[CodeType, str] = {}
 
     def begin(self) -> None:
-        """Count whatever is called from now on."""
+        """Start counting."""
         sys.settrace(self._trace)
 
     def clear(self) -> None:
-        """Forget what was counted, and go on."""
+        """Reset the counts."""
         self._bytecodes.clear()
         self._resumptions.clear()
 
     def end(self, records: int) -> tuple[Function, ...]:
-        """Stop counting; return what was counted, per record, the costly functions first."""
+        """Stop counting; return the counts per record, the costliest functions first."""
         sys.settrace(None)
         return tuple(
             Function(
@@ -48,6 +48,6 @@ class Profile:
 
 
 def _package(module: str) -> str:
-    """Return what a module belongs to; the stand-in for Kafka is the benchmark's, wherever it is from."""
+    """Return the package of a module; the in-memory Kafka counts as part of the benchmark."""
     top = module.partition(".")[0]
     return "the benchmark" if top == "__main__" or module.startswith("faststream_concurrent_kafka.testing") else top

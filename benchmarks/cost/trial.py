@@ -1,4 +1,4 @@
-"""One measurement of CPU per record, and its results: what the parent and its measuring processes exchange."""
+"""One measurement of CPU per record, and its result: exchanged by the parent and the measuring processes."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ class CostTrial:
     records: int
     concurrency_limit: int = 100
     sleep_sec: float | None = None
-    """How long a handler sleeps; 0 = it gives up its turn once, None = it does not suspend."""
+    """How long a handler sleeps; 0 = it suspends for one turn of the loop, None = it does not suspend."""
     collector: Collector = "default"
     is_counted: bool = False
     """Whether instructions or bytecodes are counted, which slows everything down: it runs in virtual time."""
@@ -28,7 +28,7 @@ class CostTrial:
     """Whether bytecodes are counted by function, instead of time."""
 
     def to_json(self) -> str:
-        """Return what the measuring process needs."""
+        """Return the trial as text for the measuring process."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
@@ -45,7 +45,7 @@ class Function:
     name: str
     bytecodes: float
     resumptions: float
-    """Calls, and for a coroutine its resumptions as well."""
+    """Calls, and resumptions of a coroutine."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,7 @@ class Cost:
     cpu_us: float
     """CPU microseconds per record, from the first handler on."""
     functions: tuple[Function, ...] = ()
-    """Only with `profile`, when `cpu_us` means nothing."""
+    """Only with `profile`; then `cpu_us` is meaningless."""
 
     def to_json(self) -> str:
         """Return what the parent reads."""

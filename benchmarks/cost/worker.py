@@ -26,12 +26,12 @@ _TOPIC, _PARTITIONS = "bench", 8
 _BODIES = [b'{"i": %d, "name": "%s"}' % (number, b"x" * 40) for number in range(64)]
 _KEYS = [b"key-%d" % number for number in range(1000)]
 _FIRST_TIMESTAMP_MS = 1_700_000_000_000
-# The library gives other tasks a turn as often; a loop that never does would keep every record in memory.
+# As often as the library lets other tasks run: a loop that never does would keep every record in memory.
 _RECORDS_PER_TURN = 32
 
 
 class BufferedConsumer(FakeKafkaConsumer):
-    """Has every record at hand, as after a large fetch; the rest is that of a consumer of an empty in-memory Kafka."""
+    """Has all records prefetched, as after a large fetch; otherwise a consumer of an empty in-memory Kafka."""
 
     def __init__(self, records: int, **options: Any) -> None:
         kafka = FakeKafka({_TOPIC: _PARTITIONS})
@@ -48,7 +48,7 @@ class BufferedConsumer(FakeKafkaConsumer):
     async def getone(self, *partitions: TopicPartition) -> ConsumerRecord[bytes, bytes]:
         number = self._next
         if number == 0:
-            # The library keeps partitions paused until it knows what is committed.
+            # The library keeps partitions paused until their position is committed.
             while not self.assignment() or self.paused():  # noqa: ASYNC110 - once per run
                 await asyncio.sleep(0.001)
         elif number >= self._count:
@@ -61,7 +61,7 @@ class BufferedConsumer(FakeKafkaConsumer):
 
 
 class Nothing(BaseMiddleware[Any]):
-    """A middleware that does nothing: what FastStream takes for one."""
+    """A middleware that does nothing: measures what FastStream needs for one."""
 
     @override
     async def consume_scope(
@@ -71,7 +71,7 @@ class Nothing(BaseMiddleware[Any]):
 
 
 def give_each_record_a_task(subscriber: Any) -> None:
-    """Make a subscriber handle each record in a bare task: the least that a library of this design costs."""
+    """Let a subscriber handle each record in a bare task: the least that a library of this design costs."""
     loop = asyncio.get_running_loop()
     fetched, fetch = 0, subscriber.get_msg
 
@@ -138,7 +138,7 @@ async def measure(trial: CostTrial) -> Cost:
 
 
 async def main(trial: CostTrial) -> None:
-    """Measure, print, and leave without the time that a clean stop takes."""
+    """Measure, print, and exit without a clean stop."""
     print((await measure(trial)).to_json(), flush=True)
     os._exit(0)
 
@@ -149,7 +149,7 @@ def run(trial: CostTrial) -> None:
     if trial.collector == "off":
         gc.disable()
     if trial.is_counted:
-        # Counting slows everything down: in real time, timers would be due and turns of the loop used up too often.
+        # Counting slows everything down: with real time, timers would fire and turns of the loop be used up too often.
         run_virtual(main(trial))
     else:
         asyncio.run(main(trial))

@@ -1,4 +1,4 @@
-"""The demo: load a topic, run the service in two ways, stop it in mid-flight, and check what came of every order."""
+"""The demo: load a topic, run the service in two ways, stop it in mid-flight, and check the result of every order."""
 
 import argparse
 import asyncio
@@ -27,24 +27,23 @@ _TOPIC = "orders"
 _MOST_SEC = 120.0
 _NOT_CARRIED_OUT = 2
 _LEGEND = f"""\
-sec: from the first delivery to the last charge.
-dead: in {DEAD_LETTERS} after {ATTEMPTS} attempts, as they can't be charged; FastStream alone has no such place.
-lost: committed, and neither charged and confirmed nor dead.
+sec: from the first delivery to the last charge. dead: in {DEAD_LETTERS} after {ATTEMPTS} attempts, as they can't be
+charged; FastStream alone has no such topic. lost: committed, and neither charged and confirmed nor dead.
 twice: delivered, charged, confirmed or buried again, or done and not committed."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """What the table says of one run."""
+    """One row of the table."""
 
     name: str
     verdict: Verdict
     shows_speed: bool = True
-    """Whether the run's time is that of uninterrupted work."""
+    """Whether the run worked without interruption, so that its time counts."""
 
 
 async def sequential(shop: Shop, seconds: float) -> Row:
-    """Let FastStream handle orders as it does by itself, for so long: all of them would take minutes."""
+    """Let FastStream alone handle orders for this time: all of them would take minutes."""
     shop.picture.say(f"1. FastStream by itself, one order at a time (AckPolicy.ACK_FIRST, its default), {seconds:g} s")
     run = Run(shop, name=SEQUENTIAL, way=SEQUENTIAL, title="FastStream, one at a time")
     started_at: list[float] = []
@@ -83,22 +82,22 @@ async def stop_in_mid_flight(shop: Shop, way: str) -> Row:
         if in_flight == 0:
             raise DemoError("no order was in flight when the signal came, so that the stop proves nothing")
         run.title = f"{way}, started again"
-        # Whatever was committed and not handled will never come.
+        # An order that was committed and not handled will never be delivered.
         within_reach = run.handled + sum(shop.ends.values()) - sum(evidence.committed.values())
         await run.serve(until=lambda: run.handled >= within_reach)
         return Row(name="SIGTERM, restart", verdict=check(await run.evidence()), shows_speed=False)
 
 
 async def run_demo(options: argparse.Namespace, picture: Picture, directory: Path) -> list[Row]:
-    """Do it all, and return what came of each run."""
+    """Make all runs, and return their results."""
     with Tansu() as broker:
         servers = broker.bootstrap_servers
         confirmations = (SEQUENTIAL, options.way, f"{options.way}-stopped")
         names = (_TOPIC, DEAD_LETTERS, *(f"confirmations-{name}" for name in confirmations))
         await asyncio.gather(*(create_topic(servers, name, PARTITIONS) for name in names))
         orders = await load(servers, _TOPIC, itertools.islice(make_orders(), options.orders))
-        # Last in their partitions: a stop leaves undone what fails while it waits, and what is finished behind that
-        # would be handled again with it.
+        # Last in their partitions: a stop may leave failing orders undone, and finished ones behind them would be
+        # handled again with them.
         poison = await load(servers, _TOPIC, make_poison_orders(PARTITIONS))
         picture.say(
             f"{len(orders):,} orders in {PARTITIONS} partitions of an embedded broker; "

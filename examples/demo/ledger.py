@@ -1,4 +1,4 @@
-"""What happened, as written down outside of Kafka, and whether the promises were kept.
+"""The journal that a run keeps outside of Kafka, and the check of the promises.
 
 python -m examples.demo.ledger DIRECTORY        checks again what `python -m examples.demo --keep` has left there
 """
@@ -21,11 +21,11 @@ DELIVERED = "delivered"
 CHARGED = "charged"
 """The payment went through."""
 STOPPING = "stopping"
-"""The process was told to stop; the line says how many orders it was handling at that moment."""
+"""The process got SIGTERM; the line says how many orders it was handling then."""
 ATTEMPTS = 2
 """How often an order that can't be charged is handled before it becomes a dead letter."""
 REASON = f"{NotChargeableError.__module__}.{NotChargeableError.__qualname__}"
-"""What its dead letter says of why."""
+"""The exception in its dead letter."""
 
 
 class Event(NamedTuple):
@@ -38,13 +38,13 @@ class Event(NamedTuple):
 
 
 class Journal:
-    """An append-only file. Each line goes to the operating system at once, so that it outlives the process."""
+    """An append-only file. Each line is passed to the operating system at once, so that it survives a kill."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("ab", buffering=0)
 
     def write(self, kind: str, what: str) -> None:
-        """Note that something has happened now."""
+        """Append a line for an event."""
         self._file.write(f"{time.time():.6f} {os.getpid()} {kind} {what}\n".encode())
 
     def close(self) -> None:
@@ -53,7 +53,7 @@ class Journal:
 
     @staticmethod
     def read(path: Path) -> list[Event]:
-        """Return what was written so far."""
+        """Return the lines so far."""
         return list(_parse(path.read_text()))
 
 
@@ -64,7 +64,7 @@ def _parse(text: str) -> Iterator[Event]:
 
 
 class Buried(NamedTuple):
-    """A dead letter: the order that is in it, and what its headers say."""
+    """A dead letter: its order and its headers."""
 
     order: str
     place: Place
@@ -74,23 +74,23 @@ class Buried(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """All that is known about one run of the service, stops and starts included."""
+    """The evidence of one run of the service, over all of its starts and stops."""
 
     placed: Mapping[str, Place]
-    """Which orders were in the topic, and where."""
+    """The orders in the topic, and their places."""
     poison: Collection[str] = ()
-    """Those of them that can't be charged."""
+    """The orders that can't be charged."""
     committed: Mapping[int, int]
-    """What the broker says that the group has committed at the end: per partition, the offset to go on from."""
+    """The group's committed offset of each partition at the end, as reported by the broker."""
     confirmed: Sequence[str]
-    """The orders of all confirmations that the service has published, as read from their topic."""
+    """The orders in all confirmations, as read from their topic."""
     buried: Sequence[Buried] | None = None
-    """The dead letters of the service, as read from their topic; None where it has no such topic."""
+    """The dead letters of the service, as read from their topic; None if it has no such topic."""
     events: Sequence[Event]
     """The journal."""
 
     def write(self, directory: Path) -> None:
-        """Leave it in a directory (the journal is written by the service itself)."""
+        """Write the evidence to a directory, where the service has written its journal."""
         directory.mkdir(parents=True, exist_ok=True)
         known = {
             "placed": self.placed,
@@ -103,7 +103,7 @@ class Evidence:
 
     @classmethod
     def read(cls, directory: Path) -> "Evidence":
-        """Take it up again."""
+        """Read the evidence from a directory."""
         known = json.loads((directory / "kafka.json").read_text())
         return cls(
             placed={order: Place(*place) for order, place in known["placed"].items()},
@@ -117,26 +117,26 @@ class Evidence:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What came of the orders of one run. All but the first three have to be 0."""
+    """The result of one run. All but the first three figures have to be 0."""
 
     charged: int
     """Orders that were charged."""
     seconds: float
     """From the first delivery to the last charge."""
     buried: int | None
-    """Orders that are dead letters; None where there is no topic for them."""
+    """Orders that are dead letters; None if there is no topic for them."""
     lost: int
-    """Below the committed offset, so never delivered again, and neither charged nor rightly a dead letter."""
+    """Committed orders, which are never delivered again, that are neither charged nor rightly dead letters."""
     redelivered: int
-    """Delivered more often than it takes, or done and not committed, so that the next start gets them again."""
+    """Orders that were delivered too often, or are done and not committed, so that the next start gets them again."""
     charged_twice: int
     unconfirmed: int
-    """Charged, but no confirmation was published."""
+    """Charged orders without a confirmation."""
     confirmed_twice: int
     invented: int
-    """Charged or confirmed, and never ordered, or not to be charged."""
+    """Charges or confirmations of orders that do not exist, or that can't be charged."""
     buried_wrongly: int
-    """Dead letters of orders that can be charged, or that do not say where they come from and why."""
+    """Dead letters of orders that can be charged, or whose headers name no origin or error."""
     buried_twice: int
 
     @property
@@ -151,16 +151,16 @@ class Verdict:
 
     @property
     def broken(self) -> dict[str, int]:
-        """The promises that were broken, and for how many orders."""
+        """The broken promises, and for how many orders each."""
         found = dataclasses.asdict(self)
         return {name: found[name] for name in list(found)[3:] if found[name]}
 
 
 def check(evidence: Evidence) -> Verdict:
-    """Hold what happened against what was promised."""
+    """Compare the evidence with the promises."""
     poison = set(evidence.poison)
     burials = collections.Counter(letter.order for letter in evidence.buried or ())
-    # Where there is no topic for them, FastStream logs them and goes on: nothing else was promised.
+    # Without a topic for dead letters, FastStream logs the failure and goes on: nothing else is promised.
     given_up = poison if evidence.buried is None else poison & burials.keys()
     charges = collections.Counter(event.what for event in evidence.events if event.kind == CHARGED)
     confirmations = collections.Counter(evidence.confirmed)
@@ -191,7 +191,7 @@ def _is_right(letter: Buried, evidence: Evidence) -> bool:
 def _delivered_again(events: Sequence[Event], poison: Collection[str]) -> set[str]:
     deliveries = [event for event in events if event.kind == DELIVERED]
     charged_once = _more_than_once(collections.Counter(event.what for event in deliveries)) - set(poison)
-    # What has failed only once when its process is told to stop gets all of its attempts from the next one.
+    # An order that has failed once when its process stops gets all attempts from the next process.
     attempts = collections.Counter((event.pid, event.what) for event in deliveries if event.what in poison)
     return charged_once | {order for (_, order), count in attempts.items() if count > ATTEMPTS}
 
@@ -201,7 +201,7 @@ def _more_than_once(counts: Mapping[str, int]) -> set[str]:
 
 
 def exit_status(verdicts: Mapping[str, Verdict]) -> int:
-    """Say which promises were broken, and return 1 if any, else 0."""
+    """Print the broken promises; return 1 if there are any, else 0."""
     broken = [(run, *item) for run, verdict in verdicts.items() for item in verdict.broken.items()]
     for run, promise, count in broken:
         print(f"BROKEN in {run}: {promise.replace('_', ' ')}: {count}")

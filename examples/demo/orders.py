@@ -22,7 +22,7 @@ _ARTICLES = (
     ("tea, 250 g", 1290),
 )
 _PARTS_WITH_A_KEY = 0.7
-# So many records are on their way to the broker at once while a topic is loaded.
+# How many records are sent at once while a topic is loaded.
 _CHUNK = 500
 
 
@@ -35,7 +35,7 @@ class Item(BaseModel):
 
 
 class NotChargeableError(Exception):
-    """The sum of an order is negative: it can't be charged, however often it is tried."""
+    """The sum of an order is negative, so every attempt to charge it fails."""
 
 
 class Order(BaseModel):
@@ -52,7 +52,7 @@ class Order(BaseModel):
 
 
 class Confirmation(BaseModel):
-    """What the customer gets once the order is paid."""
+    """The confirmation of a paid order."""
 
     order_id: str
     customer: str
@@ -60,14 +60,14 @@ class Confirmation(BaseModel):
 
 
 class Place(NamedTuple):
-    """Where in its topic a record is."""
+    """The place of a record in its topic."""
 
     partition: int
     offset: int
 
 
 def make_orders(seed: int = 7) -> Iterator[tuple[Order, bytes | None, None]]:
-    """Yield orders without end, most of them with the customer as their key. The same ones for the same seed."""
+    """Yield orders without end, most of them with the customer as their key; the same ones for the same seed."""
     random_ = random.Random(seed)
     for number in itertools.count(1):
         customer = f"{random_.choice(_FIRST_NAMES)} {random_.choice(_LAST_NAMES)}"
@@ -89,9 +89,9 @@ def make_poison_orders(partitions: int) -> Iterator[tuple[Order, bytes | None, i
 async def load(
     servers: Sequence[str], topic: str, orders: Iterable[tuple[Order, bytes | None, int | None]]
 ) -> dict[str, Place]:
-    """Publish orders to the topic, and return where each has gone, as the broker has acknowledged it.
+    """Publish orders to the topic, and return the acknowledged place of each.
 
-    Each comes with its key, and its partition unless the key is to choose.
+    Each comes with its key, and with its partition unless the key decides.
     """
     placed: dict[str, Place] = {}
     orders = iter(orders)

@@ -1,4 +1,4 @@
-"""What the demo shows while it runs: a live picture in a terminal, plain lines elsewhere."""
+"""The progress of the demo: a live picture in a terminal, plain lines elsewhere."""
 
 import dataclasses
 import time
@@ -22,7 +22,7 @@ _LINE_INTERVAL_SEC = 1.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """One moment of a run. Every figure was measured, or asked of the broker, just now."""
+    """A snapshot of a run, with figures measured or requested from the broker at this moment."""
 
     title: str
     orders: int
@@ -33,13 +33,13 @@ class Snapshot:
     """Charges of the last second."""
     in_flight: int
     committed: Sequence[int]
-    """Per partition, what the broker says that the group has committed."""
+    """The group's committed offset of each partition, as reported by the broker."""
     ends: Sequence[int]
-    """Per partition, where its records end."""
+    """The end of each partition."""
 
     @property
     def lag(self) -> int:
-        """Records that are not committed yet."""
+        """The number of uncommitted records."""
         return sum(self.ends) - sum(self.committed)
 
 
@@ -55,14 +55,14 @@ class Picture:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Nothing is left open."""
+        """Do nothing: nothing is open."""
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
         self.console.print(text, highlight=False, soft_wrap=True)
 
     def show(self, now: Snapshot) -> None:
-        """Print where the run is, if that has changed and the last such line is old enough."""
+        """Print the progress if it has changed, at most once per second."""
         line = (
             f"   charged {now.charged:6,}/{now.orders:,}  {now.per_second:6,.0f}/s  in flight {now.in_flight:3}"
             f"  refused {now.refused}  lag {now.lag:6,}  committed {' '.join(map(str, now.committed))}"
@@ -72,12 +72,12 @@ class Picture:
             self.say(line)
 
     def clear(self) -> None:
-        """Take the run's picture away; what was said stays."""
+        """Remove the picture of the run; printed lines stay."""
         self._next_line_at, self._last_line = 0.0, ""
 
 
 class LivePicture(Picture):
-    """A panel that is drawn again and again, below the lines that stay."""
+    """A panel that is redrawn below the printed lines."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
@@ -132,5 +132,5 @@ def _partitions(now: Snapshot) -> RenderableType:
 
 
 def make_picture(console: Console) -> Picture:
-    """Return the picture that this output can show."""
+    """Return the picture for this output."""
     return LivePicture(console) if console.is_terminal else Picture(console)

@@ -22,13 +22,13 @@ from examples.demo.service import CONCURRENT
 
 
 PARTITIONS = 6
-"""Of every topic of the demo."""
+"""The number of partitions of every topic of the demo."""
 DEAD_LETTERS = "orders.dead"
 """The topic that all runs share for orders that can't be charged."""
 
 _ROOT = Path(__file__).parents[2]
 _LOOK_INTERVAL_SEC = 0.2
-# A run in which nothing changes for so long is stuck.
+# A run counts as stuck if nothing changes for this long.
 _STALLED_SEC = 20.0
 _STOP_SEC = 25.0
 _LOG_TAIL = 2000
@@ -36,7 +36,7 @@ _MARKER_KEY = b"read up to here"
 
 
 class DemoError(Exception):
-    """The demo could not be carried out, so that it says nothing about the promises."""
+    """The demo could not be carried out, and proves nothing about the promises."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Shop:
     poison: Collection[str]
     """The orders that can't be charged."""
     directory: Path
-    """Where journals and logs go."""
+    """The directory of journals and logs."""
     picture: Picture
 
     @property
@@ -59,7 +59,7 @@ class Shop:
 
     @property
     def ends(self) -> dict[int, int]:
-        """Per partition, where its records end."""
+        """The end of each partition."""
         ends: dict[int, int] = collections.defaultdict(int)
         for partition, offset in self.placed.values():
             ends[partition] = max(ends[partition], offset + 1)
@@ -95,12 +95,12 @@ class Run:
 
     @property
     def handled(self) -> int:
-        """How many orders need no more work."""
+        """How many orders are charged or refused."""
         return self.charged + self.refused
 
     @contextlib.asynccontextmanager
     async def watched(self) -> AsyncGenerator[None, None]:
-        """Connect what asks the broker for the group's commits. It is no member of the group and reads no records."""
+        """Connect a client for the group's committed offsets, which is no member of the group and reads no records."""
         self._watcher = AIOKafkaConsumer(
             bootstrap_servers=list(self.shop.servers),
             group_id=self.name,
@@ -117,7 +117,7 @@ class Run:
             self.shop.picture.clear()
 
     async def committed(self) -> dict[int, int]:
-        """Return the offset that the group goes on from, per partition."""
+        """Return the group's committed offset of each partition."""
         partitions = [TopicPartition(self.shop.topic, partition) for partition in self.shop.ends]
         offsets = await asyncio.gather(*map(self._watcher.committed, partitions))
         return {key.partition: max(offset or 0, 0) for key, offset in zip(partitions, offsets, strict=True)}
@@ -126,7 +126,7 @@ class Run:
         """Start the service, let it work, send it SIGTERM when `until` holds; return how long its stop has taken.
 
         Raises:
-            DemoError: it fails, or nothing changes any more.
+            DemoError: the service has failed, or is stuck.
 
         """
         log = self.directory / "log"
@@ -203,7 +203,7 @@ class Run:
         return (last - first) / (last_at - first_at) if last_at > first_at else 0.0
 
     async def evidence(self) -> Evidence:
-        """Collect what is known about the run after its last stop."""
+        """Collect the evidence of the run after its last stop."""
         evidence = Evidence(
             placed=self.shop.placed,
             committed=await self.committed(),
@@ -219,7 +219,7 @@ class Run:
         return evidence
 
     async def _buried(self) -> list[Buried]:
-        """Return this run's dead letters: others have theirs in the same topic."""
+        """Return the dead letters of this run: other runs publish to the same topic."""
         letters = []
         for record in await _read(self.shop.servers, DEAD_LETTERS):
             says = {name.removeprefix("kafka_dlt-"): text.decode() for name, text in record.headers}
@@ -231,8 +231,8 @@ class Run:
 
 
 async def _read(servers: Sequence[str], topic: str) -> list[ConsumerRecord[bytes, bytes]]:
-    """Return all records that are in a topic now."""
-    # Up to a marker in each partition: the embedded broker's answer to "where is the end" is too low.
+    """Return all present records of a topic."""
+    # Up to a marker in each partition: the embedded broker reports an end that is too low.
     marker = uuid4().bytes
     async with AIOKafkaProducer(bootstrap_servers=list(servers)) as producer:
         for partition in range(PARTITIONS):

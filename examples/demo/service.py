@@ -87,7 +87,7 @@ def make_app(options: argparse.Namespace) -> FastStream:
 
 
 class Service:
-    """The handler, and what it counts."""
+    """The handler and its counts."""
 
     def __init__(self, journal: Journal, attempts: int) -> None:
         self.journal = journal
@@ -110,7 +110,7 @@ class Service:
         return Confirmation(order_id=order.order_id, customer=order.customer, charged_cents=order.cents)
 
     async def report(self) -> None:
-        """Tell the demo's picture how far this process is."""
+        """Print the progress of this process for the demo's picture, repeatedly."""
         while True:
             self.print_counts()
             await asyncio.sleep(_REPORT_INTERVAL_SEC)
@@ -121,7 +121,7 @@ class Service:
         print(json.dumps(counts), flush=True)
 
     def note_stop(self) -> None:
-        """Note that FastStream has got a signal, before it stops the broker."""
+        """Write to the journal that FastStream has got a signal, before it stops the broker."""
         self.journal.write(STOPPING, str(self.in_flight))
 
 

@@ -1,4 +1,4 @@
-"""The Kafka brokers that tests, demo and benchmarks run on, and the one place that chooses between them."""
+"""The Kafka brokers for tests, demo, benchmarks and chaos, and the choice between them."""
 
 from .apache import ApacheKafka
 from .choice import choose_broker, decide

@@ -1,4 +1,4 @@
-"""Apache Kafka on this machine's Java: one broker or a cluster, whose brokers can be killed one by one."""
+"""Apache Kafka on this machine's Java: one broker or a cluster, whose brokers can be killed and restarted."""
 
 import re
 import shutil
@@ -92,11 +92,11 @@ class ApacheKafka(KafkaServer):
         self._processes[index].kill()
 
     def pause(self, index: int) -> None:
-        """Let broker `index` fall silent with its sockets open (SIGSTOP)."""
+        """Freeze broker `index` (SIGSTOP): its sockets stay open, and it does not answer."""
         self._processes[index].pause()
 
     def resume(self, index: int) -> None:
-        """Let the paused broker `index` go on (SIGCONT)."""
+        """Let the frozen broker `index` go on (SIGCONT)."""
         self._processes[index].resume()
 
     def restart(self, index: int) -> None:
@@ -144,7 +144,7 @@ class ApacheKafka(KafkaServer):
             "share.coordinator.state.topic.replication.factor": copies,
             "transaction.state.log.replication.factor": copies,
             "transaction.state.log.min.isr": 1,
-            # From here on: as quick as it gets, where the defaults are made for data centres.
+            # From here on: short timeouts for tests, where the defaults are for data centres.
             "broker.session.timeout.ms": 6_000,
             "group.initial.rebalance.delay.ms": 0,
             "group.min.session.timeout.ms": 1_000,
@@ -157,7 +157,7 @@ class ApacheKafka(KafkaServer):
 
 
 def _format_storage(run: list[str], configs: list[Path]) -> None:
-    # All at once: each takes a Java start.
+    # All at once, since each needs the start of a Java process.
     formatting = [
         subprocess.Popen(
             [*run, "kafka.tools.StorageTool", "format", "-t", _CLUSTER_ID, "-c", str(config)],

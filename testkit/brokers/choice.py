@@ -1,4 +1,4 @@
-"""Which Kafka to run on: the one place that decides it."""
+"""Decides on which Kafka to run."""
 
 import os
 import sys
@@ -24,7 +24,7 @@ class Kind(StrEnum):
 
 
 def decide(environ: Mapping[str, str], *, docker: Callable[[], bool], java: Callable[[], bool]) -> tuple[Kind, str]:
-    """Return which Kafka to take and why; `docker` and `java` tell what can be used, asked only when it matters.
+    """Return which Kafka to use and why; `docker` and `java` say what this machine has, and are called only if needed.
 
     `TEST_KAFKA` overrides everything. Raises ValueError when it names none, or `external` without addresses.
     """
@@ -46,7 +46,7 @@ def decide(environ: Mapping[str, str], *, docker: Callable[[], bool], java: Call
 
 
 def choose_broker(say: Callable[[str], object] | None = None) -> KafkaServer:
-    """Return the Kafka to run on, not started yet; tell `say`, or stderr, in one line which it is and why."""
+    """Return the Kafka to run on, not started yet; `say` (or stderr) gets a line with the choice and its reason."""
     kind, why = decide(os.environ, docker=docker_answers, java=java_and_maven_answer)
     line = f"Kafka: {kind} ({why})"
     if say is None:

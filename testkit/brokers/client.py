@@ -1,4 +1,4 @@
-"""What tests ask of a broker, and waiting for it without a fixed sleep."""
+"""Requests to a broker, and waiting for conditions without a fixed sleep."""
 
 import asyncio
 import inspect
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Record(NamedTuple):
-    """One record to produce; without a partition its key chooses one, and without either they take turns."""
+    """One record to produce; without a partition its key decides, without both, records go to partitions in turn."""
 
     value: bytes | None
     key: bytes | None = None
@@ -43,7 +43,7 @@ async def create_topic(
                 raise for_code(each["error_code"])(f"topic {name!r}: {each['error_message']}")
 
         async def led() -> bool:
-            # Produced to earlier, aiokafka logs retries that look like faults.
+            # If records are produced earlier, aiokafka logs retries that look like faults.
             found = (await admin.describe_topics([name]))[0]["partitions"]
             return len(found) == partitions and all(each["leader"] >= 0 and not each["error_code"] for each in found)
 
@@ -55,7 +55,7 @@ async def produce(
     topic: str,
     records: Iterable[tuple[bytes | None, bytes | None, Sequence[tuple[str, bytes]] | None, int | None]],
 ) -> list[RecordMetadata]:
-    """Produce `records` and return where each of them went, once the broker has acknowledged all."""
+    """Produce `records`; return the place of each when the broker has acknowledged all."""
     producer = AIOKafkaProducer(bootstrap_servers=list(bootstrap), acks="all")
     await producer.start()
     try:
@@ -75,7 +75,7 @@ async def committed(bootstrap: Sequence[str], group: str, topic: str) -> dict[in
     An offset of 0 counts as none: Tansu answers so where nothing has been committed.
     """
     async with _admin(bootstrap) as admin:
-        # Each partition by its name: asked for all that it knows, Tansu answers what aiokafka cannot decode.
+        # Partitions are named, because Tansu's answer to a request without names can't be decoded by aiokafka.
         known = (await admin.describe_topics([topic]))[0]["partitions"]
         wanted = [TopicPartition(topic, each["partition"]) for each in known]
         offsets = await _patiently(lambda: admin.list_consumer_group_offsets(group, partitions=wanted))
@@ -85,7 +85,7 @@ async def committed(bootstrap: Sequence[str], group: str, topic: str) -> dict[in
 async def end_offsets(bootstrap: Sequence[str], topic: str) -> dict[int, int]:
     """Return for each partition of the topic the offset that its next record will get.
 
-    Not from Tansu, which names the second offset of the last batch; `consumer.highwater()` is right there too.
+    Tansu returns the second offset of the last batch instead; `consumer.highwater()` is right there too.
     """
     async with _admin(bootstrap) as admin:
         known = (await admin.describe_topics([topic]))[0]["partitions"]
@@ -99,7 +99,7 @@ async def end_offsets(bootstrap: Sequence[str], topic: str) -> dict[int, int]:
 
 
 async def group_members(bootstrap: Sequence[str], group: str) -> int:
-    """Return how many members the group has; 0 for one that nobody knows. Tansu still counts those that have left."""
+    """Return the number of members of a group; 0 if there is no such group. Tansu also counts those that have left."""
     async with _admin(bootstrap) as admin:
 
         async def described() -> int:
@@ -113,9 +113,10 @@ async def group_members(bootstrap: Sequence[str], group: str) -> int:
 
 
 async def wait_until(predicate: Callable[[], Any], timeout_sec: float, message: str | Callable[[], str]) -> Any:
-    """Ask a predicate, sync or async, until its answer is true, and return that.
+    """Call a predicate, sync or async, until its result is true; return that result.
 
-    Raises AssertionError with `message` after `timeout_sec` seconds; a function can tell the state of that moment.
+    Raises AssertionError with `message` after `timeout_sec` seconds; a function as `message` can describe the state
+    then.
     """
     deadline = asyncio.timeout(timeout_sec)
     try:
@@ -145,7 +146,7 @@ async def _admin(bootstrap: Sequence[str]) -> AsyncGenerator[AIOKafkaAdminClient
 
 
 async def _patiently(ask: Callable[[], Awaitable[T]], timeout_sec: float = 20) -> T:
-    """Ask again while the coordinator moves or loads: its errors say that they pass."""
+    """Repeat a request while the coordinator moves or loads, which are retriable errors."""
     async with asyncio.timeout(timeout_sec):
         while True:
             try:

@@ -36,7 +36,7 @@ def apache_kafka_jars() -> Path:
     if mvn is None:
         raise BrokerError("mvn is not on the PATH: the jars of Apache Kafka cannot be fetched")
     _CACHE.mkdir(exist_ok=True)
-    # Under another name until all are there, so that an interrupted fetch is never taken for a whole one.
+    # Under another name until the download is complete, so that an interrupted one is never used.
     with tempfile.TemporaryDirectory(prefix="fetch-", dir=_CACHE, ignore_cleanup_errors=True) as scratch:
         pom, fetched = Path(scratch, "pom.xml"), Path(scratch, "lib")
         pom.write_text(_POM)
@@ -52,7 +52,7 @@ def apache_kafka_jars() -> Path:
         try:
             fetched.rename(jars)
         except OSError:
-            # Another run was quicker.
+            # Another test run has finished the download first.
             if not jars.is_dir():
                 raise
     return jars

@@ -1,4 +1,4 @@
-"""One process of a broker, ended by its pid whatever becomes of ours."""
+"""One process of a broker, which is killed also when this process is killed."""
 
 import atexit
 import functools
@@ -17,12 +17,12 @@ import psutil
 __all__ = ["Process", "free_ports"]
 
 # Below every platform's ephemeral range (Linux begins at 32768). While a broker is down its clients go on connecting:
-# an outgoing connection could be given an ephemeral port as its own, even the very one that it knocks at, and the
-# restart would not get it back.
+# an outgoing connection could get the broker's port as its own ephemeral port, and the restarted broker could not bind
+# it.
 _PORTS = range(15_000, 32_000)
 
 # `finally` and atexit do not run when the test run is killed, so a small process waits for the end of its stdin and
-# then kills whatever is left. It reads one pid a line, negative once that process is gone.
+# then kills the processes that are left. It reads one pid a line, negative when that process has ended.
 _GUARD = f"""
 import os, sys
 left = set()
@@ -61,7 +61,7 @@ class Process:
 
     @property
     def alive(self) -> bool:
-        """Whether it runs; a paused process does."""
+        """Whether the process runs; True for a paused one."""
         return self._process is not None and self._process.poll() is None
 
     @property
@@ -72,7 +72,7 @@ class Process:
         return self._process.pid
 
     def kill(self) -> None:
-        """End it at once, as kill -9 does, also while it is paused. Without effect when it is not running."""
+        """Kill the process (SIGKILL), also while it is paused; does nothing if it is not running."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -80,11 +80,11 @@ class Process:
             self._process = None
 
     def pause(self) -> None:
-        """Stop it from running (SIGSTOP): its sockets stay open and silent, as behind a network partition."""
+        """Freeze the process (SIGSTOP): its sockets stay open and silent, as behind a network partition."""
         psutil.Process(self.pid).suspend()
 
     def resume(self) -> None:
-        """Let it run again (SIGCONT)."""
+        """Let the process run again (SIGCONT)."""
         psutil.Process(self.pid).resume()
 
     def log_tail(self, lines: int = 30) -> str:

@@ -49,11 +49,11 @@ class Redpanda(KafkaServer):
 
     @override
     def start(self) -> None:
-        # Here and not above: importing it takes most of a second, which every other broker would pay too.
+        # Imported here, because the import takes most of a second, also for runs on other brokers.
         from testcontainers.community.kafka import RedpandaContainer  # noqa: PLC0415
 
         try:
-            # Kept before it is started, so that stop() also removes a container that did not come up.
+            # Assigned before the start, so that stop() also removes a container that did not come up.
             self._container = RedpandaContainer(IMAGE)
             self._container.start(timeout=60)
         except Exception as error:

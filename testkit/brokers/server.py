@@ -1,4 +1,4 @@
-"""What a Kafka server is to the tests, and the one that somebody else has started."""
+"""The interface of a Kafka server for tests, and a server that was started outside the tests."""
 
 import asyncio
 from abc import ABC, abstractmethod
@@ -17,7 +17,7 @@ __all__ = ["BrokerError", "External", "KafkaServer", "wait_ready"]
 
 
 class BrokerError(Exception):
-    """A broker could not be started: the fault of this machine's set-up, not of what is being tested."""
+    """A broker could not be started: a problem of this machine's set-up, not of the code under test."""
 
 
 class KafkaServer(ABC):
@@ -25,7 +25,7 @@ class KafkaServer(ABC):
 
     name: ClassVar[str]
     full: ClassVar[bool] = True
-    """Whether it has everything of Kafka that the tests use; Tansu has not."""
+    """Whether it supports everything of Kafka that the tests use; Tansu does not."""
 
     @property
     @abstractmethod
@@ -38,7 +38,7 @@ class KafkaServer(ABC):
 
     @abstractmethod
     def stop(self) -> None:
-        """End it and throw its data away. Idempotent, and right after a failed start too."""
+        """Stop it and delete its data. Idempotent; also allowed after a failed start."""
 
     def __enter__(self) -> Self:
         try:
@@ -55,7 +55,7 @@ class KafkaServer(ABC):
 
 
 class External(KafkaServer):
-    """A Kafka that runs already: it is neither configured nor stopped from here."""
+    """A Kafka that runs already, and is neither configured nor stopped here."""
 
     name = "external"
 
@@ -73,7 +73,7 @@ class External(KafkaServer):
 
     @override
     def stop(self) -> None:
-        """Leave it alone."""
+        """Do nothing: the server was started outside the tests."""
 
 
 def wait_ready(
@@ -85,9 +85,9 @@ def wait_ready(
 ) -> None:
     """Return when each server knows `brokers` brokers or more, and the groups' coordinator answers.
 
-    Raises BrokerError after `timeout_sec` seconds, or as soon as `give_up` returns the reason why waiting is in vain.
+    Raises BrokerError after `timeout_sec` seconds, or as soon as `give_up` returns a reason.
     """
-    # In a thread of its own: a test restarts a broker while its own event loop runs.
+    # In a thread with its own event loop: a test restarts a broker while the test's loop runs.
     with ThreadPoolExecutor(1) as pool:
         pool.submit(asyncio.run, _ready(bootstrap_servers, brokers, give_up, timeout_sec)).result()
 
@@ -95,7 +95,7 @@ def wait_ready(
 async def _ready(servers: Sequence[str], brokers: int, give_up: Callable[[], str | None], timeout_sec: float) -> None:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_sec
-    last: BaseException | str = "nobody listens"
+    last: BaseException | str = "no connection"
     waiting = list(servers)
     while waiting:
         if (reason := give_up()) is not None:
@@ -115,7 +115,7 @@ async def _ready(servers: Sequence[str], brokers: int, give_up: Callable[[], str
 
 async def _complaint(server: str, brokers: int) -> str:
     """Ask one server; return what is missing yet, or nothing."""
-    # A bare connection first, because aiokafka logs an error for each attempt at a port on which nobody listens.
+    # A bare connection first, because aiokafka logs an error for each attempt at a port without a listener.
     host, _, port = server.rpartition(":")
     _, writer = await asyncio.open_connection(host, int(port))
     writer.close()
@@ -127,7 +127,7 @@ async def _complaint(server: str, brokers: int) -> str:
         known = (await admin.describe_cluster())["brokers"]
         if len(known) < brokers:
             return f"{server} knows {len(known)} of {brokers} brokers"
-        # The first question for a coordinator makes the topic of the offsets: no test has to wait for that.
+        # The first request for a coordinator creates the topic of offsets, for which no test should have to wait.
         await admin.find_coordinator("readiness")
     finally:
         await admin.close()

@@ -16,10 +16,10 @@ __all__ = ["Tansu"]
 class Tansu(KafkaServer):
     """One Tansu broker on a loopback port.
 
-    Its storage is memory: kill() and restart() keep the port, but topics, records and committed offsets are forgotten.
-    It lacks commit metadata, idempotent and transactional producers and DeleteRecords. It answers 0 where nothing is
-    committed, goes on naming members that have left their group, and takes the end of a partition to be the second
-    offset of its last batch (ListOffsets, and so `seek_to_end` and `auto_offset_reset="latest"`; fetches are right).
+    Its storage is memory: kill() and restart() keep the port, but topics, records and committed offsets are lost. It
+    lacks commit metadata, idempotent and transactional producers and DeleteRecords. It returns 0 where nothing is
+    committed, still lists members that have left their group, and returns the second offset of the last batch as the
+    end of a partition (ListOffsets, and so `seek_to_end` and `auto_offset_reset="latest"`; fetches are right).
     """
 
     name = "tansu"
@@ -65,15 +65,15 @@ class Tansu(KafkaServer):
             self._scratch = None
 
     def kill(self) -> None:
-        """Kill the broker (SIGKILL), and with it everything that it knew."""
+        """Kill the broker (SIGKILL); all of its data is lost."""
         self._started().kill()
 
     def pause(self) -> None:
-        """Let the broker fall silent with its sockets open (SIGSTOP)."""
+        """Freeze the broker (SIGSTOP): its sockets stay open, and it does not answer."""
         self._started().pause()
 
     def resume(self) -> None:
-        """Let a paused broker go on (SIGCONT)."""
+        """Let the frozen broker go on (SIGCONT)."""
         self._started().resume()
 
     def restart(self) -> None:
