@@ -12,27 +12,22 @@ from collections.abc import Collection, Coroutine
 from typing import Any, ClassVar, Protocol, Self
 
 from aiokafka import TopicPartition
-from faststream.exceptions import StopConsume
 from faststream.message import StreamMessage
 from typing_extensions import Unpack
 
 from faststream_concurrent_kafka._kafka_types import AnyRecord
-from faststream_concurrent_kafka._record.failure import Failures
 from faststream_concurrent_kafka._record.in_flight import InFlight
 from faststream_concurrent_kafka._record.record import (
-    NACKED,
-    UP_TO_POLICY,
     Outcome,
     Record,
     RecordSource,
     Stop,
     current_record,
     is_interrupt,
-    outcome_of,
     records_in,
 )
+from faststream_concurrent_kafka._record.runner import Runner
 from faststream_concurrent_kafka._record.slots import Slots
-from faststream_concurrent_kafka._record.state import READY, RUNNING
 from faststream_concurrent_kafka._record.threads import Threads
 from faststream_concurrent_kafka._record.time_limit import TimeLimits
 from faststream_concurrent_kafka._record.topic_group import for_group
@@ -41,11 +36,11 @@ from faststream_concurrent_kafka._runtime.collector import Collector, hint_at_tu
 from faststream_concurrent_kafka._runtime.lasting import Lasting
 from faststream_concurrent_kafka._runtime.loop_lag import LoopLag
 from faststream_concurrent_kafka._runtime.signals import SignalGuard
-from faststream_concurrent_kafka._runtime.turns import Paced, Turns
+from faststream_concurrent_kafka._runtime.turns import Turns
 from faststream_concurrent_kafka._upstream.consumers import group_id
 from faststream_concurrent_kafka._upstream.messages import consumer_of
 from faststream_concurrent_kafka.batch_committer import KafkaBatchCommitter, KafkaCommitTask
-from faststream_concurrent_kafka.errors import SettingsError, SetupError, brief
+from faststream_concurrent_kafka.errors import SettingsError, SetupError
 from faststream_concurrent_kafka.settings import Options, Settings
 
 
@@ -55,8 +50,6 @@ logger: logging.Logger = logging.getLogger("faststream_concurrent_kafka")
 _TICK_SEC = 1.0
 # The warning about handlers that take long is repeated after this.
 HUNG_AGAIN_SEC = 3600.0
-# An attribute of an Enum class is looked up slowly before Python 3.12, and these are used for every record.
-_DONE, _NOT_DONE = Outcome.DONE, Outcome.NOT_DONE
 _MOST_SAMPLED = 1000
 _MOST_PLACES = 5
 # An event loop that has been blocked for so long counts as dead.
@@ -144,17 +137,16 @@ class KafkaConcurrentHandler:
         self._setup_problems: list[str] = []
         self.knows_all_brokers = True
         """Whether every user has named its brokers."""
-        self._helpers: set[asyncio.Task[Any]] = set()
         # Without a concurrency limit and a window of uncommitted records, this bounds memory.
         unlimited = float("inf") if settings.enable_batch_commit else settings.window
         self.slots: Slots = Slots(settings.concurrency_limit, unlimited)
-        self.records: InFlight = InFlight(self._start, self.committer.complete)
+        self.runner: Runner = Runner(settings, self.slots, self.committer.complete)
+        self.records: InFlight = self.runner.records
         self.time_limits: TimeLimits = TimeLimits()
-        self.turns: Turns = Turns()
+        self.turns: Turns = self.runner.turns
         self._threads = Threads(settings.concurrency_limit)
         self._collector = Collector()
         self.loop_lag: LoopLag = LoopLag(self.turns)
-        self._failures = Failures(settings)
         self._observer: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._signals = SignalGuard(self._stop_sources)
@@ -197,7 +189,7 @@ class KafkaConcurrentHandler:
         for doubt in self.settings.doubts():
             logger.warning("%s", doubt)
         self.background = Background(loop)
-        self.turns.start(loop)
+        self.runner.start(self.background, loop)
         self._threads.start()
         self.loop_lag.start(loop)
         if self.settings.enable_batch_commit:
@@ -229,7 +221,7 @@ class KafkaConcurrentHandler:
 
     async def release(self, user: User) -> None:
         """Stop and detach the subscribers of one user; after the last user, stop the handler. Otherwise like `stop`."""
-        releasing = self.start_helper(self._release(user))
+        releasing = self.background.start_helper(self._release(user))
         ends = await asyncio.gather(
             *(source.stop() for source in self.attached if user.owns(source)), return_exceptions=True
         )
@@ -384,113 +376,12 @@ class KafkaConcurrentHandler:
             ended.cancel()
 
         context = contextvars.copy_context()
-        task: Any = self.submit(Record(record, process, context=context))
+        task: Any = self.runner.submit(Record(record, process, context=context))
         task.add_done_callback(close, context=self.background.context)
 
     def _require_running(self) -> None:
         if not self.is_running:
             raise SetupError("concurrent processing is not running: call initialize_concurrent_processing(context)")
-
-    def submit(self, record: Record) -> asyncio.Task[None] | None:
-        """Create the task that owns the record to its end; None if the record waits for its order. Never raises."""
-        self.records.enter(record)
-        return record.task
-
-    def _start(self, record: Record) -> None:
-        record.share = self.slots.unshared if record.source is None else record.source.share
-        record.share.reserve()
-        record.get_ready()
-        # One name for all tasks: to format a number for each takes time.
-        record.task = self.background.create_task(self._own(record), name="kafka-record", context=record.context)
-
-    async def _own(self, record: Record) -> None:
-        # An eager task factory starts this before `create_task` returns, so before `_start` sets it.
-        record.task = asyncio.current_task()
-        current_record.set(record)
-        share = record.share
-        outcome = _NOT_DONE
-        try:
-            while True:
-                outcome, error = _NOT_DONE, None
-                await share.take()
-                try:
-                    if record.attempt == 0 and record.is_passed_over:
-                        break
-                    record.begin()
-                    await Paced(self.turns, record.process(record.raw), record)
-                except BaseException as raised:  # noqa: BLE001 - FastStream has logged it; here its meaning is decided
-                    error = raised
-                finally:
-                    share.leave()
-                message = record.message
-                if error is None and record.state is RUNNING and (message is None or message.committed is not NACKED):
-                    # A shortcut for most passes; `outcome_of` returns the same.
-                    outcome = _DONE
-                    break
-                outcome = self._meaning_of(record, error)
-                if outcome in UP_TO_POLICY:
-                    record.fail()
-                    outcome = await self._deal_with(record, outcome, error)
-                if outcome is not Outcome.AGAIN or record.state is not READY:
-                    break
-        except asyncio.CancelledError:
-            # Cancelled while it waited for its slot, its next attempt or its dead letter.
-            outcome = Outcome.NOT_DONE
-        finally:
-            # A finished task keeps its context, and an exception keeps the frames of its traceback: without this,
-            # record, task and context would be a reference cycle, which only the garbage collector frees.
-            error = None
-            current_record.set(None)
-            self.records.leave(record, outcome)
-
-    def _meaning_of(self, record: Record, error: BaseException | None) -> Outcome:
-        if error is not None and is_interrupt(error):
-            # It is meant for the process, not for the record: it ends the run of the event loop.
-            raise error
-        if isinstance(error, StopConsume | SystemExit):
-            self._stop_source(record, error)
-        return outcome_of(record, error)
-
-    async def _deal_with(self, record: Record, outcome: Outcome, error: BaseException | None) -> Outcome:
-        stop = None if record.source is None else record.source.stopping
-        if stop is not None and stop.has_let_go(record):
-            logger.error(
-                "%r was not done after its handler had awaited the stop of its own subscriber, and will be delivered "
-                "again: %s. Let app.exit(), StopConsume or a task of its own stop what a record needs to the end.",
-                *(record, "not acknowledged" if error is None else brief(error)),
-            )
-            return Outcome.NOT_DONE
-        try:
-            return await self._failures.deal_with(record, outcome, error)
-        except BaseException as problem:
-            is_cancellation = isinstance(problem, asyncio.CancelledError)
-            if is_interrupt(problem) or (is_cancellation and record.task is not None and record.task.cancelling()):
-                raise
-            logger.exception("The failure policy of %r has failed", record)
-            if record.source is not None:
-                record.source.halt(record, f"its failure policy has failed: {brief(problem)}")
-            return Outcome.NOT_DONE
-
-    def _stop_source(self, record: Record, error: BaseException) -> None:
-        """Stop subscriber or application, as FastStream's `consume` does; not awaited: it waits for this record."""
-        if record.source is None:
-            return
-        self.start_helper(record.source.stop())
-        if isinstance(error, SystemExit):
-            # Not called here: an error of the application's `exit` must not become an error of this record.
-            self.background.call_soon(record.source.stop_application)
-
-    def start_helper(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Run a coroutine in a task that is kept alive and whose failure is logged."""
-        helper = self.background.create_task(work, name="kafka-concurrent-helper")
-        self._helpers.add(helper)
-        helper.add_done_callback(self._helper_ended, context=self.background.context)
-        return helper
-
-    def _helper_ended(self, helper: asyncio.Task[Any]) -> None:
-        self._helpers.discard(helper)
-        if not helper.cancelled() and (error := helper.exception()) is not None:
-            logger.error("A background task has failed", exc_info=error)
 
     # -- observer ------------------------------------------------------------------------------------------------
 

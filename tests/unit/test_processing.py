@@ -294,7 +294,7 @@ def test_without_limit_and_commits_memory_is_bounded_by_the_window():
     async def scenario(world):
         for _ in range(5):
             assert not world.handler.slots.is_full
-            world.handler.submit(Record(0, process, source=world.source))
+            world.handler.runner.submit(Record(0, process, source=world.source))
         assert world.handler.slots.is_full
 
     play(scenario, concurrency_limit=0, enable_batch_commit=False, max_uncommitted_tasks=5)

@@ -113,7 +113,7 @@ class World:
         self.offset += 1
         self.handler.committer.admit(self.consumer, admission)
         record = Record(self.offset, process, source=source or self.source, admissions=[admission])
-        self.handler.submit(record)
+        self.handler.runner.submit(record)
         return record
 
     def deliver(self, process, *, partition=0, key=None):
@@ -124,7 +124,7 @@ class World:
         self.handler.committer.admit(self.consumer, admission)
         order_keys = order_keys_of(self.source.settings.ordering, id(self.source), raw)
         record = Record(raw, process, source=self.source, admissions=[admission], order_keys=order_keys)
-        self.handler.submit(record)
+        self.handler.runner.submit(record)
         return record
 
     async def committed(self, partition=0):

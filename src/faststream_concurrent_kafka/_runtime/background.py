@@ -2,8 +2,12 @@
 
 import asyncio
 import contextvars
+import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
+
+
+logger = logging.getLogger("faststream_concurrent_kafka")
 
 
 class Background:
@@ -16,6 +20,8 @@ class Background:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self.context: contextvars.Context = contextvars.copy_context()
+        # asyncio itself holds tasks only weakly.
+        self._helpers: set[asyncio.Task[Any]] = set()
 
     def create_task(
         self, work: Coroutine[Any, Any, Any], *, name: str | None = None, context: contextvars.Context | None = None
@@ -27,6 +33,18 @@ class Background:
 
     def _create(self, work: Coroutine[Any, Any, Any], name: str | None) -> asyncio.Task[Any]:
         return self._loop.create_task(work, name=name)
+
+    def start_helper(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run a coroutine in a task that is kept alive and whose failure is logged."""
+        helper = self.create_task(work, name="kafka-concurrent-helper")
+        self._helpers.add(helper)
+        helper.add_done_callback(self._helper_ended, context=self.context)
+        return helper
+
+    def _helper_ended(self, helper: asyncio.Task[Any]) -> None:
+        self._helpers.discard(helper)
+        if not helper.cancelled() and (error := helper.exception()) is not None:
+            logger.error("A background task has failed", exc_info=error)
 
     def call_soon(self, callback: Callable[..., object], *arguments: Any) -> asyncio.Handle:
         """Call `callback` in the next turn of the loop, in the context."""

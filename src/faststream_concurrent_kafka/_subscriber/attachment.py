@@ -286,7 +286,7 @@ class SubscriberAttachment:
 
     def _handle(self, raw: Any, admissions: Sequence[Admission], delivered: Any) -> None:
         order_keys = () if self.settings.ordering == "unordered" else self.order_keys_of(raw)
-        self.handler.submit(
+        self.handler.runner.submit(
             Record(raw, self.process, source=self, admissions=admissions, order_keys=order_keys, delivered=delivered)
         )
 

@@ -50,7 +50,7 @@ class InlineCall:
         self.record = record
         record.driver = self.driver
         # It has a task at once, because no record is before it in its order.
-        task: Any = handler.submit(record)
+        task: Any = handler.runner.submit(record)
         task.add_done_callback(self._abandon)
 
     def _abandon(self, _task: asyncio.Task[None]) -> None:

@@ -98,7 +98,7 @@ class ConcurrentRebalanceListener(ConsumerRebalanceListener):
             finally:
                 self._handler.committer.release(self._consumer)
             if self._handler.settings.cancel_lost_handlers:
-                self._handler.start_helper(self._cancel_lost(frozenset(assigned)))
+                self._handler.background.start_helper(self._cancel_lost(frozenset(assigned)))
         await self._call_users("on_partitions_assigned", assigned)
 
     async def _cancel_lost(self, assigned: Collection[TopicPartition]) -> None:
