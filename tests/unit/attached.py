@@ -1,4 +1,4 @@
-"""A real FastStream broker whose consumers are fakes: subscribers are attached as in production, in virtual time."""
+"""A real FastStream broker with fake consumers: subscribers are attached as in production, in virtual time."""
 
 import asyncio
 import itertools
@@ -26,7 +26,7 @@ T0 = TopicPartition(TOPIC, 0)
 
 
 class Consumer(FakeKafkaConsumer):
-    """A fake that is made with what FastStream makes aiokafka's with."""
+    """A fake consumer with the constructor that FastStream calls."""
 
     def __init__(self, kafka: FakeKafka, **options: Any) -> None:
         super().__init__(kafka=kafka, group_id=options["group_id"], auto_offset_reset=options["auto_offset_reset"])
@@ -54,7 +54,7 @@ class Attached:
         return self.consumers[-1]
 
     async def connect(self, **settings: Any) -> None:
-        """Have a broker, and concurrent processing for its subscribers, which are still to be declared and started."""
+        """Make a broker and initialise concurrent processing; subscribers are declared and started later."""
         self.broker = KafkaBroker(
             ["none"],
             consumer_only=True,
@@ -80,32 +80,32 @@ class Attached:
         return made
 
     async def reinitialize(self) -> None:
-        """Initialise again with the same settings: what was declared meanwhile is found."""
+        """Initialise again with the same settings, which finds subscribers that were declared since."""
         await initialize_concurrent_processing(self.broker.context, broker=self.broker, **self._settings)
 
     async def other_member(self) -> FakeKafkaConsumer:
-        """Have another process join the group, which handles nothing."""
+        """Let another member join the group, which handles no record."""
         other = FakeKafkaConsumer(TOPIC, kafka=self.kafka, group_id=GROUP)
         await other.start()
         self.others.append(other)
         return other
 
     def send(self, count: int, topic: str = TOPIC, partition: int = 0) -> None:
-        """Append records; each has the next number of all as its value."""
+        """Append records, with ascending numbers as values."""
         for _ in range(count):
             self.kafka.append(topic, partition, str(next(self._values)).encode())
 
     def committed(self, topic: str = TOPIC, partition: int = 0) -> int | None:
-        """Return what is committed."""
+        """Return the committed offsets."""
         entry = self.kafka.groups[f"{topic}-group"].committed.get(TopicPartition(topic, partition))
         return None if entry is None else entry.offset
 
     def members(self, topic: str = TOPIC) -> int:
-        """Return how many members the group has."""
+        """Return the number of members of the group."""
         return len(self.kafka.groups[f"{topic}-group"].members)
 
     async def until(self, condition: Callable[[], Any], within_sec: float = 60.0) -> None:
-        """Wait until something holds."""
+        """Wait until a condition holds."""
         deadline = self.handler.now() + within_sec
         while not condition():
             assert self.handler.now() < deadline, "it never came"

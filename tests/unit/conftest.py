@@ -1,4 +1,4 @@
-"""Every unit test starts without a handler, leaves none behind, and its records keep to the table of their states."""
+"""Every unit test starts and ends without a handler, and its records make only transitions of the table."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def fresh_singleton():
 
 @pytest.fixture(autouse=True)
 def transitions(monkeypatch):
-    """Return the pairs of states that records of the test have gone through."""
+    """Return the transitions that the records of the test have made."""
     seen = SeenStates()
     monkeypatch.setattr(Record, "state", seen)
     yield seen.transitions

@@ -1,4 +1,4 @@
-"""A consumer whose commits the test answers."""
+"""A consumer whose commits are answered by the test."""
 
 import asyncio
 from typing import Any
@@ -7,7 +7,7 @@ from aiokafka import TopicPartition
 
 
 class ScriptedConsumer:
-    """Answers commits at once, or as scripted: with an error, or not before it is released."""
+    """Answers commits at once, or as scripted: with an error, or when it is released."""
 
     def __init__(self, *partitions: TopicPartition) -> None:
         self.assigned = set(partitions)

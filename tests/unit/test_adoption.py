@@ -13,7 +13,7 @@ from faststream_concurrent_kafka._partition.redelivery import Redeliverable
 
 @dataclasses.dataclass(eq=False)
 class Entry:
-    """A delivered record: what the committer keeps of it."""
+    """A delivered record, as the ledger keeps it."""
 
     offset: int
     is_finished: bool = False
@@ -21,7 +21,7 @@ class Entry:
 
 @dataclasses.dataclass(eq=False)
 class Run:
-    """A record that is being handled here, and the entry that its end will complete."""
+    """A record that is being handled, and the entry that its end will complete."""
 
     entry: Entry
     identity: int
@@ -29,7 +29,7 @@ class Run:
 
 
 class OnePartition(RuleBasedStateMachine):
-    """A consumer that owns the partition now and then; others own it meanwhile, and topics are made anew."""
+    """A consumer that owns the partition from time to time; others own it in between, and topics are recreated."""
 
     def __init__(self):
         super().__init__()
@@ -104,7 +104,7 @@ class OnePartition(RuleBasedStateMachine):
     @precondition(lambda self: self.ledger is None and self.log)
     @rule()
     def the_topic_is_made_anew(self):
-        """Its offsets begin again, and its committed offsets are gone with it."""
+        """The offsets of the new topic begin at 0, and nothing is committed."""
         self.log = [next(self.identities) for _ in range(len(self.log))]
         self.committed = 0
 
@@ -121,7 +121,7 @@ TestOnePartition.settings = settings(max_examples=3 * settings().max_examples, s
 
 
 def revoked(*offsets, finished=(), acked=None):
-    """Return what may come back of an epoch in which these offsets were delivered."""
+    """Return the redeliverable records of an epoch in which these offsets were delivered."""
     ledger = PartitionLedger(offsets[0])
     entries = {offset: Entry(offset) for offset in offsets}
     for offset in offsets:
@@ -136,7 +136,7 @@ def revoked(*offsets, finished=(), acked=None):
 
 
 def test_finished_and_running_records_are_told_apart_and_known_once():
-    """A second delivery of the same offset, say after a seek, is a record like any other."""
+    """Each is recognised once: a second delivery, after a seek for example, is a new record."""
     adoptable, entries = revoked(5, 6, finished=[6])
     running, done = adoptable.claim(5, 1005), adoptable.claim(6, 1006)
     assert running is not None
@@ -148,13 +148,13 @@ def test_finished_and_running_records_are_told_apart_and_known_once():
 
 
 def test_a_position_below_what_was_committed_means_that_everything_is_run():
-    """A seek by the user's listener, or an offset reset: they want the records, not our memory of them."""
+    """A seek by the user's listener, or an offset reset: all records are to be handled again."""
     adoptable, _ = revoked(5, 6, 7, 8, finished=[5, 6, 8], acked=7)
     assert [adoptable.claim(offset, 1000 + offset) for offset in (3, 4, 5, 6, 7, 8)] == [None] * 6
 
 
 def test_what_others_have_committed_is_forgotten():
-    """The first record of an epoch says where it begins."""
+    """Other members have committed the records below the first one of the epoch."""
     adoptable, _ = revoked(5, 6, 7, finished=[6, 7])
     assert adoptable.claim(7, 1007) is not None
     assert len(adoptable) == 0
@@ -162,7 +162,7 @@ def test_what_others_have_committed_is_forgotten():
 
 @pytest.mark.parametrize("identity", [0, 1005, 2006])
 def test_another_record_at_the_same_offset_ends_all_memory(identity):
-    """The topic was truncated or made anew: not one of its records is known."""
+    """The topic was truncated or recreated: none of its records counts as delivered before."""
     adoptable, _ = revoked(5, 6, 7, finished=[5, 6, 7])
     assert adoptable.claim(5, 1005) is not None
     assert adoptable.claim(6, identity) is None
@@ -170,7 +170,7 @@ def test_another_record_at_the_same_offset_ends_all_memory(identity):
 
 
 def test_two_rebalances_in_a_row_forget_nothing_that_was_not_delivered_between_them():
-    """The second epoch delivered only the first of three; the other two are still known in the third."""
+    """The second epoch delivers only the first of three records; the other two are still recognised in the third."""
     adoptable, entries = revoked(5, 6, 7, finished=[7])
     second = PartitionLedger(5)
     again = Entry(5)

@@ -1,4 +1,4 @@
-"""The attachment of a subscriber, and its rebalances: what one line each of it is for."""
+"""The attachment of a subscriber and its rebalances: a test for each rule that one line keeps."""
 
 import asyncio
 
@@ -11,12 +11,12 @@ from tests.unit.attached import GROUP, TOPIC, play
 
 
 def rebalance(world):
-    """Have every member join again."""
+    """Let every member join again."""
     world.kafka.groups[GROUP].rebalance()
 
 
 def test_the_handlers_get_a_turn_while_records_are_buffered():
-    """Nothing suspends while the consumer has records: without a turn, all would be admitted before one is handled."""
+    """Fetching buffered records does not suspend: without extra turns, all would be admitted before one runs."""
     in_flight = []
 
     async def scenario(world):
@@ -32,7 +32,7 @@ def test_the_handlers_get_a_turn_while_records_are_buffered():
 
 
 def test_a_stop_commits_again_where_a_group_has_no_members():
-    """The broker may have forgotten the offsets of a long idle time, or be about to."""
+    """The broker may have expired the offsets of an idle group, or may soon."""
 
     async def scenario(world):
         async def handle(_number: int):
@@ -52,7 +52,7 @@ def test_a_stop_commits_again_where_a_group_has_no_members():
 
 
 def test_a_record_that_outlasts_a_rebalance_keeps_its_age():
-    """What it is delivered as afterwards is as old as the first time: it holds up the same offset."""
+    """After its second delivery the record is as old as at its first one: it has held up that offset since."""
     gate = asyncio.Event()
 
     async def scenario(world):
@@ -76,7 +76,7 @@ def test_a_record_that_outlasts_a_rebalance_keeps_its_age():
 
 @pytest.mark.parametrize("stays", [True, False])
 def test_a_handler_is_cancelled_only_if_its_partition_went_to_another_member(stays):
-    """One whose partition came back goes on; so does one that was begun after that."""
+    """A handler whose partition came back goes on, and so does one that began after that."""
     started, ended, cancelled = [], [], []
 
     async def scenario(world):
@@ -105,12 +105,12 @@ def test_a_handler_is_cancelled_only_if_its_partition_went_to_another_member(sta
         await world.until(lambda: len(ended) == (2 if stays else 1))
         assert subscriber.running
 
-    # One slot: what comes back is not fetched before the first has ended.
+    # One slot: records that come back are not fetched before the first handler has ended.
     play(scenario, partitions=2, rebalance_flush_timeout_sec=0.5, cancel_lost_handlers=True, concurrency_limit=1)
 
 
 def test_a_call_by_hand_is_not_cancelled_with_the_partitions():
-    """It has no partition that another member could have."""
+    """Its record was not admitted, so it belongs to no partition that could be lost."""
     ended = []
 
     async def scenario(world):
@@ -131,7 +131,7 @@ def test_a_call_by_hand_is_not_cancelled_with_the_partitions():
 
 
 def test_a_record_that_outlasts_a_rebalance_and_comes_back_is_tried_again_like_any_other():
-    """For the time in between it is not: another member may have it."""
+    """Not while the partition is revoked, since another member may handle it."""
     attempts = []
 
     async def scenario(world):
@@ -152,7 +152,7 @@ def test_a_record_that_outlasts_a_rebalance_and_comes_back_is_tried_again_like_a
 
 
 def test_a_record_that_outlasts_two_rebalances_is_run_once():
-    """Known at each delivery by the one before."""
+    """Each delivery is recognised as the same record."""
     started, gate = [], asyncio.Event()
 
     async def scenario(world):

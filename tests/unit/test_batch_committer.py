@@ -75,7 +75,7 @@ async def test_commits_when_the_first_finished_record_has_waited_long_enough(com
 
 @in_virtual_time
 async def test_never_commits_past_an_unfinished_record(committer, consumer):
-    """Whatever finishes behind it waits for it, and goes in one step when it is done."""
+    """Records that finish behind it are committed together with it, in one step."""
     tasks = send(committer, consumer, *range(100))
     complete(committer, tasks[:3] + tasks[4:])
     await asyncio.sleep(5)
@@ -87,7 +87,7 @@ async def test_never_commits_past_an_unfinished_record(committer, consumer):
 
 @in_virtual_time
 async def test_one_request_is_in_flight_and_the_next_takes_what_finished_meanwhile(committer, consumer):
-    """A slow broker gets fewer and larger commits, never two at once."""
+    """A slow broker gets fewer and larger requests, never two at once."""
     consumer.hold = asyncio.Event()
     tasks = send(committer, consumer, *range(50))
     complete(committer, tasks[:10])
@@ -115,7 +115,7 @@ async def test_one_request_is_in_flight_and_the_next_takes_what_finished_meanwhi
     ids=repr,
 )
 def test_a_failed_commit_is_tried_again_with_the_frontier_of_that_moment(error):
-    """No error that a broker can cause ends the loop, and nothing is requeued."""
+    """No error that a broker can cause ends the loop; the next request has the new offsets."""
 
     @in_virtual_time
     async def scenario(committer, consumer):
@@ -133,7 +133,7 @@ def test_a_failed_commit_is_tried_again_with_the_frontier_of_that_moment(error):
 
 @in_virtual_time
 async def test_a_commit_that_is_never_answered_is_bounded(committer, consumer):
-    """aiokafka retries for ever inside: five seconds are one attempt, health turns red, and green after a success."""
+    """aiokafka retries for ever, so an attempt is cut off after 5 s; health turns red, and green after a success."""
     consumer.hold = asyncio.Event()
     complete(committer, send(committer, consumer, *range(10)))
     await asyncio.sleep(14)
@@ -150,7 +150,7 @@ async def test_a_commit_that_is_never_answered_is_bounded(committer, consumer):
 
 @pytest.mark.parametrize("error", [CommitFailedError(), IllegalStateError(), ConsumerStoppedError()], ids=repr)
 def test_lost_ownership_holds_commits_until_partitions_are_assigned(error):
-    """Another attempt before the rejoin would only force one more."""
+    """Another attempt before the rejoin would only cause another rejoin."""
 
     @in_virtual_time
     async def scenario(committer, consumer):
@@ -173,7 +173,7 @@ def test_lost_ownership_holds_commits_until_partitions_are_assigned(error):
 
 @in_virtual_time
 async def test_with_manual_assignment_lost_ownership_is_tried_again(committer, consumer):
-    """No rebalance would ever release it."""
+    """Without a group, no rebalance would ever release the commits."""
     consumer.errors = [CommitFailedError()]
     complete(committer, send(committer, consumer, *range(10)))
     await asyncio.sleep(1)
@@ -182,7 +182,7 @@ async def test_with_manual_assignment_lost_ownership_is_tried_again(committer, c
 
 @in_virtual_time
 async def test_partitions_that_are_not_assigned_are_left_out(committer, consumer):
-    """One of them would fail the request for all."""
+    """aiokafka refuses a whole request with one unassigned partition."""
     complete(committer, send(committer, consumer, *range(5)) + send(committer, consumer, *range(5), partition=T1))
     consumer.assigned = {T1}
     await asyncio.sleep(2)
@@ -191,7 +191,7 @@ async def test_partitions_that_are_not_assigned_are_left_out(committer, consumer
 
 @in_virtual_time
 async def test_an_error_that_no_broker_can_cause_ends_it_loudly(committer, consumer):
-    """Unhealthy, and callers are told, with the cause."""
+    """Health is red, and callers get an error with the cause."""
     bug = TypeError("a bug")
     consumer.errors = [bug]
     complete(committer, send(committer, consumer, *range(10)))
@@ -206,7 +206,7 @@ async def test_an_error_that_no_broker_can_cause_ends_it_loudly(committer, consu
 
 
 def test_a_committer_that_was_never_spawned_says_so():
-    """Sending to it is an error, not a silent loss."""
+    """Sending a task to it raises an error."""
 
     async def main():
         committer = KafkaBatchCommitter()
@@ -238,7 +238,7 @@ async def test_hold_cancels_the_request_in_flight_and_lets_none_start(committer,
 
 @in_virtual_time
 async def test_what_finished_while_commits_were_held_is_made_up_for(committer, consumer):
-    """Records may flow before the partitions count as assigned: their batch may be over when commits are let go."""
+    """Records may be delivered before commits are released, and fill a batch: the release makes a commit due."""
     await committer.hold(consumer)
     complete(committer, send(committer, consumer, *range(10)))
     await asyncio.sleep(10)
@@ -250,7 +250,7 @@ async def test_what_finished_while_commits_were_held_is_made_up_for(committer, c
 
 @in_virtual_time
 async def test_what_still_runs_when_an_epoch_ends_commits_nothing(committer, consumer):
-    """The partition belongs to another member then, or its records are delivered again."""
+    """Another member owns the partition then, or its records are delivered again."""
     tasks = send(committer, consumer, *range(10))
     complete(committer, tasks[:5])
     await committer.hold(consumer)
@@ -264,7 +264,7 @@ async def test_what_still_runs_when_an_epoch_ends_commits_nothing(committer, con
 
 @in_virtual_time
 async def test_a_position_that_goes_back_begins_an_epoch(committer, consumer):
-    """A seek back delivers records again: they pin the frontier, whatever was finished before."""
+    """A seek back delivers records again, which pin the frontier even if they had finished."""
     old = send(committer, consumer, *range(20))
     complete(committer, old[:10])
     await asyncio.sleep(2)
@@ -279,7 +279,7 @@ async def test_a_position_that_goes_back_begins_an_epoch(committer, consumer):
 
 @in_virtual_time
 async def test_a_position_that_moves_over_records_that_run_is_not_committed_past_them(committer, consumer):
-    """They are still this consumer's: if it crashes, the next owner has to get them."""
+    """After a crash of this consumer, the next owner has to get the running records."""
     old = send(committer, consumer, *range(10))
     complete(committer, old[1:])
     again = send(committer, consumer, 4)
@@ -315,7 +315,7 @@ def test_a_task_may_come_with_the_future_that_completes_it(how):
 
 @in_virtual_time
 async def test_commit_all_and_close_commit_what_is_finished(committer, consumer):
-    """For every consumer, without waiting for batch or timeout."""
+    """For every consumer, and without waiting for batch or timer."""
     other = ScriptedConsumer(T1)
     complete(committer, send(committer, consumer, 0, 1) + send(committer, other, 7, partition=T1))
     await committer.commit_all()
@@ -340,7 +340,7 @@ async def test_one_consumer_that_hangs_does_not_hold_up_another(committer, consu
 
 
 def test_a_flush_can_be_cancelled_at_every_await():
-    """Wherever it is cut off, nothing is counted as committed that was not, and the next flush repairs it."""
+    """Wherever it is cancelled, no uncommitted offset counts as committed, and the next flush commits it."""
 
     async def main():
         for step in range(12):

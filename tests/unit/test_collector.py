@@ -1,4 +1,4 @@
-"""`tune_gc`: the garbage collector of the process is tuned from the start to the stop, and put back exactly."""
+"""`tune_gc`: the garbage collector of the process is tuned from the start to the stop, and restored exactly."""
 
 import asyncio
 import gc
@@ -23,7 +23,7 @@ PYTHONS_OWN = (700, 10, 10)
 
 @pytest.fixture(autouse=True)
 def _collector():
-    """Each test begins with Python's own thresholds and nothing frozen, and leaves what it found."""
+    """Each test begins with Python's own thresholds and nothing frozen; restores the collector's settings."""
     before = gc.get_threshold()
     gc.unfreeze()
     gc.set_threshold(*PYTHONS_OWN)
@@ -62,7 +62,7 @@ async def is_as_it_was():
 
 
 def test_it_is_tuned_until_the_stop_and_logged_in_one_line(caplog):
-    """Thresholds and frozen objects, both; then as before."""
+    """Thresholds and frozen objects change, and are restored by the stop."""
     caplog.set_level(logging.INFO, "faststream_concurrent_kafka")
     play(is_tuned, tune_gc=True)
     assert state() == AS_IT_WAS
@@ -89,7 +89,7 @@ def test_unasked_nothing_is_changed():
     ],
 )
 def test_where_it_would_help_the_log_says_that_it_exists(caplog, limit, thresholds, is_told):
-    """From 500 records in flight on, unless the application has set thresholds itself."""
+    """From `concurrency_limit=500` on, unless the application has set thresholds itself."""
     caplog.set_level(logging.INFO, "faststream_concurrent_kafka")
     gc.set_threshold(*thresholds)
     play(nothing, concurrency_limit=limit)
@@ -101,7 +101,7 @@ async def nothing():
 
 
 def test_thresholds_that_others_set_meanwhile_stay():
-    """What was frozen is looked at again all the same."""
+    """The objects are unfrozen all the same."""
 
     async def change():
         gc.set_threshold(1234, 5, 5)
@@ -111,7 +111,7 @@ def test_thresholds_that_others_set_meanwhile_stay():
 
 
 def test_what_the_application_froze_before_stays_frozen():
-    """It could not be told apart from what the library would have frozen."""
+    """The library freezes nothing more, because unfreezing would include the application's objects."""
     gc.freeze()
     frozen = gc.get_freeze_count()
 
@@ -124,7 +124,7 @@ def test_what_the_application_froze_before_stays_frozen():
 
 
 def test_what_the_application_freezes_meanwhile_stays_frozen():
-    """The thresholds come back all the same."""
+    """The thresholds are restored all the same."""
     kept = []
 
     async def freeze_more():
@@ -136,7 +136,7 @@ def test_what_the_application_freezes_meanwhile_stays_frozen():
 
 
 def test_what_the_application_unfreezes_meanwhile_is_no_fault():
-    """Nothing is left to be undone."""
+    """The stop has nothing to unfreeze."""
 
     async def unfreeze():
         gc.unfreeze()
@@ -146,7 +146,7 @@ def test_what_the_application_unfreezes_meanwhile_is_no_fault():
 
 
 def test_two_applications_have_it_until_the_later_one_stops():
-    """They share the handler."""
+    """Both share the handler, so the collector is tuned until the second stop."""
 
     async def main():
         first, second = KafkaBroker(logger=None).context, KafkaBroker(logger=None).context
@@ -161,7 +161,7 @@ def test_two_applications_have_it_until_the_later_one_stops():
 
 
 def test_an_initialisation_that_fails_leaves_it_as_it_was():
-    """Also when it fails after the start."""
+    """Also if the initialisation fails after the handler was started."""
 
     async def main():
         broker = KafkaBroker(logger=None, middlewares=[KafkaConcurrentProcessingMiddleware])
@@ -177,7 +177,7 @@ def test_an_initialisation_that_fails_leaves_it_as_it_was():
 
 
 def test_a_stop_that_fails_puts_it_back():
-    """Whatever a subscriber's own stop or the end of the committer raises."""
+    """Also if a subscriber's own stop, or the close of the committer, raises an exception."""
 
     class BadEndError(RuntimeError):
         pass
@@ -199,7 +199,7 @@ def test_a_stop_that_fails_puts_it_back():
 
 
 def test_a_loop_that_ends_without_a_stop_is_made_up_for_by_the_next_initialisation():
-    """The one after it begins with what was there before the first."""
+    """The next initialisation restores the settings from before the first one."""
 
     async def begin():
         await initialize_concurrent_processing(KafkaBroker(logger=None).context, tune_gc=True)
@@ -210,7 +210,7 @@ def test_a_loop_that_ends_without_a_stop_is_made_up_for_by_the_next_initialisati
 
 
 def test_a_forked_child_begins_with_what_was_there():
-    """Nothing of the parent's runs in it; the parent goes on tuned."""
+    """The child's collector is as before the tuning; the parent's stays tuned."""
 
     def child():
         assert state() == AS_IT_WAS

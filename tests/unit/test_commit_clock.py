@@ -1,4 +1,4 @@
-"""For how long no commit of a consumer has succeeded: what ends that, and what does not."""
+"""For how long commits of a consumer have been failing: which events end that, and which do not."""
 
 import asyncio
 
@@ -33,7 +33,7 @@ def place(name):
 
 
 def test_it_runs_from_the_beginning_of_the_first_attempt():
-    """Also while that is unanswered; a cancellation says nothing."""
+    """It also runs while the attempt is unanswered; a cancelled attempt does not count."""
     clock = CommitClock()
     clock.begin(10)
     assert clock.age_sec(14, is_held=False) == 4
@@ -50,7 +50,7 @@ def test_it_runs_from_the_beginning_of_the_first_attempt():
 
 
 def test_old_failures_count_again_with_the_next_one():
-    """Between two of them there may be ten minutes of handlers: whether a commit would succeed is not known."""
+    """Two attempts may be ten minutes apart: in between it is not known whether commits still fail."""
     clock = failed(a=5).clock
     assert clock.age_sec(10, is_held=False) == 10
     assert clock.age_sec(600, is_held=False) == 0
@@ -62,7 +62,7 @@ def test_old_failures_count_again_with_the_next_one():
 
 
 def test_it_is_over_when_others_have_the_partitions_or_have_committed_them():
-    """All of them, and not before."""
+    """Only when that is true of all failed partitions."""
     state = failed(a=5, b=7)
     state.consumer.assigned = {place("b"), place("c")}
     state.assigned()
@@ -81,7 +81,7 @@ def test_it_is_over_when_others_have_the_partitions_or_have_committed_them():
 
 @pytest.mark.parametrize("is_over", [False, True])
 def test_failures_that_are_over_do_not_count_with_the_next_one(is_over):
-    """What others have committed says nothing about a commit that fails ten minutes later."""
+    """After other members have committed, a failure ten minutes later begins a new series."""
     state = failed(a=5)
     if is_over:
         state.partition(place("a")).begin(5, is_committed=True)
@@ -139,7 +139,7 @@ def finish(committer, consumer, *offsets, partition=T0):
 @pytest.mark.parametrize("error", [CommitFailedError("rebalanced"), KafkaConnectionError()], ids=repr)
 @pytest.mark.parametrize("every_sec", [1, 8, 14])
 def test_an_endless_rebalance_in_which_no_commit_succeeds_is_red(every_sec, error):
-    """Each assignment delivers the same records again: nothing is ever committed."""
+    """Each assignment delivers the same records again, and no commit ever succeeds."""
 
     async def scenario(committer, consumer):
         red = []
@@ -176,7 +176,7 @@ def test_one_success_makes_it_green():
 
 @pytest.mark.parametrize("leaves", ["the partition", "what was to be committed"])
 def test_what_others_have_taken_over_is_green(leaves):
-    """The partition itself; or it comes back, and others have committed it meanwhile."""
+    """Others own the partition; or it comes back after others have committed its offsets."""
 
     async def scenario(committer, consumer):
         for _ in range(4):

@@ -1,4 +1,4 @@
-"""The committer without the handler, as the specification has it: tasks are sent, and their offsets are committed."""
+"""The committer without the handler, as in the specification: the offsets of sent tasks are committed."""
 
 import asyncio
 import dataclasses
@@ -18,7 +18,7 @@ T0, T1 = TopicPartition("orders", 0), TopicPartition("orders", 1)
 
 
 class Consumer(ScriptedConsumer):
-    """Has records whose tasks never end by themselves."""
+    """Delivers records whose tasks never end by themselves."""
 
     def __init__(self, *partitions):
         super().__init__(*partitions)
@@ -26,7 +26,7 @@ class Consumer(ScriptedConsumer):
 
 
 def play(scenario, *, closed_sec=30.0):
-    """Run a scenario with a spawned committer and a consumer; closing it takes at most so long."""
+    """Run a scenario with a spawned committer and a consumer; check that the close takes at most so long."""
 
     async def main():
         committer, consumer = KafkaBatchCommitter(commit_batch_timeout_sec=1.0), Consumer(T0, T1)
@@ -44,7 +44,7 @@ def play(scenario, *, closed_sec=30.0):
 
 
 async def send(committer, consumer, *durations_sec, partition=T0, first=0):
-    """Send a task for each record; it takes so long, is cancelled, or fails."""
+    """Send a task for each record, which takes a given time, is cancelled, or fails."""
     sent = []
     for number, duration_sec in enumerate(durations_sec):
         task = asyncio.create_task(work(duration_sec))
@@ -122,7 +122,7 @@ def test_records_that_finish_out_of_order_are_committed_up_to_the_first_unfinish
 
 
 def test_a_task_that_fails_completes_its_record_and_a_cancelled_one_does_not():
-    """The code that has sent the task decides what a failure means: it was told by the task."""
+    """A failure is for the code that has sent the task, and completes the record."""
 
     async def scenario(committer, consumer):
         failed, *_ = await send(committer, consumer, "fails", 0.0, "cancelled", 0.0)
@@ -134,7 +134,7 @@ def test_a_task_that_fails_completes_its_record_and_a_cancelled_one_does_not():
 
 
 def test_commit_all_waits_for_the_tasks_that_were_sent_and_then_commits():
-    """Of every consumer and partition."""
+    """For every consumer and partition."""
 
     async def scenario(committer, consumer):
         other = Consumer(T1)
@@ -149,7 +149,7 @@ def test_commit_all_waits_for_the_tasks_that_were_sent_and_then_commits():
 
 
 def test_commit_all_waits_no_longer_than_it_was_told():
-    """A stuck task holds back its own partition alone, and is not cancelled."""
+    """A stuck task holds back only its own partition, and is not cancelled."""
 
     async def scenario(committer, consumer):
         _, stuck, _ = await send(committer, consumer, 0.0, "stuck", 0.0)
@@ -164,7 +164,7 @@ def test_commit_all_waits_no_longer_than_it_was_told():
 
 
 def test_a_close_with_a_stuck_task_is_bounded_and_names_what_it_leaves(caplog):
-    """What has finished is committed all the same."""
+    """Finished records are committed all the same."""
 
     async def scenario(committer, consumer):
         await send(committer, consumer, 0.0, "stuck", 0.0)
@@ -179,7 +179,7 @@ def test_a_close_with_a_stuck_task_is_bounded_and_names_what_it_leaves(caplog):
 
 
 def test_a_close_while_the_broker_does_not_answer_is_bounded():
-    """It waits for the request that is in flight, and for one more."""
+    """It waits for the request in flight, and for one more."""
 
     async def scenario(committer, consumer):
         await send(committer, consumer, 0.0)
@@ -191,7 +191,7 @@ def test_a_close_while_the_broker_does_not_answer_is_bounded():
 
 
 def test_a_close_that_finds_everything_finished_says_nothing(caplog):
-    """There is nothing to leave."""
+    """No record is left, so the log has no warning."""
 
     async def scenario(committer, consumer):
         await send(committer, consumer, 0.5, 1.0)
@@ -214,7 +214,7 @@ def test_a_task_that_resolves_after_the_close_changes_nothing():
 
 
 def test_a_dead_committer_takes_no_task():
-    """Neither one whose main task has died, nor one that was not spawned."""
+    """`send_task` raises if the main task has died, or was never spawned."""
 
     async def scenario(committer, consumer):
         consumer.errors = [bug := TypeError("a bug")]

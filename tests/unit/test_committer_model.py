@@ -34,7 +34,7 @@ STEPS = st.lists(
 
 
 class Model(ScriptedConsumer):
-    """Knows by brute force what is finished, and checks every commit as it arrives."""
+    """Remembers every finished record, and checks every commit as it arrives."""
 
     def __init__(self):
         super().__init__(*PARTITIONS)
@@ -61,7 +61,7 @@ async def play(steps):
     committer.spawn()
     for step in steps:
         await take(committer, model, *step)
-    # However it went: once everything is finished and the broker answers, everything is committed.
+    # In any case: once everything has finished and the broker answers, everything is committed.
     model.errors.clear()
     if model.hold is not None:
         model.hold.set()
@@ -140,5 +140,5 @@ async def seek(committer, model, partition, back):
 @settings(max_examples=3 * settings().max_examples)
 @given(steps=STEPS)
 def test_every_commit_is_right_and_in_the_end_everything_is_committed(steps):
-    """Never past unfinished work, never for a partition of another epoch, one request at a time, nothing forgotten."""
+    """No commit passes unfinished work or is of an earlier epoch, one request is in flight, and all is committed."""
     run_virtual(play(steps))

@@ -1,4 +1,4 @@
-"""What a record's task inherits is the same for every record, and nothing of another one outlives it."""
+"""Every record's task gets the same context variables, and none of another record's are kept alive."""
 
 import asyncio
 import contextvars
@@ -18,13 +18,13 @@ users: contextvars.ContextVar[object] = contextvars.ContextVar("users", default=
 
 
 class Held:
-    """Something that a handler keeps in a context variable."""
+    """An object that a handler keeps in a context variable."""
 
 
 @pytest.mark.parametrize("factory", [None, eager_task_factory], ids=["plain", "eager"])
 @pytest.mark.parametrize("ordering", ["unordered", "key", "partition"])
 def test_no_record_sees_what_the_one_before_it_has_set(ordering, factory):
-    """Neither the next of its key nor one that waited for its slot."""
+    """Neither does the next record of its key, nor one that waited for its slot."""
     seen: list[object] = []
 
     async def process(raw):
@@ -45,7 +45,7 @@ def test_no_record_sees_what_the_one_before_it_has_set(ordering, factory):
 
 
 def test_a_record_inherits_what_its_source_has():
-    """The context of FastStream's loop where there is one, else that in which the handler was started."""
+    """The context of FastStream's loop if there is one, otherwise the one in which the handler was started."""
     seen: list[object] = []
 
     async def process(_raw):
@@ -68,8 +68,8 @@ def test_a_record_inherits_what_its_source_has():
 
 @pytest.mark.parametrize("how", ["done", "stops", "dead letter"])
 def test_nothing_of_the_library_keeps_the_context_of_a_record(how, caplog):
-    """Not the timer of the commit, nor a stop that it has asked for, nor what was created for its dead letter."""
-    # What is logged is kept by pytest.
+    """Neither the commit timer, nor a stop that the record has called, nor the producer of its dead letter."""
+    # pytest keeps log records.
     caplog.set_level(logging.CRITICAL, "faststream_concurrent_kafka")
     held: list[weakref.ref[Held]] = []
 

@@ -1,4 +1,4 @@
-"""The guides name files that there are."""
+"""The guides name files that exist."""
 
 import re
 from pathlib import Path
@@ -23,7 +23,7 @@ LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
     ],
 )
 def test_the_files_that_it_names_exist(name):
-    """A reader who follows a link or a path finds something."""
+    """Each link and each path in the document leads to a file."""
     document = ROOT / name
     text = document.read_text()
     missing = [

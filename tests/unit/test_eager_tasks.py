@@ -24,7 +24,7 @@ orders = pytest.mark.parametrize("ordering", ["unordered", "key", "partition"])
 
 
 def test_the_factory_of_these_tests_is_eager():
-    """A task that never suspends is done when it is created, and knew itself."""
+    """A task that never suspends is done when `create_task` returns, and has seen itself as `current_task()`."""
 
     async def scenario(_world):
         asyncio.get_running_loop().set_task_factory(eager_task_factory)
@@ -49,7 +49,7 @@ def test_the_factory_of_these_tests_is_eager():
 @factories
 @orders
 def test_records_that_never_suspend_leave_nothing_behind(ordering, factory):
-    """Slots, order and offsets are as with any other factory, however many wait behind one key."""
+    """Slots, order and offsets are as with any other factory, with any number of records behind one key."""
     many = sys.getrecursionlimit() + 100
     handled: list[int] = []
 
@@ -86,7 +86,7 @@ def get_kafka_handler_report_is_healthy(world):
 
 @factories
 def test_a_commit_that_is_answered_at_once_is_followed_by_the_next(factory):
-    """The request is over before it is known."""
+    """The request has ended before `create_task` returns it."""
 
     async def process(_raw):
         pass
@@ -104,7 +104,7 @@ def test_a_commit_that_is_answered_at_once_is_followed_by_the_next(factory):
 @factories
 @pytest.mark.parametrize("then", ["halt", DeadLetter("dead")], ids=str)
 def test_failures_are_dealt_with_and_drains_and_cancellations_hold(factory, then):
-    """At the first step already."""
+    """Also in the first step of a task."""
 
     async def fail(_raw):
         raise ConnectionError

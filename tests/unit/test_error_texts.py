@@ -1,4 +1,4 @@
-"""How the exceptions of users are shown: on one line, bounded, and whatever they do when they are asked."""
+"""The texts of users' exceptions: one line, of bounded length, also if their `__str__` raises."""
 
 import pytest
 from typing_extensions import override
@@ -62,18 +62,18 @@ def test_a_text_is_bounded(text):
 
 @pytest.mark.parametrize("problem", [ValueError("no"), GeneratorExit(), SystemExit(3), BaseException()], ids=repr)
 def test_an_exception_that_can_not_be_read_is_named(problem):
-    """Whatever its text raises."""
+    """Also if its `__str__` raises an exception of any type."""
     assert brief(RefusingError(problem)) == "RefusingError: (can't be read)"
 
 
 def test_an_interrupt_meanwhile_passes():
-    """It is not the exception's."""
+    """A KeyboardInterrupt during `__str__` is raised, because it does not come from the exception."""
     with pytest.raises(KeyboardInterrupt):
         brief(RefusingError(KeyboardInterrupt()))
 
 
 def test_a_type_may_be_hostile_as_well():
-    """Its name is like any text."""
+    """The name of the exception's type is made safe like any text."""
     odd = type("Odd\r\nError" + "x" * 1000, (Exception,), {})
     assert brief(odd("why")).startswith(r"Odd\r\nErrorxxx")
     assert len(brief(odd("why"))) == 200
@@ -95,7 +95,7 @@ def test_a_type_may_be_hostile_as_well():
     ids=lambda error: ascii(error.args)[:20],
 )
 def test_the_headers_of_a_dead_letter_are_bounded_lines(error):
-    """What a handler raises can't keep its record from being published."""
+    """No text of a handler's exception can make the dead letter unpublishable."""
     headers = describe(raw_record(), "group", error, 1)
     assert all(text.isprintable() and len(text.encode()) <= 1024 for text in headers.values())
     assert headers["kafka_dlt-exception-fqcn"]

@@ -1,4 +1,4 @@
-"""When evictions are a state of things."""
+"""When evictions are reported as a problem."""
 
 import pytest
 from faststream.kafka import KafkaBroker
@@ -19,7 +19,7 @@ from faststream_concurrent_kafka._subscriber.health import SubscriberHealth
     ids=["one", "two", "three in a row", "three now and then", "in a row at last"],
 )
 def test_three_within_six_session_timeouts_are_named_until_they_are_past(evicted_at, red_at, green_at):
-    """One is an accident, and so are two."""
+    """One or two evictions are not reported."""
     subscriber = KafkaBroker(logger=None).subscriber("topic", group_id="group")
     health = SubscriberHealth(subscriber, "the subscriber", stall_timeout_sec=60)
     for moment in evicted_at:

@@ -1,4 +1,4 @@
-"""What is said and kept of records that fail: logs, reports, delays that make no sense, nothing for the collector."""
+"""Logs and reports of records that fail, senseless delays, and no reference cycles."""
 
 import asyncio
 import dataclasses
@@ -37,7 +37,7 @@ async def ask_again(_raw):
 @pytest.mark.parametrize("then", ["commit", "halt", DEAD], ids=str)
 @pytest.mark.parametrize("most", [1, 3])
 def test_a_retry_on_that_raises_is_logged_and_the_record_tried_again_while_it_may_be(most, then, caplog):
-    """At once; then what comes after the last attempt."""
+    """The failure is retried as if `retry_on` had returned True; after the last attempt the policy goes on as usual."""
 
     def mistaken(_error, _attempt):
         raise LookupError("a mistake in it")
@@ -75,7 +75,7 @@ def test_a_retry_on_that_raises_is_logged_and_the_record_tried_again_while_it_ma
     ids=lambda value: repr(value)[:30],
 )
 def test_a_nack_takes_a_delay_in_seconds_and_nothing_else(options, waited, is_named, caplog):
-    """What it does not understand it names, and waits half a second."""
+    """Any other value is logged, and the delay is half a second."""
     times: list[float] = []
 
     async def scenario(world):
@@ -96,7 +96,7 @@ def test_a_nack_takes_a_delay_in_seconds_and_nothing_else(options, waited, is_na
 
 @pytest.mark.parametrize("problem", [LookupError("a bug"), asyncio.CancelledError("a producer's")], ids=repr)
 def test_a_failure_that_can_not_be_dealt_with_halts_its_partition(problem, caplog):
-    """Whatever it is: nothing may be pinned unseen."""
+    """For any error of the policy, so that health names the partition."""
 
     async def break_down(_record, _error):
         raise problem
@@ -117,7 +117,7 @@ def test_a_failure_that_can_not_be_dealt_with_halts_its_partition(problem, caplo
 
 
 def test_the_logs_name_record_attempt_and_error(caplog):
-    """Each retry, and that it was given up."""
+    """A line for each retry, and one when the record is given up."""
 
     async def scenario(world):
         await asyncio.wait({world.deliver(fail).task})
@@ -130,7 +130,7 @@ def test_the_logs_name_record_attempt_and_error(caplog):
 
 
 def test_the_settings_of_the_subscriber_come_before_those_of_the_handler():
-    """Each has a policy of its own."""
+    """A subscriber's policy takes precedence."""
 
     async def scenario(world):
         world.source.settings = dataclasses.replace(world.handler.settings, on_failure=FailurePolicy(then="halt"))
@@ -143,7 +143,7 @@ def test_the_settings_of_the_subscriber_come_before_those_of_the_handler():
 
 
 def test_the_report_says_who_retries_and_where_a_partition_stands_still():
-    """Counts, the attempt of the oldest record, and the offset of the halt."""
+    """The report has the counts, the attempt of the oldest record, and the offset of the halt."""
 
     async def deny(_raw):
         raise PermissionError
@@ -170,12 +170,12 @@ def test_the_report_says_who_retries_and_where_a_partition_stands_still():
 )
 @pytest.mark.parametrize("then", ["commit", "halt", DEAD], ids=str)
 def test_a_failed_record_is_freed_without_the_garbage_collector(error, then, caplog):
-    """Retried, given up, dead or halted: no reference cycle keeps it, nor what its handler held."""
+    """Retried, given up, dead or halted: no reference cycle keeps the record or its handler's objects alive."""
     # What is logged is kept by pytest.
     caplog.set_level(logging.CRITICAL, "faststream_concurrent_kafka")
 
     class Held:
-        """Something on the stack of a handler."""
+        """An object on the stack of a handler."""
 
     async def process(_raw, _held=None):
         _held = Held()

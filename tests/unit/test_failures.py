@@ -15,7 +15,7 @@ from tests.unit.world import T0, play
 
 
 DEAD = DeadLetter("dead")
-# No jitter that could be short: the wait is what the handler asks for.
+# A nack with a delay has no jitter: the wait is exact.
 AGAIN_IN_A_MINUTE = NackMessage(delay=60)
 
 
@@ -28,7 +28,7 @@ async def ask_again(_raw):
 
 
 def test_who_waits_for_another_attempt_or_a_dead_letter_holds_no_slot_but_its_lane():
-    """Others get on; its own key waits for it."""
+    """Records of other keys get the slot; the records of its own key wait."""
     begun: list[str] = []
 
     def named(name, error=None):
@@ -59,7 +59,7 @@ def test_who_waits_for_another_attempt_or_a_dead_letter_holds_no_slot_but_its_la
 @pytest.mark.parametrize("who", ["the handler", "other code"])
 @pytest.mark.parametrize("where", ["its slot", "its handler", "its next attempt", "its slot again", "its dead letter"])
 def test_a_record_that_is_cancelled_is_left_undone_and_no_record_overtakes_it(where, who):
-    """Wherever it waits: settled once, keeps neither slot nor key; a cancellation by other code halts its partition."""
+    """At each wait: it is settled once, and gives up slot and key; a cancellation by other code halts its partition."""
     begun: list[int] = []
     script = {
         "its slot": [],
@@ -106,7 +106,7 @@ def test_a_record_that_is_cancelled_is_left_undone_and_no_record_overtakes_it(wh
         assert len(begun) <= 1
         assert not world.source.dead_letters
         assert await world.committed() == 0
-        # What comes later under its key waits for the restart as well; other partitions go on.
+        # Later records of its key are not started in this assignment either; other partitions go on.
         world.deliver(note, key=b"a")
         world.deliver(quick, partition=2, key=b"a")
         await asyncio.sleep(0.01)
@@ -119,7 +119,7 @@ def test_a_record_that_is_cancelled_is_left_undone_and_no_record_overtakes_it(wh
 
 
 def test_a_record_that_waits_in_its_lane_can_be_cancelled():
-    """It never gets a task; the one before it ends as it would, and the next one does not overtake it."""
+    """It never gets a task; the record before it ends as usual, and the next one does not overtake it."""
     begun: list[int] = []
 
     async def process(raw):
@@ -143,7 +143,7 @@ def test_a_record_that_waits_in_its_lane_can_be_cancelled():
 @pytest.mark.parametrize("step", range(12))
 @pytest.mark.parametrize("who", ["the handler", "other code"])
 def test_a_failing_record_can_be_cancelled_at_every_step(who, step):
-    """From before its first step, through an attempt, the wait, another attempt and its dead letter."""
+    """Before its first step, in an attempt, in the backoff, in another attempt, and during its dead letter."""
 
     async def scenario(world):
         async def process(_raw):
@@ -171,7 +171,7 @@ def test_a_failing_record_can_be_cancelled_at_every_step(who, step):
 
 
 def test_a_drain_gives_one_more_pass_to_those_that_begin_in_time():
-    """Who sleeps for longer is cancelled at once; dead letters of the last pass are published."""
+    """A record whose backoff is longer is cancelled at once; dead letters of the last pass are published."""
     passes = Counter()
 
     async def scenario(world):
@@ -204,7 +204,7 @@ def test_a_drain_gives_one_more_pass_to_those_that_begin_in_time():
 
 
 def test_a_drain_goes_on_with_retries_that_begin_in_time():
-    """What fails is mended where there is time for that, and not after the drain."""
+    """Failed records are retried if there is time, and not after the drain."""
 
     async def scenario(world):
         async def process(_raw):
@@ -228,7 +228,7 @@ def test_a_drain_goes_on_with_retries_that_begin_in_time():
 
 
 def test_a_drain_of_one_subscriber_leaves_the_retries_of_others_alone():
-    """They do not notice."""
+    """The other subscriber's records are retried as usual."""
 
     async def scenario(world):
         theirs = world.deliver(ask_again)
@@ -246,7 +246,7 @@ def test_a_drain_of_one_subscriber_leaves_the_retries_of_others_alone():
 @pytest.mark.parametrize("error", [ConnectionError("retriable"), PermissionError("never")], ids=repr)
 @pytest.mark.parametrize("then", ["commit", "halt", DEAD], ids=str)
 def test_what_fails_after_its_partition_has_gone_is_left_to_the_next_owner(error, then):
-    """Neither tried again nor a dead letter nor a halt: the partition's new owner gets the record, and decides."""
+    """No retry, no dead letter and no halt: the next owner of the partition gets the record, and decides."""
     passes: list[int] = []
 
     async def outlast(raw):
@@ -262,7 +262,7 @@ def test_what_fails_after_its_partition_has_gone_is_left_to_the_next_owner(error
         await listener.on_partitions_revoked(world.consumer.assigned)
         assert world.handler.now() == pytest.approx(4)
         await listener.on_partitions_assigned(world.consumer.assigned)
-        # The same partition has come back: the record of before keeps its key until it ends.
+        # The same partition has come back: the earlier record keeps its key until it ends.
         world.offsets[0] = 0
         again = world.deliver(quick, key=b"a")
         await asyncio.sleep(1)
@@ -280,7 +280,7 @@ def test_what_fails_after_its_partition_has_gone_is_left_to_the_next_owner(error
 
 
 def test_a_rebalance_ends_the_waits_for_attempts_and_dead_letters():
-    """They have not begun, or may begin again elsewhere."""
+    """The next owner of the partition begins these records again."""
 
     async def deny(_raw):
         raise PermissionError
@@ -302,7 +302,7 @@ def test_a_rebalance_ends_the_waits_for_attempts_and_dead_letters():
 
 
 def test_what_is_delivered_while_a_rebalance_commits_is_not_tried_again_here():
-    """It came after the drain's last look, and its partition has gone before it fails."""
+    """It is delivered after the drain, and fails after its partition was revoked."""
 
     async def slow(_raw):
         await asyncio.sleep(5)
@@ -328,7 +328,7 @@ def test_what_is_delivered_while_a_rebalance_commits_is_not_tried_again_here():
 
 @pytest.mark.parametrize("error", [RuntimeError("broken"), ConnectionError(), TypeError("of ours")])
 def test_commits_start_again_whatever_goes_wrong_at_an_assignment(error, caplog):
-    """They were held from the revocation on: without them, the window would fill and the partition stand still."""
+    """Commits are held since the revocation: without a release, the window would fill, and the partition stop."""
 
     def fail():
         raise error

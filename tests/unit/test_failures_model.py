@@ -29,7 +29,7 @@ ENDS = {
     "nack": NackMessage,
 }
 GOOD = {"ok", "acked", "rejected"}
-INSTANT = -1.0  # not a single step of the event loop
+INSTANT = -1.0  # the handler does not suspend
 ATTEMPTS = st.tuples(
     st.sampled_from(["ok", "connection", "connection", "nack", "permission", *ENDS]),
     st.sampled_from([INSTANT, 0, 0.5, 1, 5]),
@@ -38,7 +38,7 @@ ATTEMPTS = st.tuples(
 
 @dataclasses.dataclass(frozen=True)
 class Script:
-    """A record: when it comes after the one before, where it belongs, and how its attempts end; then all is well."""
+    """A record: its delay after the one before, its place, and the ends of its attempts; the next one succeeds."""
 
     after_sec: float
     partition: int
@@ -77,7 +77,7 @@ POLICIES = st.builds(
 
 
 def oracle(policy, script):
-    """Return how many attempts are made at a record, and what comes of it."""
+    """Return the number of attempts at a record, and its end."""
     attempt = 0
     while True:
         attempt += 1
@@ -99,7 +99,7 @@ def oracle(policy, script):
 
 
 class JournalingSource(Source):
-    """Writes down what is asked of it, in one journal with the handlers."""
+    """Writes the calls of its methods to the journal of the handlers."""
 
     def __init__(self, settings, journal):
         super().__init__(settings)
@@ -121,7 +121,7 @@ class JournalingSource(Source):
 
 
 class Model:
-    """Plays the scripts, and checks at every moment what must hold then, and in the end what must have come of it."""
+    """Plays the scripts, and checks invariants at every moment and the outcomes at the end."""
 
     def __init__(self, options, policy, scripts):
         self.world = World(on_failure=policy, **options)
@@ -143,7 +143,7 @@ class Model:
         async def process(_raw):
             attempt = record.attempt
             end, duration_sec = script.end(attempt)
-            # Not asserted here: it would be a failure like any other.
+            # Noted, not asserted: an AssertionError would be a failure of the record.
             self.overlaps += place in self.running
             self.running.add(place)
             self.most_running = max(self.most_running, len(self.running))
@@ -160,7 +160,7 @@ class Model:
         self.delivered[place] = (script, record)
 
     def is_blocked(self, record, records):
-        """Whether one that came before it and has not ended shares a key with it."""
+        """Whether an earlier unfinished record shares a key with it."""
         place = (record.raw.partition, record.raw.offset)
         return any(
             (other.raw.partition, other.raw.offset) < place and self.share_a_lane(other, record) for other in records
@@ -172,7 +172,7 @@ class Model:
         return self.ordering == "partition" or (one.raw.key is not None and one.raw.key == other.raw.key)
 
     def look(self):
-        """Check what holds whenever nothing can go on before time does."""
+        """Check what must hold whenever no task is ready."""
         in_flight = self.world.handler.records
         records = set(in_flight)
         sleeping = {record for record in records if record.state is BACKOFF}
@@ -207,7 +207,7 @@ class Model:
 
     async def watch(self):
         while True:
-            # At moments at which nothing else happens.
+            # At moments between those of the scripts.
             await asyncio.sleep(0.0917)
             self.look()
 
@@ -237,7 +237,7 @@ class Model:
                 assert not [entry for entry in later if entry[1] == partition and entry[2] > offset]
 
     def check_lanes(self):
-        """A record is through with all attempts, and its dead letter, before the next one of its key begins."""
+        """Check that all attempts of a record, and its dead letter, end before the next record of its key begins."""
         spans = {}
         for number, (_, *place) in enumerate(self.journal):
             first, _ = spans.get(tuple(place[:2]), (number, number))
@@ -248,7 +248,7 @@ class Model:
                     assert end < begin
 
     async def check_nothing_is_left(self):
-        """No reservation, no slot, no place in an order: one more record of each begins at once."""
+        """Check that no reservation, slot or order is kept: one more record of each kind begins at once."""
         assert self.world.handler.slots.reserved == 0
         assert self.source.in_flight == 0
         halted = {partition for kind, partition, *_ in self.journal if kind == "halted"}
@@ -270,7 +270,7 @@ OPTIONS = st.fixed_dictionaries(
 @settings(max_examples=3 * settings().max_examples)
 @given(options=OPTIONS, policy=POLICIES, scripts=SCRIPTS)
 def test_every_record_comes_to_the_end_that_its_script_and_policy_say(options, policy, scripts):
-    """In order, within the limit, no slot unused, everything committed up to a halt, and nothing left behind."""
+    """Order and limit hold, no slot is idle, everything is committed up to a halt, and nothing is left."""
 
     async def main() -> None:
         model = Model(options, policy, scripts)

@@ -21,7 +21,7 @@ def message_of(raw, consumer):
 
 
 class ByHand:
-    """Hands over the records of a consumer, and reads what is committed."""
+    """Passes the records of a consumer to `handle_task`, and reads the committed offsets."""
 
     def __init__(self, world, consumer):
         self.world = world
@@ -54,7 +54,7 @@ async def nothing():
 
 
 def test_it_returns_at_once_and_the_offset_waits_for_the_end_of_the_task():
-    """In the caller's context; what has ended behind it is not committed past it."""
+    """It runs in the caller's context; no commit passes it, although later tasks have ended."""
 
     async def scenario(world):
         hand, gate, contexts = await by_hand(world), asyncio.Event(), []
@@ -80,7 +80,7 @@ def test_it_returns_at_once_and_the_offset_waits_for_the_end_of_the_task():
 
 
 def test_no_more_run_at_once_than_there_are_slots():
-    """The others wait inside their tasks, not in the caller."""
+    """The other tasks wait for their slots; the caller does not wait."""
 
     async def scenario(world):
         hand, running, most = await by_hand(world), [], []
@@ -103,7 +103,7 @@ def test_no_more_run_at_once_than_there_are_slots():
 
 
 def test_the_caller_waits_while_max_uncommitted_tasks_of_them_have_not_ended():
-    """Or memory would have no bound; cancelled meanwhile, its coroutine is closed and its record undone."""
+    """This bounds memory; if the waiting call is cancelled, its coroutine is closed and its record left undone."""
 
     async def scenario(world):
         hand, gate = await by_hand(world), asyncio.Event()
@@ -136,7 +136,7 @@ def test_the_caller_waits_while_max_uncommitted_tasks_of_them_have_not_ended():
     [ValueError("broken"), SystemExit(3), asyncio.CancelledError("its own"), BaseExceptionGroup("", [OSError()])],
 )
 def test_what_it_raises_is_logged_once_and_its_record_is_done(error, caplog):
-    """With its traceback; whatever the failure policy says, since it can't be run again."""
+    """With its traceback; the failure policy does not apply, since a coroutine can't be run again."""
 
     async def scenario(world):
         async def fail():
@@ -156,7 +156,7 @@ def test_what_it_raises_is_logged_once_and_its_record_is_done(error, caplog):
 
 
 def test_a_task_that_is_cancelled_leaves_its_record_undone(caplog):
-    """Before its first step as well: its coroutine is closed. Later ones are run, and nothing is committed past it."""
+    """Also before its first step, which closes its coroutine. Later records run, and no commit passes it."""
 
     async def scenario(world):
         hand, gate = await by_hand(world), asyncio.Event()
@@ -171,14 +171,14 @@ def test_a_task_that_is_cancelled_leaves_its_record_undone(caplog):
 
     with caplog.at_level(logging.WARNING):
         play(scenario)
-    # What the committer says when it is closed.
+    # The committer's log line at its close.
     (entry,) = caplog.records
     assert entry.getMessage().endswith(f": {TOPIC}[0]@1")
 
 
 @pytest.mark.parametrize(("group", "is_handled"), [(GROUP, True), ("other", False)])
 def test_a_record_of_another_topic_group_is_done_without_its_coroutine(group, is_handled):
-    """The header differs from the consumer's group."""
+    """Its header names another group than the consumer's."""
 
     async def scenario(world):
         hand, handled = await by_hand(world), []
@@ -196,7 +196,7 @@ def test_a_record_of_another_topic_group_is_done_without_its_coroutine(group, is
 
 @pytest.mark.parametrize("consumer", ["none", "no group", "no commits"])
 def test_without_something_to_commit_it_is_only_handled(consumer):
-    """No consumer, as under TestKafkaBroker; one without a group; enable_batch_commit=False."""
+    """Without a consumer (TestKafkaBroker), without a group, or with enable_batch_commit=False."""
 
     async def scenario(world):
         hand, handled = await by_hand(world, None if consumer == "no group" else GROUP), []
@@ -215,7 +215,7 @@ def test_without_something_to_commit_it_is_only_handled(consumer):
 
 
 def test_the_own_record_of_the_caller_is_not_admitted_a_second_time():
-    """Its offset follows its handler, as ever: a second admission would be taken for a seek back."""
+    """Its offset is committed after its handler: a second admission would look like a seek back."""
 
     async def scenario(world):
         hand, handled = await by_hand(world), []
@@ -235,7 +235,7 @@ def test_the_own_record_of_the_caller_is_not_admitted_a_second_time():
 
 
 def test_a_stop_waits_for_it_and_commits():
-    """And refuses others afterwards: the coroutine is closed."""
+    """Later calls raise an error, and close the coroutine."""
 
     async def scenario(world):
         hand, handled = await by_hand(world), []
@@ -255,7 +255,7 @@ def test_a_stop_waits_for_it_and_commits():
 
 
 def test_a_stop_cancels_it_at_its_deadline():
-    """It is undone, and its offset not committed."""
+    """Its record is left undone, and not committed."""
 
     async def scenario(world):
         hand = await by_hand(world)
@@ -282,7 +282,7 @@ def test_a_dead_committer_takes_nothing():
 
 
 def test_without_arguments_it_is_the_one_handler_of_the_process():
-    """With others: an error, as ever. With none yet: an error that says what to call."""
+    """With other settings, or before there is a handler, it raises an error; the latter says what to call."""
     with pytest.raises(SetupError, match="initialize_concurrent_processing"):
         KafkaConcurrentHandler()
     assert KafkaConcurrentHandler._instance is None
@@ -300,7 +300,7 @@ def test_without_arguments_it_is_the_one_handler_of_the_process():
 
 @pytest.mark.parametrize("interval_sec", [0.1, 1.0, 20.0])
 def test_the_observer_looks_that_often(interval_sec):
-    """What goes wrong is found at its next look; `is_healthy` says it at once."""
+    """It logs a problem at its next sample; `is_healthy` reports it at once."""
 
     async def scenario(world):
         samples = []

@@ -1,4 +1,4 @@
-"""What tests share with other programs is in testkit: nothing outside of tests imports from tests."""
+"""Code that tests share with other programs is in testkit: no module outside of tests imports from tests."""
 
 import re
 from pathlib import Path

@@ -11,19 +11,19 @@ STATED = invariants.stated(invariants.DOCUMENT.read_text())
 
 
 def test_invariants_are_numbered_one_after_the_other():
-    """A number is given once."""
+    """The numbers are consecutive, and each is used once."""
     assert [f"I{number}" for number in range(1, len(STATED) + 1)] == STATED
 
 
 @pytest.mark.parametrize("kind", ["Kept in", "Simulation", "Mutants", "Tests"])
 def test_nothing_cites_an_invariant_that_there_is_not(kind):
-    """A reader who looks the number up finds the statement."""
+    """Each cited number has a statement in the document."""
     assert invariants.citations()[kind].keys() <= set(STATED)
 
 
 @pytest.mark.parametrize("number", STATED)
 def test_each_invariant_is_cited_by_code_and_by_a_test(number):
-    """By its number: in the module that keeps it, and in a test that fails without it."""
+    """The module that keeps it and a test that fails without it cite its number."""
     assert number in invariants.citations()["Kept in"]
     assert number in invariants.citations()["Tests"]
 
@@ -35,5 +35,5 @@ def test_the_document_is_up_to_date():
 
 
 def test_mutants_break_promises_that_are_known():
-    """By their names, which have an invariant each."""
+    """Each mutant names promises of the simulation, which belong to invariants."""
     assert {promise for mutant in MUTANTS for promise in mutant.breaks} <= PROMISES.keys()

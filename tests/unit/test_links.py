@@ -1,4 +1,4 @@
-"""Links from one text of the repository to another lead somewhere."""
+"""Links between documents of the repository lead to files and headings that exist."""
 
 import re
 
@@ -17,7 +17,7 @@ def anchors(text):
 
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
 def test_a_link_names_a_file_and_a_heading_that_exist(page):
-    """Links to other sites are left alone."""
+    """Links to other sites are not checked."""
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         if ":" in target:
             continue

@@ -1,4 +1,4 @@
-"""How late the loop is, and which line blocks it: on real loops, since nothing is late in virtual time."""
+"""The lag of the event loop, and the line that blocks it; on real loops, since virtual time has no lag."""
 
 import asyncio
 import logging
@@ -47,7 +47,7 @@ async def until_ended():
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
 def test_a_blocked_loop_is_named_by_the_line_that_blocks_it(run, lag, turns, caplog):
-    """While it is blocked, by a thread; and how late it was, as soon as it goes on."""
+    """A thread names the line while the loop is blocked; the loop logs its lag as soon as it goes on."""
 
     async def main():
         lag.start(asyncio.get_running_loop())
@@ -76,7 +76,7 @@ def test_a_blocked_loop_is_named_by_the_line_that_blocks_it(run, lag, turns, cap
 
 
 def test_a_loop_that_is_not_run_is_not_blocked(lag, caplog):
-    """Nor is one that was closed without a stop: the thread ends with it."""
+    """Neither is a loop that was closed without a stop: the thread ends."""
     loop = asyncio.new_event_loop()
 
     async def main():
@@ -92,7 +92,7 @@ def test_a_loop_that_is_not_run_is_not_blocked(lag, caplog):
 
 
 def test_in_virtual_time_nothing_is_measured(lag):
-    """No thread, no timer."""
+    """There is neither a thread nor a timer."""
 
     async def main():
         lag.start(asyncio.get_running_loop())
@@ -104,7 +104,7 @@ def test_in_virtual_time_nothing_is_measured(lag):
 
 
 def test_it_keeps_no_process_alive(lag):
-    """The thread is a daemon."""
+    """The thread is a daemon, so the process can end."""
 
     async def main():
         lag.start(asyncio.get_running_loop())

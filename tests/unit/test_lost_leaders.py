@@ -1,4 +1,4 @@
-"""A position that is not found: the library makes the consumer look for the leader, which aiokafka does not."""
+"""While a position is not found, the library requests metadata with the leader, which aiokafka does not do."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from faststream_concurrent_kafka._upstream import consumers
 
 
 async def test_who_leads_is_asked_soon_and_then_less_and_less_often(monkeypatch):
-    """After a second, and again as long as it lasts; not any more once the position is known."""
+    """Metadata is requested after a second, then less and less often, and no more once the position is known."""
     consumer: Any = AIOKafkaConsumer()
     subscriber: Any = KafkaBroker(logger=None).subscriber("orders", group_id="billing")
     subscriber.consumer = consumer

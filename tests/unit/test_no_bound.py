@@ -1,4 +1,4 @@
-"""`max_uncommitted_tasks=None`: nothing that the broker has waits for what is not committed."""
+"""`max_uncommitted_tasks=None`: uncommitted records never stop the fetching."""
 
 import asyncio
 
@@ -10,7 +10,7 @@ from tests.unit.attached import TOPIC, play
 
 @pytest.mark.parametrize("most", [None, 50])
 def test_a_stuck_record_holds_up_nothing_behind_it_without_a_bound(most):
-    """With one, its partition is paused; and nothing past the record is committed in either case."""
+    """With a bound its partition is paused; in both cases no commit passes the record."""
     count, seen, free = 500, [], asyncio.Event()
 
     async def handle(number: int):

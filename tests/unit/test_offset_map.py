@@ -21,7 +21,7 @@ def map_of(base, finished, *, timestamp=STAMP):
 
 
 def believed(text, base, offsets):
-    """Return which of the offsets a restart does not handle again, when the record at `base` comes first."""
+    """Return which of the offsets a restart does not handle again, if it begins with the record at `base`."""
     read = OffsetMap.parse(text, base)
     assert not read.claim(base, STAMP)
     return {offset for offset in offsets if read.claim(offset, STAMP + offset)}
@@ -43,7 +43,7 @@ def test_what_is_written_is_what_is_read(base, above):
 
 @given(base=BASES, above=ABOVE, beyond=st.sets(st.integers(-5, 400)), admitted=st.integers(301, 350))
 def test_what_has_finished_beyond_what_was_admitted_is_added(base, above, beyond, admitted):
-    """The rest of an earlier map lives on in the next one."""
+    """The next map keeps the rest of an earlier one."""
     finished = {base + each for each in above}
     unfinished = [offset for offset in range(base, base + admitted) if offset not in finished]
     made = OffsetMap.of(
@@ -69,7 +69,7 @@ def test_what_has_finished_beyond_what_was_admitted_is_added(base, above, beyond
 )
 @example(count=60_000, unfinished_every=2, noise=None, most=MAX_BYTES)
 def test_what_is_too_long_is_cut_off_at_its_far_end(count, unfinished_every, noise, most):
-    """It fits, and holds a prefix of what has finished."""
+    """The metadata fits, and has the lowest finished offsets."""
     unfinished = {0}
     if noise is not None:
         unfinished.update(each for each in range(1, count, unfinished_every) if noise.random() < 0.5)
@@ -88,7 +88,7 @@ def test_what_is_too_long_is_cut_off_at_its_far_end(count, unfinished_every, noi
 
 @given(base=BASES, earlier=ABOVE, gap=st.integers(-400, 400), admitted=st.integers(1, 600))
 def test_what_an_earlier_map_knows_is_added_from_there_on(base, earlier, gap, admitted):
-    """Shifted by as much as the two are apart, and whichever begins first."""
+    """The bits of the earlier map are shifted by the distance, whichever of the two begins first."""
     known = map_of(base + 500, {base + 500 + each for each in earlier})
     mine = base + 500 + gap
     made = OffsetMap.of(mine, STAMP, admitted=mine + admitted, unfinished=[mine], earlier=known)
@@ -98,7 +98,7 @@ def test_what_an_earlier_map_knows_is_added_from_there_on(base, earlier, gap, ad
 
 
 def test_an_earlier_map_that_lies_far_away_costs_nothing():
-    """Of two of them that are 10**15 apart none is shifted into the other."""
+    """Two maps that are 10**15 offsets apart are not merged."""
     known = OffsetMap.of(10**15, STAMP, admitted=10**15 + 100, unfinished=[10**15])
     made = OffsetMap.of(0, STAMP, admitted=10, unfinished=[0], earlier=known)
     assert set(made.finished_from(0)) == set(range(1, 10))
@@ -106,7 +106,7 @@ def test_an_earlier_map_that_lies_far_away_costs_nothing():
 
 @given(base=BASES, above=ABOVE, later=st.integers(0, 320))
 def test_a_map_may_be_told_again_with_a_later_offset(base, above, later):
-    """It is as true as it was."""
+    """The map is still valid after the offset has moved on."""
     finished = {base + each for each in above}
     text = map_of(base, finished).dump()
     if text:
@@ -117,7 +117,7 @@ def test_a_map_may_be_told_again_with_a_later_offset(base, above, later):
 
 
 def test_a_later_or_different_record_ends_the_belief():
-    """A time stamp above all that had been delivered, or another one than was told, and what comes after it."""
+    """A record that is newer than all delivered ones, or differs from its sample, ends the use of the map."""
     delivered = [(offset, STAMP + offset) for offset in range(10, 20)]
     made = OffsetMap.of(10, STAMP + 10, admitted=20, unfinished=[10], delivered=delivered, newest=STAMP + 19)
     for wrong in (STAMP + 20, STAMP - 1, STAMP + 14, None):
@@ -132,14 +132,14 @@ def test_a_later_or_different_record_ends_the_belief():
     ("count", "unfinished_every", "most_bytes"), [(10_000, 10_000, 100), (10_000, 100, 300), (100_000, 100_000, 300)]
 )
 def test_the_usual_sizes(count, unfinished_every, most_bytes):
-    """One stuck record costs a few dozen bytes, however much is finished behind it."""
+    """Behind one stuck record, any number of finished ones takes a few dozen bytes."""
     made = OffsetMap.of(0, STAMP, admitted=count, unfinished=range(0, count, unfinished_every))
     assert 0 < len(made.dump()) < most_bytes
     assert len(made.dump().encode()) == len(made.dump())
 
 
 def test_gaps_of_any_size_cost_neither_time_nor_memory():
-    """Compaction and transactions leave them; behind too large a one it holds nothing."""
+    """Compaction and transactions leave gaps; the map ends at one that is too large."""
     made = OffsetMap.of(10, STAMP, admitted=10**15, unfinished=[10, 10**15 - 1], beyond=[10**16])
     text = made.dump()
     assert len(text) <= MAX_BYTES
@@ -151,7 +151,7 @@ def test_gaps_of_any_size_cost_neither_time_nor_memory():
 
 @pytest.mark.parametrize(("offset", "timestamp"), [(9, STAMP), (11, STAMP), (10, STAMP + 1), (10, None)])
 def test_nothing_is_believed_if_the_first_record_is_another(offset, timestamp):
-    """A topic that was made anew, or cut off at its beginning."""
+    """The topic was recreated, or truncated at its beginning."""
     read = OffsetMap.parse(map_of(10, {11, 12, 13}).dump(), 10)
     assert not read.claim(offset, timestamp)
     assert not read.claim(12, STAMP)
@@ -159,7 +159,7 @@ def test_nothing_is_believed_if_the_first_record_is_another(offset, timestamp):
 
 
 def damaged():
-    """Return metadata that says nothing."""
+    """Return metadata that can't be parsed."""
     made = OffsetMap.of(10, STAMP, admitted=41, unfinished=[10, 13], delivered=[(11, 1), (40, 2)], newest=STAMP)
     good = made.dump()
     magic, offset, stamp, newest, first, packed = good.split(":")
@@ -197,14 +197,14 @@ def damaged():
 
 @pytest.mark.parametrize("name", damaged())
 def test_foreign_damaged_and_stale_metadata_is_refused_with_a_reason(name):
-    """Better to handle again than to believe."""
+    """Records are handled again instead."""
     with pytest.raises(ValueError, match="it "):
         OffsetMap.parse(damaged()[name], 10)
 
 
 @given(text=st.text(max_size=60), cut=st.integers(0, 60), base=st.integers(0, 100))
 def test_whatever_else_is_in_the_metadata_is_refused_too(text, cut, base):
-    """It raises ValueError, or is a map."""
+    """`parse` raises ValueError or returns a map, for any text."""
     good = map_of(base, {base + 1, base + 9}).dump()
     mangled = good[:cut] + text + good[cut + len(text) :]
     if mangled != good:
@@ -212,5 +212,5 @@ def test_whatever_else_is_in_the_metadata_is_refused_too(text, cut, base):
             read = OffsetMap.parse(mangled, base)
         except ValueError:
             return
-        # The time stamp is not checked by itself: it has to be that of the record.
+        # The time stamp is compared with that of the record only later.
         assert mangled.split(":")[2] != str(STAMP) or not read.claim(base, STAMP)

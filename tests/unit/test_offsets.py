@@ -93,7 +93,7 @@ TestLedger.settings = settings(max_examples=3 * settings().max_examples, statefu
 
 
 def test_an_offset_that_was_passed_is_refused():
-    """Nothing is swallowed as already done: the caller has to begin a new epoch."""
+    """The record is not taken for a finished one: the caller has to begin a new epoch."""
     ledger: PartitionLedger[None] = PartitionLedger(10)
     ledger.admit(10, None)
     with pytest.raises(ValueError, match="a new epoch"):
@@ -101,7 +101,7 @@ def test_an_offset_that_was_passed_is_refused():
 
 
 def test_a_record_is_completed_once():
-    """Completing twice is a bug of the caller and must not go unseen."""
+    """To complete a record twice is a bug of the caller, and raises an error."""
     ledger: PartitionLedger[None] = PartitionLedger(0)
     ledger.admit(0, None)
     ledger.complete(0)
@@ -110,7 +110,7 @@ def test_a_record_is_completed_once():
 
 
 def test_done_offsets_behind_a_stuck_record_cost_at_most_100_bytes_each():
-    """One stuck record with 100,000 finished behind it must not eat memory."""
+    """Behind one stuck record, 100,000 finished ones take little memory."""
     count = 100_000
     tracemalloc.start()
     ledger: PartitionLedger[None] = PartitionLedger(0)
@@ -166,7 +166,7 @@ TestSeeking.settings = settings(max_examples=3 * settings().max_examples, statef
 
 
 def test_what_is_left_undone_after_the_position_has_moved_stops_the_new_epoch():
-    """It is delivered again some day, with what comes after it: the frontier stays, and health can name it."""
+    """The record and those behind it will be delivered again: the frontier stays, and health can name the record."""
     old: PartitionLedger[None] = PartitionLedger(0)
     old.admit(0, None)
     new = PartitionLedger(2, behind=old)
@@ -177,7 +177,7 @@ def test_what_is_left_undone_after_the_position_has_moved_stops_the_new_epoch():
 
 
 def test_a_record_that_had_halted_its_partition_is_passed_over_by_a_seek():
-    """The user moves the position past it."""
+    """The user moves the position past it, which ends the halt."""
     old: PartitionLedger[None] = PartitionLedger(0)
     old.admit(0, None)
     old.stop_at(0)

@@ -1,4 +1,4 @@
-"""Order and retries through stops and rebalances that come at any moment: random scripts in virtual time (I19)."""
+"""Order and retries, with stops and rebalances at random moments: random scripts in virtual time (I19)."""
 
 import asyncio
 import dataclasses
@@ -16,7 +16,7 @@ from tests.unit.world import TOPIC, World
 
 @dataclasses.dataclass(frozen=True)
 class Script:
-    """A record that fails, or is nacked, a few times, each attempt taking so long."""
+    """A record that fails, or is nacked, a few times, and the duration of its attempts."""
 
     key: bytes | None
     failures: int
@@ -43,12 +43,12 @@ OPTIONS = st.fixed_dictionaries(
         "on_failure": st.builds(FailurePolicy, max_attempts=st.just(0), first_backoff_sec=st.sampled_from([0, 0.5, 5])),
     },
 )
-# When the next one comes, in steps that meet no other timer.
+# When the next record comes, at a time with no other timer.
 MOMENTS = st.floats(0, 9)
 
 
 class Group:
-    """One partition whose records are delivered from the committed offset on, as often as it is given away."""
+    """One partition: after each rebalance its records are delivered again from the committed offset on."""
 
     def __init__(self, options, scripts):
         self.world = World(**options)
@@ -71,7 +71,7 @@ class Group:
     async def process(self, raw):
         offset, script = raw.offset, self.scripts[raw.offset]
         before = self.before_in_lane(offset)
-        # Noted, and not asserted: it would be a failure like any other, and tried again.
+        # Noted, not asserted: an AssertionError would be a failure of the record, and retried.
         if not before <= self.done:
             self.wrong.append(f"{offset} begins before {before - self.done} are done")
         if before & set(self.running):
@@ -93,7 +93,7 @@ class Group:
         return self.world.consumer.committed.get(TopicPartition(TOPIC, 0), 0)
 
     async def deliver(self):
-        """Deliver what is not committed."""
+        """Deliver the uncommitted records."""
         self.world.offsets[0] = await self.committed()
         while self.world.offsets[0] < len(self.scripts):
             self.world.deliver(self.process, key=self.scripts[self.world.offsets[0]].key)
@@ -108,7 +108,7 @@ class Group:
         await self.listener.on_partitions_assigned(self.world.consumer.assigned)
 
     def check_passes_since(self, began, deadline):
-        """What fails is tried again as long as there is time, what is nacked once more at most, and in time."""
+        """Check that failed records are retried before the deadline only, and nacked ones at most once."""
         since = [(at, offset) for at, offset in self.begun if at > began]
         assert all(at <= deadline for at, _ in since)
         nacked = [offset for _, offset in since if self.scripts[offset].nacks]
@@ -134,7 +134,7 @@ def play(options, scripts, scenario):
 @settings(max_examples=settings().max_examples * 3 // 2)
 @given(options=OPTIONS, scripts=SCRIPTS, moments=st.lists(MOMENTS, max_size=4))
 def test_order_holds_over_rebalances_that_give_the_partition_back(options, scripts, moments):
-    """Nothing begins before what comes before it is done, nothing overlaps, and in the end everything is committed."""
+    """No record begins before its predecessors are done, none overlap, and in the end everything is committed."""
 
     async def scenario(group):
         await group.deliver()
@@ -171,7 +171,7 @@ def test_a_stop_commits_what_is_done_and_leaves_the_rest_in_order(options, scrip
         committed = await group.world.committed()
         group.check_committed(committed)
         assert committed not in group.done, "done, and not committed"
-        # As after a restart.
+        # Deliver the rest again, as after a restart.
         group.world.handler.committer.end_epoch(group.world.consumer)
         await group.deliver()
         await group.world.until(lambda: len(group.world.handler.records) == 0, within_sec=10_000)

@@ -15,7 +15,7 @@ from tests.unit.world import raw_record
 
 
 class QueuesAgainstOracle(RuleBasedStateMachine):
-    """Enter and leave in any order; the oracle is a list of all who are there, in the order in which they came."""
+    """Entries enter and leave in any order; the oracle is a list of the present ones, in the order of entering."""
 
     def __init__(self):
         super().__init__()
@@ -63,7 +63,7 @@ class QueuesAgainstOracle(RuleBasedStateMachine):
 
     @override
     def teardown(self):
-        """Whatever was entered can be finished, and then nothing is left."""
+        """Check that all entries can leave, and that nothing is kept afterwards."""
         while self.present:
             assert self.running, "deadlock"
             self.leave(0)
@@ -91,7 +91,7 @@ def test_for_every_key_the_order_of_starting_is_that_of_entering(entries):
 
 
 def test_a_batch_waits_in_all_of_its_queues_and_keeps_its_place_in_each():
-    """It goes on when the last of those before it has left, and none passes it meanwhile."""
+    """It may start when all entries before it have left, and no later entry overtakes it."""
     queues: OrderQueues[str] = OrderQueues()
     assert queues.enter("a", ["a"])
     assert queues.enter("b", ["b"])
@@ -106,7 +106,7 @@ def test_a_batch_waits_in_all_of_its_queues_and_keeps_its_place_in_each():
 
 
 def test_unordered_records_have_no_order_keys():
-    """None waits for another."""
+    """No record waits for another one."""
     assert order_keys_of("unordered", 1, raw_record(key=b"k")) == ()
     assert order_keys_of("unordered", 1, (raw_record(key=b"k"), raw_record(key=b"k"))) == ()
 
@@ -124,7 +124,7 @@ def test_unordered_records_have_no_order_keys():
     ],
 )
 def test_key_order_is_among_records_of_a_partition_with_the_same_key(first, second, share):
-    """An empty key is a key; no key is none."""
+    """An empty key is a key; a record without a key has no order."""
     keys = [set(order_keys_of("key", 1, raw_record(**options))) for options in (first, second)]
     assert bool(keys[0] & keys[1]) == share
 
@@ -140,14 +140,14 @@ def test_key_order_is_among_records_of_a_partition_with_the_same_key(first, seco
     ],
 )
 def test_partition_order_is_among_all_records_of_a_partition(first, second, share):
-    """Whatever their keys."""
+    """The keys of the records do not matter."""
     keys = [set(order_keys_of("partition", 1, raw_record(**options))) for options in (first, second)]
     assert bool(keys[0] & keys[1]) == share
 
 
 @pytest.mark.parametrize("ordering", ["key", "partition"])
 def test_subscribers_are_not_in_each_others_way(ordering):
-    """Two groups may read the same partition in one process."""
+    """Two subscribers (of two groups) may read the same partition in one process."""
     record = raw_record(key=b"k")
     assert not set(order_keys_of(ordering, 1, record)) & set(order_keys_of(ordering, 2, record))
 
@@ -172,7 +172,7 @@ IN_FLIGHT = 10_000
 
 
 def stream(queues, keys):
-    """Have so many records, each with a key of its own, pass through with a window of them in flight."""
+    """Let so many records, each with its own key, enter and leave, with a window of them in flight."""
     window: deque[tuple[int]] = deque()
     for key in range(keys):
         keys_of_it = (key,)
@@ -185,7 +185,7 @@ def stream(queues, keys):
 
 
 def test_the_cost_of_a_record_is_flat_up_to_a_million_keys():
-    """A hundred times the keys at about the same time per record; three times as much is for a busy machine."""
+    """A hundred times as many keys take about the same time per record (up to three times, on a busy machine)."""
 
     def cost(keys):
         queues: OrderQueues[int] = OrderQueues()
@@ -199,7 +199,7 @@ def test_the_cost_of_a_record_is_flat_up_to_a_million_keys():
 
 
 def test_no_queue_outlives_its_last_record():
-    """What is kept after many keys is what is kept after few."""
+    """After many keys, no more memory is kept than after few."""
     queues: OrderQueues[int] = OrderQueues()
     stream(queues, IN_FLIGHT)
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""Whatever ends a handler is an outcome: an exception of any type is a failure by policy, and nothing stops unseen."""
+"""Every end of a handler has an outcome: an exception of any type is a failure, and a stopped partition is named."""
 
 import asyncio
 import logging
@@ -14,7 +14,7 @@ DEAD = DeadLetter("dead")
 
 
 class PanicError(BaseException):
-    """As `pyo3_runtime.PanicException`, of a Rust extension."""
+    """Like `pyo3_runtime.PanicException`, of a Rust extension."""
 
 
 KINDS = [
@@ -41,7 +41,7 @@ def problems():
 @pytest.mark.parametrize("then", ["commit", "halt", DEAD], ids=str)
 @kinds
 def test_whatever_a_handler_raises_is_a_failure_by_policy(kind, then, most):
-    """Retried, given up, halted or dead: the slot is free, its key goes on, and health names what stands still."""
+    """Retried, given up, halted or dead: the slot is released, the key goes on, and health names a halted partition."""
 
     async def process(_raw):
         await asyncio.sleep(0)
@@ -68,7 +68,7 @@ def test_whatever_a_handler_raises_is_a_failure_by_policy(kind, then, most):
 
 @kinds
 def test_policies_take_any_type_of_exception(kind):
-    """In `retry_on` and `never_retry`, also what is not an `Exception`."""
+    """`retry_on` and `never_retry` take any `BaseException` type."""
 
     async def process(_raw):
         raise kind()
@@ -90,7 +90,7 @@ def test_policies_take_any_type_of_exception(kind):
 
 @kinds
 def test_a_retry_on_that_raises_whatever_has_the_record_tried_again(kind, caplog):
-    """It is a mistake of the policy, not of the record."""
+    """The mistake is in the policy, not in the record."""
 
     def mistaken(_error, _attempt):
         raise kind()
@@ -110,7 +110,7 @@ def test_a_retry_on_that_raises_whatever_has_the_record_tried_again(kind, caplog
 
 @kinds
 def test_a_dead_letter_that_fails_with_whatever_halts_its_partition(kind):
-    """Nothing is pinned unseen."""
+    """Health names the partition."""
 
     async def process(_raw):
         raise ConnectionError
@@ -133,7 +133,7 @@ def test_a_dead_letter_that_fails_with_whatever_halts_its_partition(kind):
 
 @pytest.mark.parametrize("is_grouped", [False, True])
 def test_an_interrupt_goes_on_and_its_record_is_left_undone(is_grouped):
-    """Ctrl-C in a handler ends the event loop's run as anywhere else, and the record is not committed as done."""
+    """Ctrl-C in a handler ends the run of the event loop, and the record is not committed."""
 
     async def process(_raw):
         await asyncio.sleep(0)
@@ -156,7 +156,7 @@ def test_an_interrupt_goes_on_and_its_record_is_left_undone(is_grouped):
 
 
 def test_a_partition_that_has_stopped_is_named_whatever_has_stopped_it():
-    """Health looks at the ledgers themselves: also a record of no source, cancelled before its first step."""
+    """Health reads the ledgers, so it finds also a record without a source that was cancelled before its first step."""
 
     async def scenario(world):
         record = world.deliver(quick, partition=1)
@@ -173,7 +173,7 @@ def test_a_partition_that_has_stopped_is_named_whatever_has_stopped_it():
 @pytest.mark.parametrize("most", [1, 2])
 @pytest.mark.parametrize("is_silent", [True, False], ids=["FastStream is silent", "FastStream logs"])
 def test_a_record_that_is_given_up_is_logged_once_with_its_traceback(is_silent, most, caplog):
-    """By the library where FastStream has no logger; a traceback that FastStream has logged is not repeated."""
+    """The library logs the traceback if FastStream has no logger, and repeats none that FastStream has logged."""
 
     async def process(_raw):
         raise PanicError("boom")

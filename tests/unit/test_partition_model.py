@@ -1,4 +1,4 @@
-"""All that a partition decides, against an oracle that remembers it by brute force (I1, I2, I3, I7, I8, I9)."""
+"""The decisions of `Partition`, against an oracle that remembers every record (I1, I2, I3, I7, I8, I9)."""
 
 import dataclasses
 from math import inf
@@ -18,14 +18,14 @@ KEY = ("orders", 0)
 
 @dataclasses.dataclass(eq=False)
 class Run:
-    """A record whose work goes on: for its own admission, or the one of a later delivery."""
+    """A running record: for its own admission, or for that of a later delivery."""
 
     offset: int
     admission: Admission
 
 
 class OnePartition(RuleBasedStateMachine):
-    """A broker's log without gaps, its committed offset, and a consumer that is assigned the partition and loses it."""
+    """A log without gaps, its committed offset, and a consumer that is assigned the partition and loses it again."""
 
     limit = 0
 
@@ -36,10 +36,10 @@ class OnePartition(RuleBasedStateMachine):
         self.metadata = ""
         self.position = 0
         self.is_assigned = False
-        # Unfinished, of this assignment (also before a seek), or of an earlier one.
+        # Unfinished records of this assignment (also from before a seek), or of an earlier one.
         self.running: list[Run] = []
         self.outlived: list[Run] = []
-        # Finished in this process since the last seek.
+        # Records that have finished in this process since the last seek.
         self.finished: set[int] = set()
         # Delivered to this process since then; and finished in it at any time.
         self.delivered: set[int] = set()
@@ -49,7 +49,7 @@ class OnePartition(RuleBasedStateMachine):
     @precondition(lambda self: not self.is_assigned)
     @rule(by_others=st.integers(0, 3))
     def assign(self, by_others):
-        """Get the partition, perhaps after another member has committed something."""
+        """Assign the partition, possibly after another member has committed an offset."""
         self.committed = self.position = self.committed + by_others
         self.partition.begin(self.committed, is_committed=True)
         if by_others:
@@ -62,7 +62,7 @@ class OnePartition(RuleBasedStateMachine):
     @precondition(lambda self: self.is_assigned)
     @rule()
     def deliver(self):
-        """Admit the next record: run it, unless it has finished here or still runs."""
+        """Admit the next record, and run it unless it has finished here or still runs."""
         offset, self.position = self.position, self.position + 1
         self.delivered.add(offset)
         admission = Admission(KEY, offset, identity=offset, timestamp=offset)
@@ -96,7 +96,7 @@ class OnePartition(RuleBasedStateMachine):
     @precondition(lambda self: self.is_assigned)
     @rule(is_answered=st.booleans())
     def commit(self, is_answered):
-        """Commit what is to be committed; the answer may get lost."""
+        """Commit the partition; the answer may get lost."""
         to_commit = self.partition.to_commit(with_metadata=self.limit > 0)
         if to_commit is None:
             return
@@ -111,12 +111,12 @@ class OnePartition(RuleBasedStateMachine):
     @precondition(lambda self: self.is_assigned)
     @rule()
     def revoke(self):
-        """Lose the partition: what runs goes on."""
+        """Revoke the partition: running records go on."""
         self.is_told()
         self.partition.end_epoch()
         assert self.partition.to_commit(with_metadata=False) is None
         self.is_assigned = False
-        # What another member may have committed past them does not come back here.
+        # Records below an offset that another member has committed are not delivered here again.
         self.outlived += self.running
         self.running = []
 
@@ -126,7 +126,7 @@ class OnePartition(RuleBasedStateMachine):
     @precondition(lambda self: self.is_assigned and not self.running and not self.outlived and self.position)
     @rule(back=st.integers(1, 5))
     def seek_back(self, back):
-        """Have records delivered once more: all of them are wanted."""
+        """Seek back: all records from there on have to be handled again."""
         self.partition.forget()
         self.position = max(0, self.position - back)
         self.finished = {offset for offset in self.finished if offset < self.position}
@@ -134,7 +134,7 @@ class OnePartition(RuleBasedStateMachine):
 
     @rule(since=st.floats(0, 10), later_sec=st.floats(0, 10))
     def refuse(self, since, later_sec):
-        """Have a commit refused: it is news once, and its age is that of the first time."""
+        """Refuse a commit: only the first refusal is new, and its time counts."""
         known = self.partition.refusal
         assert self.partition.refuse("refused", since=since, now=since + later_sec) == (known is None)
         refusal = self.partition.refusal
@@ -144,7 +144,7 @@ class OnePartition(RuleBasedStateMachine):
 
     @invariant()
     def marks_are_in_order(self):
-        """The frontier is the first record that runs, and nothing else is to be committed."""
+        """Check that the frontier is the first running record, and the offset to commit."""
         ledger = self.partition.ledger
         assert (ledger is not None) == self.is_assigned
         if ledger is None:

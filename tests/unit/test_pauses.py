@@ -1,4 +1,4 @@
-"""A partition may be paused for several reasons, and is fetched again when none is left (I23)."""
+"""A partition may be paused for several reasons, and is resumed when none is left (I23)."""
 
 import itertools
 
@@ -29,7 +29,7 @@ def play(scenario):
 
 @pytest.mark.parametrize(("first", "second"), list(itertools.permutations(Reason, 2)))
 def test_it_is_paused_until_the_last_reason_has_gone(first, second):
-    """In any order, and each of its partitions by itself."""
+    """In any order of the reasons, and for each partition separately."""
 
     async def scenario(_kafka, consumer, pauses):
         pauses.add(first, P0, P1)
@@ -46,7 +46,7 @@ def test_it_is_paused_until_the_last_reason_has_gone(first, second):
 
 @pytest.mark.parametrize("ours", OURS)
 def test_the_users_calls_touch_the_users_reason_alone(ours):
-    """Neither is the library's pause undone by the user, nor the user's by the library."""
+    """The user's `resume` does not undo the library's pause, nor the reverse."""
 
     async def scenario(_kafka, consumer, pauses):
         pauses.add(ours, P0)
@@ -63,7 +63,7 @@ def test_the_users_calls_touch_the_users_reason_alone(ours):
 
 @pytest.mark.parametrize("reason", Reason)
 def test_a_new_assignment_has_no_pauses(reason):
-    """aiokafka drops them, so the reasons of before keep nothing paused afterwards."""
+    """aiokafka drops all pauses at an assignment, so earlier reasons do not count any more."""
 
     async def scenario(kafka, consumer, pauses):
         pauses.add(reason, P0)
@@ -82,7 +82,7 @@ def test_a_new_assignment_has_no_pauses(reason):
 
 
 def test_as_the_consumers_own_the_calls_refuse_what_is_not_assigned():
-    """And leave nothing behind."""
+    """And they add no reason."""
 
     async def scenario(_kafka, consumer, pauses):
         nowhere = TopicPartition("orders", 7)

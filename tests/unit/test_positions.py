@@ -1,4 +1,4 @@
-"""Where a partition begins: a position that a reset has found is committed before records from there on are delivered.
+"""A position that a reset has found is committed before the records of the partition are delivered.
 
 Invariants: I7, I13.
 """
@@ -27,7 +27,7 @@ P0, P1 = TopicPartition(TOPIC, 0), TopicPartition(TOPIC, 1)
 
 
 class Member(ConsumerRebalanceListener):
-    """A consumer whose positions are looked after, and whose records a test admits and completes."""
+    """A consumer with `Positions`, whose records a test admits and completes."""
 
     def __init__(self, kafka, reset):
         self.consumer = FakeKafkaConsumer(kafka=kafka, group_id=GROUP, auto_offset_reset=reset)
@@ -53,7 +53,7 @@ class Member(ConsumerRebalanceListener):
         self.committer.release(self.consumer)
 
     async def get(self, count=1):
-        """Take so many records in hand."""
+        """Fetch and admit so many records."""
         tasks = []
         for _ in range(count):
             raw = await self.consumer.getone()
@@ -62,7 +62,7 @@ class Member(ConsumerRebalanceListener):
         return tasks
 
     def complete(self, tasks):
-        """Have these finished."""
+        """Complete these records."""
         for task in tasks:
             self.committer.complete(task)
 
@@ -72,7 +72,7 @@ def _at(offset):
 
 
 def play(scenario, *, reset="latest", records=10, committed=None):
-    """Run a member on a broker that has some records of each partition."""
+    """Run a scenario with a member, on a broker with some records in each partition."""
 
     async def main():
         kafka = FakeKafka({TOPIC: 2})
@@ -92,12 +92,12 @@ def play(scenario, *, reset="latest", records=10, committed=None):
 
 
 def kept(kafka):
-    """Return the committed offsets."""
+    """Return the group's committed offsets."""
     return {key.partition: entry.offset for key, entry in kafka.groups[GROUP].committed.items()}
 
 
 async def until(condition):
-    """Wait until something holds."""
+    """Wait until a condition holds."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + 60
     while not condition():
@@ -107,7 +107,7 @@ async def until(condition):
 
 @pytest.mark.parametrize(("reset", "found"), [("latest", 10), ("earliest", 0)])
 def test_each_partition_has_a_committed_offset_from_the_assignment_on(reset, found):
-    """Whether it has records or not."""
+    """Also a partition without records."""
 
     async def scenario(kafka, _member):
         await until(lambda: kept(kafka) == {0: found, 1: found})
@@ -117,7 +117,7 @@ def test_each_partition_has_a_committed_offset_from_the_assignment_on(reset, fou
 
 
 def test_nothing_is_delivered_before_the_position_is_committed():
-    """What comes meanwhile waits."""
+    """Records wait for that commit."""
 
     async def scenario(kafka, member):
         with kafka.hold_commits() as holds:
@@ -135,7 +135,7 @@ def test_nothing_is_delivered_before_the_position_is_committed():
 
 
 def test_a_commit_of_positions_that_fails_is_tried_again(caplog):
-    """The partition waits, and goes on by itself."""
+    """The partition waits, and is resumed when a commit succeeds."""
     caplog.set_level(logging.WARNING)
 
     async def scenario(kafka, member):
@@ -148,7 +148,7 @@ def test_a_commit_of_positions_that_fails_is_tried_again(caplog):
 
 
 def test_what_is_committed_is_not_committed_again():
-    """And nothing waits for it."""
+    """And the partition is not paused."""
 
     async def scenario(kafka, member):
         await member.get(3)
@@ -160,7 +160,7 @@ def test_what_is_committed_is_not_committed_again():
 
 @pytest.mark.parametrize("kind", ["another member", "the same again"])
 def test_what_was_found_outlasts_a_rebalance(kind):
-    """Though nothing was delivered, and the commit was held up: the next owner begins there."""
+    """The next owner begins at the position, although no record was delivered and the commit was held."""
 
     async def scenario(kafka, member):
         await until(lambda: any(each.ledger is not None for each in member.offsets.partitions.values()))
@@ -182,7 +182,7 @@ def test_what_was_found_outlasts_a_rebalance(kind):
 
 @pytest.mark.parametrize("reset", ["latest", "earliest"])
 def test_a_reset_in_mid_epoch_is_committed_before_it_is_followed(reset):
-    """The position has fallen out of the log, by retention: what is delivered from the new one on is not skipped."""
+    """Retention has deleted the records at the position: the new position is committed before it is used."""
 
     async def scenario(kafka, member):
         member.complete(await member.get(4))
@@ -207,7 +207,7 @@ def test_a_reset_in_mid_epoch_is_committed_before_it_is_followed(reset):
 
 @pytest.mark.parametrize("seek", ["seek", "seek_to_end"])
 def test_a_seek_commits_past_nothing(seek):
-    """What is in hand when the user goes on elsewhere is delivered again after a crash."""
+    """Records that run while the user seeks are delivered again after a crash."""
 
     async def scenario(kafka, member):
         tasks = await member.get(3)
@@ -230,7 +230,7 @@ def test_a_seek_commits_past_nothing(seek):
 
 
 def test_where_the_user_begins_is_committed():
-    """A seek right after the assignment, where nothing was committed: by then no reset has been asked for."""
+    """A seek right after the assignment, without a committed offset: aiokafka has not begun a reset by then."""
 
     async def scenario(kafka, member):
         member.consumer.seek(P0, 7)
@@ -241,7 +241,7 @@ def test_where_the_user_begins_is_committed():
 
 
 def test_the_offsets_of_idle_partitions_are_committed_again():
-    """With the metadata that they had: it is still true, and is stored nowhere else."""
+    """With the same metadata, which is still valid and stored nowhere else."""
     told = OffsetMap.of(4, 0, admitted=8, unfinished=[4]).dump()
 
     async def scenario(kafka, member):

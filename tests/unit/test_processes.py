@@ -1,4 +1,4 @@
-"""What belongs to the process rather than to an event loop: its signals, and what a fork makes of it."""
+"""Process-wide state: signal handlers, and forks."""
 
 import os
 import signal
@@ -54,12 +54,12 @@ def ended_with(*parts: str, number: str) -> int:
 
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGQUIT", "SIGINT"])
 def test_a_signal_takes_its_course_when_the_loop_has_ended_without_a_stop(number):
-    """Nothing is left that could drain; the process must still end."""
+    """The guard can't drain any more, and the process must end by the signal."""
     assert ended_with(NEVER_STOPPED, RAISED, number=number) == -signal.Signals[number]
 
 
 def test_a_signal_takes_its_course_when_another_handler_hands_it_on_to_ours():
-    """It replaced ours, so ours can't be taken back, and is called when there is nothing to drain any more."""
+    """The other handler has replaced the library's and calls it after the end of the loop."""
     assert ended_with(NEVER_STOPPED, CALLED_BY_ANOTHER, RAISED, number="SIGTERM") == -signal.SIGTERM
 
 
@@ -90,7 +90,7 @@ async def initialized_in_parent(run) -> int:
 
 
 def test_a_forked_child_has_no_handler_and_can_have_one_of_its_own():
-    """With other settings, in a loop of its own, and whatever context it asks by."""
+    """It may use other settings, in its own event loop, with any context."""
 
     def child(inherited):
         async def use():
@@ -109,5 +109,5 @@ def test_a_forked_child_has_no_handler_and_can_have_one_of_its_own():
 
 
 def test_a_signal_to_a_forked_child_is_the_childs_alone():
-    """The parent's loop would be woken through the descriptor that both have, and the child would not end."""
+    """A wakeup through the shared file descriptor would wake the parent's loop, and the child would not end."""
     assert run_virtual(initialized_in_parent(lambda _: signal.raise_signal(signal.SIGTERM))) == -signal.SIGTERM

@@ -23,7 +23,7 @@ from tests.unit.world import play
 
 
 def test_the_limit_is_exact_and_reached():
-    """Never more than three at once, and three whenever there is work."""
+    """At most three passes run at once, and three whenever there is work."""
     running, peaks = 0, []
 
     async def process(_raw):
@@ -60,7 +60,7 @@ def test_the_limit_is_exact_and_reached():
     ids=repr,
 )
 def test_a_pass_that_raises_is_done(error):
-    """By policy; the exceptions that stop something are done too, or the restart would stop at the same record."""
+    """By the default policy; exceptions that stop something too, or a restart would stop at the same record."""
 
     async def process(_raw):
         raise error
@@ -76,7 +76,7 @@ def test_a_pass_that_raises_is_done(error):
 
 
 def test_a_record_that_was_not_acknowledged_is_handled_again_and_holds_no_slot_meanwhile():
-    """After half a second, in this process, while others have the slot."""
+    """It is handled again after half a second, in this process; meanwhile other records have the slot."""
     passes: list[str] = []
 
     async def nack_once(_raw):
@@ -101,7 +101,7 @@ def test_a_record_that_was_not_acknowledged_is_handled_again_and_holds_no_slot_m
 
 
 def test_a_drain_lets_a_record_try_once_more_if_that_begins_in_time():
-    """A record that fails again is left undone for the next owner; the drain waits for no attempt that is due later."""
+    """A record that fails again is left to the next owner; the drain does not wait for an attempt that is due later."""
     passes = Counter()
 
     async def always_nack(raw):
@@ -124,7 +124,7 @@ def test_a_drain_lets_a_record_try_once_more_if_that_begins_in_time():
 
 @pytest.mark.parametrize("step", range(8))
 def test_a_record_can_be_cancelled_at_every_await(step):
-    """Waiting for a slot, before the first step, in the handler, asleep: settled once, not done, no slot lost."""
+    """Waiting for a slot, before the first step, in the handler, in its backoff: settled once, undone, no slot lost."""
 
     async def slow(_raw):
         await asyncio.sleep(0)
@@ -154,7 +154,7 @@ def test_a_record_can_be_cancelled_at_every_await(step):
 
 @pytest.mark.parametrize("reaction", ["returns", "raises another error"])
 def test_a_handler_that_reacts_to_its_cancellation_is_not_done(reaction):
-    """Its work may not have been finished: it is delivered again."""
+    """Its work may be unfinished, so the record is delivered again."""
 
     async def process(_raw):
         try:
@@ -174,7 +174,7 @@ def test_a_handler_that_reacts_to_its_cancellation_is_not_done(reaction):
 
 
 def test_a_handler_that_swallows_its_cancellation_is_named_and_given_up(caplog):
-    """It holds up a stop for one second, not for ever."""
+    """A stop waits one second for it, and gives it up."""
 
     async def process(_raw):
         for _ in range(20):
@@ -203,7 +203,7 @@ def test_a_handler_that_swallows_its_cancellation_is_named_and_given_up(caplog):
 
 
 def test_a_drain_is_bounded():
-    """Handlers that take longer are still there afterwards."""
+    """Handlers that take longer still run afterwards."""
 
     async def process(_raw):
         await asyncio.sleep(10)
@@ -220,7 +220,7 @@ def test_a_drain_is_bounded():
 
 
 def test_a_task_that_other_code_cancels_halts_its_partition():
-    """It is pinned from there on, so that must not go unseen, and nothing may overtake the record."""
+    """The record pins its partition, so health names it, and no record overtakes it."""
 
     async def process(_raw):
         await asyncio.sleep(10)
@@ -237,7 +237,7 @@ def test_a_task_that_other_code_cancels_halts_its_partition():
 
 
 def test_who_waits_for_a_slot_can_be_cancelled_and_is_woken_in_time():
-    """A fetcher that is cancelled leaves nothing behind; the others see the slot at once, or look again in time."""
+    """A cancelled fetcher leaves nothing behind; the others are woken by a free slot, or by their timeout."""
 
     async def process(_raw):
         await asyncio.sleep(2)
@@ -259,7 +259,7 @@ def test_who_waits_for_a_slot_can_be_cancelled_and_is_woken_in_time():
 
 
 def test_a_handled_record_is_freed_without_the_garbage_collector():
-    """No reference cycles: the collector is the largest cost of many records in flight."""
+    """There are no reference cycles: the garbage collector is the largest cost of many records in flight."""
 
     async def process(_raw):
         await asyncio.sleep(0)
@@ -286,7 +286,7 @@ def test_a_handled_record_is_freed_without_the_garbage_collector():
 
 
 def test_without_limit_and_commits_memory_is_bounded_by_the_window():
-    """Something has to stop the fetching."""
+    """`max_uncommitted_tasks` limits the records of the subscriber."""
 
     async def process(_raw):
         await asyncio.sleep(1)
@@ -301,7 +301,7 @@ def test_without_limit_and_commits_memory_is_bounded_by_the_window():
 
 
 def test_the_singleton_takes_the_same_settings_again_and_refuses_others():
-    """The error says what differs and what to do."""
+    """The error names the differing settings, and what to do."""
 
     async def scenario(world):
         assert KafkaConcurrentHandler(concurrency_limit=4) is world.handler
@@ -315,7 +315,7 @@ def test_the_singleton_takes_the_same_settings_again_and_refuses_others():
 
 
 def test_it_runs_in_one_event_loop_at_a_time():
-    """In a second one, while the first is open, it is an error."""
+    """A start in a second loop, while the first is open, is an error."""
     loop = asyncio.new_event_loop()
 
     async def start():
@@ -330,7 +330,7 @@ def test_it_runs_in_one_event_loop_at_a_time():
 
 
 def test_the_observer_names_trouble_once_and_its_end(caplog):
-    """Not at every look."""
+    """The same problem is not logged at every sample."""
 
     async def scenario(world):
         world.source.trouble = ["the consume loop of source has ended"]
@@ -348,7 +348,7 @@ def test_the_observer_names_trouble_once_and_its_end(caplog):
 
 
 def test_a_stop_is_shared_and_goes_on_when_its_caller_is_cancelled():
-    """Two callers, one of them cancelled: one stop."""
+    """Two callers share one stop, which goes on when one of them is cancelled."""
 
     async def process(_raw):
         await asyncio.sleep(3)
@@ -367,7 +367,7 @@ def test_a_stop_is_shared_and_goes_on_when_its_caller_is_cancelled():
 
 
 def test_slots_that_are_not_released_are_worth_one_warning_that_says_where(caplog):
-    """After `stall_timeout_sec` in which no record came to an end; health stays green, as long jobs are no fault."""
+    """After `stall_timeout_sec` in which no record ended; health stays green, because long handlers are no fault."""
 
     async def scenario(world):
         go_on = asyncio.Event()

@@ -1,4 +1,4 @@
-"""Partitions whose commits the broker refuses, and the others: when each of them is sent, in virtual time (I14)."""
+"""When commits of refused and of healthy partitions are sent, in virtual time (I14)."""
 
 import asyncio
 import random
@@ -24,7 +24,7 @@ GOOD, BAD = TopicPartition("orders", 0), TopicPartition("gone", 0)
 
 
 class Broker:
-    """Takes what it takes of a request, and then answers as aiokafka does: with one error for all of it."""
+    """Takes a part of a request, and then raises one error for all of it, as aiokafka does."""
 
     def __init__(self, *, hangs=False, answers=True):
         self.refused = {BAD}
@@ -32,7 +32,7 @@ class Broker:
         self.hangs = hangs
         self.answers = answers
         self.longest_metadata = 4096
-        # It neither takes commits nor answers them, but says what is committed.
+        # While this is set, it neither takes nor answers commits, but still returns committed offsets.
         self.takes_nothing = False
         self.failures = 0
         self.assigned = {GOOD, BAD}
@@ -61,7 +61,7 @@ class Broker:
             raise OffsetMetadataTooLargeError
         if not self.refused.isdisjoint(offsets):
             if self.hangs:
-                # A retriable error is retried inside for ever.
+                # aiokafka retries a retriable error for ever.
                 await asyncio.Event().wait()
             raise self.error
 
@@ -72,7 +72,7 @@ class Broker:
         return self.stored.get(partition, (None, ""))[0]
 
     def offset(self, key):
-        """Return what is committed."""
+        """Return the committed offset."""
         return self.stored.get(key, (0, ""))[0]
 
 
@@ -122,7 +122,7 @@ def play(scenario, broker, **options):
 
 @pytest.mark.parametrize("hangs", [False, True])
 def test_a_refused_partition_does_not_hold_up_the_others(hangs, caplog):
-    """They are acknowledged as before; it is tried alone, now and then, is said once, and turns health red."""
+    """The others are acknowledged as usual; the refused one is sent separately, logged once, and turns health red."""
     broker = Broker(hangs=hangs)
 
     async def scenario(committer, flow):
@@ -152,7 +152,7 @@ def test_a_refused_partition_does_not_hold_up_the_others(hangs, caplog):
 
 
 def test_without_an_answer_nothing_is_known_to_be_refused():
-    """The broker may be down: everything is tried again as a whole, and is red as a whole."""
+    """The broker may be down: all partitions are sent again together, and health names no single one."""
     broker = Broker(answers=False)
 
     async def scenario(committer, flow):
@@ -165,7 +165,7 @@ def test_without_an_answer_nothing_is_known_to_be_refused():
 
 
 def test_what_was_refused_gets_one_more_chance_before_it_goes():
-    """Granted in the last moment, it is committed by the last flush."""
+    """If the right was granted at the last moment, the last flush commits the partition."""
     broker = Broker()
 
     async def scenario(committer, flow):
@@ -178,7 +178,7 @@ def test_what_was_refused_gets_one_more_chance_before_it_goes():
 
 
 def test_a_flush_stays_within_its_time_although_a_partition_is_refused():
-    """A rebalance waits for it."""
+    """A rebalance waits for the flush."""
     broker = Broker(hangs=True)
 
     async def scenario(committer, flow):
@@ -195,7 +195,7 @@ def test_a_flush_stays_within_its_time_although_a_partition_is_refused():
 @pytest.mark.parametrize("is_known", [True, False])
 @pytest.mark.parametrize("hangs", [False, True])
 def test_before_partitions_go_the_healthy_ones_are_committed_first(drain_sec, is_known, hangs):
-    """Whatever is due by then, and if a partition is refused at that very commit."""
+    """Also if the refused ones are due, or a partition is first refused in this commit."""
     broker = Broker(hangs=hangs)
     if not is_known:
         broker.refused.clear()
@@ -214,7 +214,7 @@ def test_before_partitions_go_the_healthy_ones_are_committed_first(drain_sec, is
 
 
 def test_what_finishes_while_a_refused_partition_has_its_chance_is_committed():
-    """That may take two seconds, in which handlers that outlasted the drain go on."""
+    """The refused request may take two seconds, in which handlers that have outlasted the drain go on."""
     broker = Broker(hangs=True)
 
     async def scenario(committer, flow):
@@ -229,7 +229,7 @@ def test_what_finishes_while_a_refused_partition_has_its_chance_is_committed():
 
 
 def test_what_the_last_commit_has_achieved_is_known(caplog):
-    """One of three is refused in it: nothing finished of the two others counts as lost."""
+    """One of three partitions is refused in it; the other two count as committed."""
     broker = Broker()
     broker.refused.clear()
 
@@ -247,7 +247,7 @@ def test_what_the_last_commit_has_achieved_is_known(caplog):
 
 
 def test_after_a_rebalance_it_goes_on_being_tried():
-    """When the last commit before it would have tried again, nothing is due: the attempt after that still comes."""
+    """The retry time passes during the rebalance, and the partition is still retried afterwards."""
     broker = Broker()
 
     async def scenario(committer, flow):
@@ -266,7 +266,7 @@ def test_after_a_rebalance_it_goes_on_being_tried():
 
 @pytest.mark.parametrize("every_sec", [4, 12])
 def test_a_rebalance_does_not_forget_for_how_long_a_partition_has_been_refused(every_sec):
-    """It is tried again at once, and red although no assignment lasts as long as the limit."""
+    """It is retried at once, and health turns red although no assignment lasts as long as the limit."""
     broker = Broker()
 
     async def scenario(committer, flow):
@@ -291,7 +291,7 @@ def test_a_rebalance_does_not_forget_for_how_long_a_partition_has_been_refused(e
 
 
 def test_a_refused_partition_that_others_have_now_is_no_problem_of_ours():
-    """They see it themselves."""
+    """The member that owns it reports it."""
     broker = Broker()
 
     async def scenario(committer, flow):
@@ -308,7 +308,7 @@ def test_a_refused_partition_that_others_have_now_is_no_problem_of_ours():
 
 
 def test_a_commit_without_an_answer_is_not_a_refusal(caplog):
-    """Although another partition's offset is the one that was sent: only its metadata is new, and not stored."""
+    """Another partition's offset was committed before, and only its metadata is new: this proves nothing was taken."""
     broker = Broker()
     broker.refused.clear()
 
@@ -336,7 +336,7 @@ def test_a_commit_without_an_answer_is_not_a_refusal(caplog):
 
 
 def test_alone_it_is_a_failure_like_any_other():
-    """Nothing else is there that could go on."""
+    """A single partition can't be distinguished from the whole request."""
     broker = Broker()
     broker.error = UnknownTopicOrPartitionError()
 
@@ -355,7 +355,7 @@ def test_alone_it_is_a_failure_like_any_other():
 
 @pytest.mark.parametrize("longest", [10, 64, 100, 1000])
 def test_metadata_that_is_too_long_for_the_broker_never_blocks_a_commit(longest, caplog):
-    """Less of it is sent from then on, or none where nothing fits, with one warning."""
+    """Less metadata is sent from then on, or none if none fits, with one warning."""
     broker = Broker()
     broker.refused.clear()
     broker.longest_metadata = longest
@@ -386,7 +386,7 @@ def test_metadata_that_is_too_long_for_the_broker_never_blocks_a_commit(longest,
 
 @pytest.mark.parametrize("longest", [10, 1000])
 def test_a_last_commit_whose_metadata_is_too_long_goes_without_it(longest):
-    """The first refusal of that kind may come when there is no later attempt."""
+    """The broker may refuse metadata for the first time when there is no later attempt."""
     broker = Broker()
     broker.refused.clear()
     broker.longest_metadata = longest
@@ -406,7 +406,7 @@ def test_a_last_commit_whose_metadata_is_too_long_goes_without_it(longest):
 
 @pytest.mark.parametrize("failures", [1, 3])
 def test_a_last_commit_that_fails_is_tried_again_within_its_time(failures):
-    """There is no later attempt."""
+    """Because there is no later attempt."""
     broker = Broker()
     broker.refused.clear()
     broker.failures = failures
@@ -426,7 +426,7 @@ def test_a_last_commit_that_fails_is_tried_again_within_its_time(failures):
 
 
 def test_a_refused_partition_with_a_full_window_is_tried_no_more_often():
-    """Its room is wanted at once, and nothing that is sent makes any: the loop must not ask for it without end."""
+    """A full window makes a commit due at once, but no commit frees a place: the loop must not spin."""
     broker = Broker()
     asked = 0
 

@@ -1,4 +1,4 @@
-"""The failure policy: what it refuses, how long it waits, and against an oracle which attempts are made."""
+"""The failure policy: invalid values, waits, and the attempts against an oracle."""
 
 import asyncio
 import functools
@@ -65,7 +65,7 @@ class Odd:
     ids=lambda value: getattr(value, "__name__", repr(value)),  # a function's repr differs between processes
 )
 def test_a_bad_value_names_itself(name, value):
-    """The error says which field, what it got and what it takes."""
+    """The error names the field, the given value and what is allowed."""
     with pytest.raises(SettingsError) as raised:
         refuse(**{name: value})
     text = str(raised.value)
@@ -75,14 +75,14 @@ def test_a_bad_value_names_itself(name, value):
 
 @pytest.mark.parametrize("name", ["first_backoff_sec", "max_backoff_sec"])
 def test_seconds_that_are_larger_than_any_float_are_refused_by_name(name: str):
-    """An integer has no bounds of its own."""
+    """A Python integer may be larger than any float."""
     with pytest.raises(SettingsError, match=f"{name} must be a finite number"):
         refuse(**{name: 10**400})
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a b", "a/b", "ä", "a\n", "a" * 250, None, 3, b"dead", "orders:dead"])
 def test_what_can_not_be_a_topic_is_refused(name):
-    """Before it is needed, and by its name."""
+    """At once, not when the first dead letter is published."""
     with pytest.raises(SettingsError, match="a dead letter topic must have a name"):
         DeadLetter(name)
     with pytest.raises(SettingsError, match="a dead letter topic must have a name"):
@@ -120,7 +120,7 @@ ASYNC = {
 
 @pytest.mark.parametrize("function", ASYNC.values(), ids=ASYNC)
 def test_async_callables_are_refused(function):
-    """Their coroutine would be taken for a yes, or for a name."""
+    """Their coroutine would count as true, or as a name."""
     with pytest.raises(SettingsError, match=r"retry_on must be .* ordinary function \(not an async one\)"):
         refuse(retry_on=function)
     with pytest.raises(SettingsError, match="not an async one"):
@@ -140,7 +140,7 @@ def test_ordinary_callables_of_any_kind_are_taken():
 
 
 def test_an_awaitable_that_an_ordinary_callable_returns_is_no_answer():
-    """It is said so, and nothing is left that was never awaited."""
+    """The error says so, and no coroutine is left that was never awaited."""
     policy = FailurePolicy(max_attempts=2, retry_on=lambda *_: ask())  # ty: ignore[invalid-argument-type]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -150,17 +150,17 @@ def test_an_awaitable_that_an_ordinary_callable_returns_is_no_answer():
 
 @pytest.mark.parametrize("name", ["a", "orders.dead", "Orders_dead-2", "...", "a" * 249])
 def test_what_can_be_a_topic_is_taken(name):
-    """As it is."""
+    """The name is used unchanged."""
     assert DeadLetter(name).topic == check_topic_name(name) == name
 
 
 def test_a_topic_may_be_a_callable():
-    """Its answers are checked when they come."""
+    """Each name that it returns is checked."""
     assert DeadLetter(lambda raw: raw.topic + ".dead").topic
 
 
 def test_policies_are_values():
-    """Frozen, equal when their fields are, with defaults that try once and go on."""
+    """They are frozen, equal if their fields are, and by default there is one attempt and then a commit."""
     policy = FailurePolicy(max_attempts=3, then=DeadLetter("dead"))
     assert policy == FailurePolicy(max_attempts=3, then=DeadLetter("dead"))
     assert policy != FailurePolicy(max_attempts=3)
@@ -176,7 +176,7 @@ SECONDS = st.one_of(st.just(0), st.floats(1e-6, 1e6), st.integers(1, 1000))
 
 @given(first=SECONDS, most=SECONDS, attempt=st.integers(1, 1000), jitter=st.floats(0, 1))
 def test_the_wait_is_drawn_between_nothing_and_a_ceiling_that_doubles_up_to_the_cap(first, most, attempt, jitter):
-    """Full jitter, in proportion to what was drawn."""
+    """Full jitter, in proportion to the random number."""
     first, most = sorted((first, most))
     policy = FailurePolicy(max_attempts=0, first_backoff_sec=first, max_backoff_sec=most)
     ceiling = min(most, first * 2 ** (attempt - 1))
@@ -198,7 +198,7 @@ def test_a_record_may_be_tried_a_million_times(first):
     ("most", "attempt", "left"), [(0, 10**9, True), (1, 1, False), (3, 2, True), (3, 3, False), (3, 4, False)]
 )
 def test_attempts_are_counted_from_one(most, attempt, left):
-    """`max_attempts` includes the first; 0 has no end."""
+    """`max_attempts` includes the first attempt; 0 means no limit."""
     policy = FailurePolicy(max_attempts=most)
     assert policy.has_attempts_left(attempt) == left
     assert policy.wants_again(ValueError(), attempt) == left
@@ -207,13 +207,13 @@ def test_attempts_are_counted_from_one(most, attempt, left):
 
 @pytest.mark.parametrize("error", MALFORMED, ids=lambda error: type(error).__name__)
 def test_malformed_records_are_not_tried_again_by_default(error):
-    """Unless one asks for it."""
+    """`retry_on` can ask for it."""
     assert not FailurePolicy(max_attempts=3).wants_again(error, 1)
     assert FailurePolicy(max_attempts=3, retry_on=Exception).wants_again(error, 1)
 
 
 def test_what_can_not_be_read_is_malformed_whatever_was_raised():
-    """For the default, and for a callable that goes by it; an answer of its own, or a type, has the last word."""
+    """For the default, and for a callable that uses it; another callable, or a type, decides by itself."""
     error = ConnectionError()
 
     def again(**options):
@@ -249,13 +249,13 @@ def test_what_can_not_be_read_is_malformed_whatever_was_raised():
     ],
 )
 def test_what_is_tried_again(retry_on, never_retry, error, again):
-    """Types, tuples of them or a callable; `never_retry` has the last word."""
+    """Types, tuples of them or a callable; `never_retry` takes precedence."""
     policy = FailurePolicy(max_attempts=9, retry_on=retry_on, never_retry=never_retry)
     assert policy.wants_again(error, 1) is again
 
 
 def test_the_callable_gets_the_exception_and_its_attempt_and_its_error_passes():
-    """It is not asked when no attempt is left, nor for what is never retried."""
+    """It is not called when no attempt is left, nor for an exception of `never_retry`."""
     asked: list[tuple[BaseException, int]] = []
 
     def retry_on(error, attempt):
@@ -289,7 +289,7 @@ JITTER = 0.75
 
 
 def oracle(policy, script):
-    """Return what happens after each attempt: how long the record waits, or how it ends. A script ends well."""
+    """Return, for each attempt, how long the record waits after it, or how it ends. The last attempt succeeds."""
     for attempt, step in enumerate([*script, "success"], 1):
         is_last = policy.max_attempts != 0 and attempt >= policy.max_attempts
         match step:
@@ -308,7 +308,7 @@ def oracle(policy, script):
 
 
 async def follow(policy, script):
-    """Have `Failures` deal with a record whose attempts end as the script says; return what happened."""
+    """Let `Failures` handle a record whose attempts end as the script says; return waits and end."""
     options = Settings(on_failure=policy)
     slots, source = Slots(1, 1), Source(options)
     failures = Failures(Settings(), lambda: JITTER)
@@ -351,6 +351,6 @@ def rounded(what):
 @settings(max_examples=4 * settings().max_examples)
 @given(policy=POLICIES, script=st.lists(STEPS, max_size=6))
 def test_attempts_waits_and_ends_are_those_of_the_oracle(policy, script):
-    """A nack counts where there are retries, and has no limit where there are none."""
+    """A nack counts as an attempt if the policy retries; otherwise nacks have no limit."""
     assert NACK_DELAY_SEC == 0.5
     assert [rounded(each) for each in run_virtual(follow(policy, script))] == [*map(rounded, oracle(policy, script))]

@@ -58,7 +58,7 @@ BAD_NUMBERS = st.one_of(
 
 @given(name=st.sampled_from([*INTEGERS, *SECONDS]), value=BAD_NUMBERS)
 def test_a_bad_number_names_itself_and_what_is_allowed(name, value):
-    """Wrong type, out of range, not finite: the error says which setting, what it got and what it takes."""
+    """Wrong type, out of range, not finite: the error names the setting, the given value and what is allowed."""
     assume((name, value) != ("max_uncommitted_tasks", None))
     with pytest.raises(SettingsError) as raised:
         build(**{name: value})
@@ -70,7 +70,7 @@ def test_a_bad_number_names_itself_and_what_is_allowed(name, value):
 
 @pytest.mark.parametrize(("name", "least"), INTEGERS.items())
 def test_integers_start_at_their_least_value_and_take_no_fraction(name, least):
-    """Zero means no limit for the concurrency, and is refused where it would stall."""
+    """Zero means no limit for the concurrency, and is refused for other settings."""
     assert getattr(build(**{name: least}), name) == least
     for value in (least - 1, 1.5):
         with pytest.raises(SettingsError, match=name):
@@ -79,7 +79,7 @@ def test_integers_start_at_their_least_value_and_take_no_fraction(name, least):
 
 @pytest.mark.parametrize("name", SECONDS)
 def test_zero_seconds_are_refused_except_for_the_rebalance_and_the_time_limit(name):
-    """A rebalance that does not wait and no limit are choices; a commit or stop that never waits is a mistake."""
+    """Zero is valid where it means "do not wait" or "no limit"; a commit or stop that never waits is a mistake."""
     if name in ZERO_ALLOWED:
         assert getattr(build(**{name: 0}), name) == 0
     else:
@@ -88,7 +88,7 @@ def test_zero_seconds_are_refused_except_for_the_rebalance_and_the_time_limit(na
 
 
 def test_no_bound_is_none_and_zero_is_refused_with_a_text_that_says_so():
-    """A window of 0 would take no record at all."""
+    """With a window of 0, no record would be fetched."""
     assert build(max_uncommitted_tasks=None).window == sys.maxsize
     assert build(max_uncommitted_tasks=3).window == 3
     with pytest.raises(SettingsError) as raised:
@@ -98,7 +98,7 @@ def test_no_bound_is_none_and_zero_is_refused_with_a_text_that_says_so():
 
 @pytest.mark.parametrize("value", [1, 0, None, "yes"])
 def test_enable_batch_commit_is_a_bool(value):
-    """A truthy value is not taken for True."""
+    """A truthy value is no substitute for True."""
     with pytest.raises(SettingsError, match="enable_batch_commit must be True or False"):
         build(enable_batch_commit=value)
 
@@ -118,21 +118,21 @@ def test_enable_batch_commit_is_a_bool(value):
     ids=repr,
 )
 def test_what_is_no_ordering_or_policy_is_refused(name, value, allowed):
-    """The error says which setting, what it got and what it takes."""
+    """The error names the setting, the given value and what is allowed."""
     with pytest.raises(SettingsError) as raised:
         build(**{name: value})
     assert str(raised.value) == f"{name} must be {allowed}, got {value!r}"
 
 
 def test_a_halt_needs_the_library_to_commit():
-    """Elsewhere the subscriber's own policy would commit past the record."""
+    """Otherwise the subscriber's own ack policy would commit past the record."""
     with pytest.raises(SettingsError, match=r"halt.*needs enable_batch_commit=True"):
         build(on_failure=FailurePolicy(then="halt"), enable_batch_commit=False)
     assert build(on_failure=FailurePolicy(then=DeadLetter("dead")), enable_batch_commit=False)
 
 
 def test_a_halt_needs_a_consumer_group():
-    """Without one nothing is committed: there is no offset to stand still at, and nothing that health could name."""
+    """Without a group nothing is committed, so no committed offset could stay at the record."""
     broker = KafkaBroker(logger=None)
     subscriber = broker.subscriber("orders", ack_policy=AckPolicy.MANUAL)
     handler = KafkaConcurrentHandler(on_failure=FailurePolicy(then="halt"))
@@ -144,7 +144,7 @@ def test_a_halt_needs_a_consumer_group():
 
 
 def test_overrides_are_checked_with_the_settings_they_go_with():
-    """What is not overridden stays, and nothing is overridden in place."""
+    """Other settings stay, and the original settings are not changed."""
     settings = build(ordering="key", enable_batch_commit=False, concurrency_limit=7)
     assert settings.overridden({}) is settings
     changed = settings.overridden({"handler_timeout_sec": 3})
@@ -157,7 +157,7 @@ def test_overrides_are_checked_with_the_settings_they_go_with():
 
 
 def test_the_middleware_checks_its_overrides_when_it_is_configured():
-    """At import time of the application, by name; what is configured twice is added up."""
+    """At import time of the application; settings of two `configured` calls are merged."""
     with pytest.raises(SettingsError, match="handler_timeout_sec must be a finite number"):
         KafkaConcurrentProcessingMiddleware.configured(handler_timeout_sec=-1)
     for bad in (0, -1, 1.5, True):
@@ -181,7 +181,7 @@ def test_the_middleware_checks_its_overrides_when_it_is_configured():
     ],
 )
 async def test_an_unknown_setting_is_refused_and_the_nearest_one_named(name, hint):
-    """Wherever it is given, and nothing is started."""
+    """In every function that takes settings, and before anything is started."""
     broker = KafkaBroker(logger=None)
     wrong: dict[str, Any] = {name: 3}
     for refused in (
@@ -197,7 +197,7 @@ async def test_an_unknown_setting_is_refused_and_the_nearest_one_named(name, hin
 
 
 def test_a_router_has_four_settings_of_its_own():
-    """Another name is refused, also one that is known elsewhere."""
+    """Another name is refused, also that of another setting."""
     wrong: dict[str, Any] = {"handler_timeout": 3}
     with pytest.raises(SettingsError, match="no setting handler_timeout here: did you mean handler_timeout_sec"):
         KafkaConcurrentProcessingMiddleware.configured(**wrong)
@@ -207,14 +207,14 @@ def test_a_router_has_four_settings_of_its_own():
 
 
 def arguments(function):
-    """Read the section on arguments of a docstring: name and text."""
+    """Return the names and texts of a docstring's Args section."""
     section = str(inspect.getdoc(function)).partition("Args:\n")[2].partition("\n\n")[0]
     parts = re.split(r"^    (\w+): ", section, flags=re.MULTILINE)[1:]
     return {name: " ".join(text.split()) for name, text in zip(parts[::2], parts[1::2], strict=True)}
 
 
 def declared_texts():
-    """Read the text under each field of `Settings`."""
+    """Return the text under each field of `Settings`."""
     (definition,) = ast.parse(inspect.getsource(Settings)).body
     assert isinstance(definition, ast.ClassDef)
     return {
@@ -226,7 +226,7 @@ def declared_texts():
 
 
 def test_a_setting_says_the_same_wherever_it_is_described():
-    """`Settings` declares it; the keyword arguments, the docstring that editors show and the README follow."""
+    """Keyword arguments, the docstring that editors show and the README agree with `Settings`."""
     fields = {field.name: field for field in dataclasses.fields(Settings)}
     assert get_type_hints(Options) == get_type_hints(Settings)
     assert get_type_hints(RouterOptions).items() <= get_type_hints(Settings).items()
@@ -246,7 +246,7 @@ def test_a_setting_says_the_same_wherever_it_is_described():
 
 
 def test_a_first_backoff_above_the_longest_is_refused():
-    """It could never be reached; the default longest one counts as well."""
+    """No wait exceeds `max_backoff_sec`, so it could never be reached."""
     with pytest.raises(SettingsError, match=r"first_backoff_sec=60 must not be more than max_backoff_sec=30"):
         FailurePolicy(max_attempts=3, first_backoff_sec=60)
     assert FailurePolicy(max_attempts=3, first_backoff_sec=60, max_backoff_sec=60)
@@ -275,7 +275,7 @@ def test_a_first_backoff_above_the_longest_is_refused():
     ids=lambda value: ", ".join(value) if isinstance(value, dict) else str(value),
 )
 def test_what_can_hardly_be_meant_is_told_with_what_follows(options, words):
-    """It is allowed: there may be many partitions, and a policy may be written down before it is used."""
+    """A warning, no error: there may be many partitions, and a policy may be prepared before retries are enabled."""
     doubts = build(**options).doubts()
     assert len(doubts) == (words is not None)
     assert all(words in doubt for doubt in doubts)
@@ -307,7 +307,7 @@ def test_doubts_are_logged_at_start_and_those_of_an_override_for_its_subscriber(
 
 
 def test_differences_name_the_new_settings():
-    """Both values, so that the mistake is seen."""
+    """The text has both values of each differing setting."""
     text = build(ordering="key").differences(build(on_failure=FailurePolicy(max_attempts=3)))
     assert "ordering='key' (now 'unordered')" in text
     assert "on_failure=FailurePolicy(max_attempts=1" in text
@@ -315,13 +315,13 @@ def test_differences_name_the_new_settings():
 
 
 def test_settings_errors_are_value_errors_of_the_librarys_root():
-    """Callers may catch either."""
+    """Callers may catch ValueError or the library's root error."""
     assert issubclass(SettingsError, ValueError)
     assert issubclass(SettingsError, ConcurrentKafkaError)
 
 
 def test_a_refused_setting_leaves_no_half_made_singleton():
-    """The next construction, with good settings, works."""
+    """The next construction, with valid settings, works."""
     with pytest.raises(SettingsError):
         KafkaConcurrentHandler(concurrency_limit=-1)
     assert KafkaConcurrentHandler._instance is None

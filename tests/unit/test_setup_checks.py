@@ -1,4 +1,4 @@
-"""What initialising says of a set-up in which nothing would be concurrent, or nothing be committed."""
+"""Initialisation warns of a setup in which no subscriber is concurrent, or nothing is committed."""
 
 import asyncio
 import functools
@@ -37,7 +37,7 @@ def subscribe(broker, topic, **keywords):
 
 
 async def looked(context, **options):
-    """Initialise, let the observer look a few times, stop; return the problems before and after that."""
+    """Initialise, let the observer take a few samples, stop; return the problems before and after the samples."""
     await initialize_concurrent_processing(context, **options)
     try:
         at_once = get_kafka_handler_report(context).problems
@@ -54,7 +54,7 @@ def warnings(caplog, *words):
 
 @virtual
 async def test_a_forgotten_middleware_is_named_and_health_is_red(caplog):
-    """Once for each subscriber, at once: nothing would be concurrent, and nothing committed."""
+    """Each such subscriber is named once, at once: it would not be concurrent, and nothing committed."""
     broker = KafkaBroker(logger=None)
     for topic in ("orders", "bills"):
         subscribe(broker, topic, **MANUAL)
@@ -81,7 +81,7 @@ def without_handler(broker):
 @pytest.mark.parametrize("declare", [nothing_yet, committed_by_its_policy, without_handler])
 @virtual
 async def test_what_needs_no_middleware_is_left_in_peace(caplog, declare):
-    """No subscriber yet, or one that FastStream commits for, or one that is asked for its records."""
+    """No subscriber yet, one for which FastStream commits, or one for `get_one()`: no warning."""
     declare(broker := KafkaBroker(logger=None))
     assert await looked(FastStream(broker, logger=None).context) == ((), ())
     assert caplog.messages == []
@@ -89,7 +89,7 @@ async def test_what_needs_no_middleware_is_left_in_peace(caplog, declare):
 
 @virtual
 async def test_beside_concurrent_subscribers_others_are_named_and_health_is_green(caplog):
-    """They may acknowledge by themselves."""
+    """Their handlers may acknowledge by themselves."""
     broker, router = KafkaBroker(logger=None), KafkaRouter(middlewares=[Ours])
     subscribe(broker, "by hand", **MANUAL)
     subscribe(router, "orders", **MANUAL)
@@ -100,7 +100,7 @@ async def test_beside_concurrent_subscribers_others_are_named_and_health_is_gree
 
 @virtual
 async def test_it_is_over_when_the_middleware_is_added(caplog):
-    """And so it is known by health as soon as the observer looks."""
+    """Health turns green at the observer's next sample."""
     subscribe(broker := KafkaBroker(logger=None), "orders", **MANUAL)
     context = FastStream(broker, logger=None).context
     await initialize_concurrent_processing(context)
@@ -115,7 +115,7 @@ async def test_it_is_over_when_the_middleware_is_added(caplog):
 @pytest.mark.parametrize("policy", [AckPolicy.MANUAL, AckPolicy.ACK_FIRST])
 @virtual
 async def test_without_a_group_nothing_can_be_committed_which_is_said_once(caplog, policy):
-    """It may be meant: every process then handles every record. Where the library does not commit, it says nothing."""
+    """It may be intended (every process handles every record); with enable_batch_commit=False there is no warning."""
     broker = KafkaBroker(logger=None, middlewares=[Ours])
     subscribe(broker, "news", ack_policy=policy)
     commits = policy is AckPolicy.MANUAL
@@ -127,7 +127,7 @@ async def test_without_a_group_nothing_can_be_committed_which_is_said_once(caplo
 @pytest.mark.parametrize("what", ["a broker's context", "another broker's", "an application", "a broker"])
 @virtual
 async def test_a_context_in_which_no_broker_can_be_found(caplog, what):
-    """One line says what to give, and what follows otherwise."""
+    """One warning says what to pass, and what follows otherwise."""
     broker = KafkaBroker(logger=None, middlewares=[Ours])
     subscribe(broker, "orders", **MANUAL)
     contexts = {"another broker's": KafkaBroker(logger=None).context, "an application": FastStream(logger=None).context}
@@ -140,7 +140,7 @@ async def test_a_context_in_which_no_broker_can_be_found(caplog, what):
 
 @virtual
 async def test_what_can_not_be_concurrent_is_red_also_when_it_is_declared_later():
-    """The error that initialising would have raised is what health says."""
+    """Health has the text of the error that the initialisation would have raised."""
     broker = KafkaBroker(logger=None, middlewares=[Ours])
     context = FastStream(broker, logger=None).context
     await initialize_concurrent_processing(context)

@@ -1,4 +1,4 @@
-"""Which subscriber gets a slot that becomes free, against a brute-force account of who waited and who was served.
+"""Which subscriber gets a slot that becomes free, against a brute-force record of waits and hand-overs.
 
 Invariants: I20.
 """
@@ -19,7 +19,7 @@ from tests.unit.world import play
 
 @dataclasses.dataclass(frozen=True)
 class Subscriber:
-    """When its records are there, how long each is handled, and which of them are cancelled while they wait."""
+    """When the records of a subscriber arrive, how long each is handled, and which are cancelled while they wait."""
 
     arrivals: list[float]
     handling: list[float]
@@ -41,7 +41,7 @@ SUBSCRIBERS = st.lists(
 
 
 class Account:
-    """Fetchers and records of some subscribers on one `Slots`, and what they did to each other."""
+    """Fetchers and records of some subscribers on one `Slots`, and how often each was served."""
 
     def __init__(self, limit, pool_limits, subscribers):
         self.slots = Slots(limit, limit or 1000)
@@ -52,7 +52,7 @@ class Account:
         self.shares = [self.slots.share(None if each.pool is None else pools[each.pool]) for each in subscribers]
         self.running: Counter[int] = Counter()
         self.waiting: Counter[int] = Counter()
-        # For one who waits and holds nothing: how often each other was served meanwhile.
+        # For each subscriber that waits and holds no slot: how often each other one was served meanwhile.
         self.served: dict[int, Counter[int]] = {}
         self.delays: list[list[float]] = [[] for _ in subscribers]
         self.handled: Counter[int] = Counter()
@@ -62,7 +62,7 @@ class Account:
         return [n for n, each in enumerate(self.subscribers) if each.pool == self.subscribers[number].pool]
 
     def free_for(self, number):
-        """How many slots are free in its pool."""
+        """Return the number of free slots in its pool."""
         pool = self.subscribers[number].pool
         return 1000 if pool is None else self.pool_limits[pool] - sum(self.running[n] for n in self.in_pool(number))
 
@@ -123,10 +123,10 @@ class Account:
             task.cancel()
 
     async def watch(self):
-        """See that no more slots are left free than there are others that may want them; tick."""
+        """Check that no more slots are free than are left for other subscribers; tick."""
         loop, others = asyncio.get_running_loop(), len(self.subscribers) - 1
         while True:
-            # Never at the moment of a hand-over.
+            # At no moment of a hand-over.
             await asyncio.sleep(0.0937)
             if loop.time() > self.slots.ticks + 1:
                 self.slots.tick()
@@ -152,7 +152,7 @@ class Account:
 
 @given(limit=st.integers(0, 4), pool_limits=st.tuples(st.integers(1, 3), st.integers(1, 3)), subscribers=SUBSCRIBERS)
 def test_who_holds_nothing_waits_for_one_turn_of_each_other_at_most(limit, pool_limits, subscribers):
-    """No slot is free meanwhile, no limit is exceeded, a cancelled wait loses no slot, and all are handled."""
+    """No slot is idle, no limit is exceeded, a cancelled wait loses no slot, and all records are handled."""
     run_virtual(Account(limit, pool_limits, subscribers).play())
 
 
@@ -162,19 +162,19 @@ def p99(values):
 
 @pytest.mark.parametrize("others", [1, 3])
 def test_the_wait_of_a_fast_subscriber_beside_slow_ones(others):
-    """By its slowest records: one release away from the next slot, whatever is queued elsewhere."""
+    """Its 99th percentile: one release until the next slot, however many records others have queued."""
     slow = Subscriber(arrivals=[0] * 120, handling=[5, 5.1, 4.9, 5.05], pool=None, cancelled=set())
     fast = Subscriber(arrivals=[1 + number / 2 for number in range(60)], handling=[0], pool=None, cancelled=set())
     account = Account(20, (), [slow] * others + [fast])
     run_virtual(account.play())
     assert len(account.delays[-1]) == 60
     assert p99(account.delays[-1]) < 5.1
-    # Once it has got a slot, that is left for it.
+    # Once it has had a slot, one is left for it.
     assert max(account.delays[-1][10:]) < 0.01
 
 
 def test_with_a_limit_for_the_slow_ones_the_fast_one_never_waits():
-    """What is left of the limit of all is for the others."""
+    """The rest of the overall limit is for the other subscribers."""
     slow = Subscriber(arrivals=[0] * 60, handling=[5], pool=0, cancelled=set())
     fast = Subscriber(arrivals=[1 + number / 2 for number in range(60)], handling=[0], pool=None, cancelled=set())
     account = Account(20, (19,), [slow, slow, fast])
@@ -184,7 +184,7 @@ def test_with_a_limit_for_the_slow_ones_the_fast_one_never_waits():
 
 
 def test_a_fast_subscriber_gets_through_its_backlog_beside_a_slow_one():
-    """It is in line again before its slot is free: not one record per record of the other."""
+    """Its next record waits before its slot is free, so it gets more than one record per record of the other."""
     slow = Subscriber(arrivals=[0] * 120, handling=[5, 5.1, 4.9, 5.05], pool=None, cancelled=set())
     fast = Subscriber(arrivals=[1] * 1000, handling=[0], pool=None, cancelled=set())
     account = Account(20, (), [slow, fast])
@@ -193,7 +193,7 @@ def test_a_fast_subscriber_gets_through_its_backlog_beside_a_slow_one():
 
 
 def test_where_both_have_work_both_have_half_of_the_slots():
-    """To one slot, for the one that was there first."""
+    """Up to one slot more, for the one that came first."""
     first = Subscriber(arrivals=[0] * 400, handling=[1], pool=None, cancelled=set())
     second = Subscriber(arrivals=[5] * 400, handling=[1], pool=None, cancelled=set())
     account = Account(10, (), [first, second])
@@ -208,7 +208,7 @@ def test_where_both_have_work_both_have_half_of_the_slots():
 
 
 def test_a_burst_of_retries_of_one_does_not_keep_the_other_from_its_slots():
-    """They all wait for a slot at once, in front of whatever comes later."""
+    """All retries wait for a slot at once, before the other's next record."""
 
     async def scenario(world):
         other, started = world.add_source(), []
@@ -219,7 +219,7 @@ def test_a_burst_of_retries_of_one_does_not_keep_the_other_from_its_slots():
         async def fast(_raw):
             started.append(world.handler.now())
 
-        # As many as were fetched for their order, or have come back from a backoff.
+        # Records that wait for their order, or come back from a backoff.
         for _ in range(200):
             world.handle(slow)
         await asyncio.sleep(1)

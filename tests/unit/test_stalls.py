@@ -1,4 +1,4 @@
-"""When a consumer that gets nothing is stalled, and when there is nothing to get."""
+"""When a consumer without records is stalled, and when there simply are no records."""
 
 import pytest
 from hypothesis import given
@@ -13,7 +13,7 @@ LIMIT_SEC = 60.0
 
 
 def sampled(*states, step_sec=10.0, limit_sec=LIMIT_SEC, busy=()):
-    """Look at one partition every few seconds; return what is stalled after each look."""
+    """Take samples of one partition every few seconds; return what is stalled after each sample."""
     watch = StallWatch[str](limit_sec)
     stalled = []
     for number, state in enumerate(states):
@@ -23,14 +23,14 @@ def sampled(*states, step_sec=10.0, limit_sec=LIMIT_SEC, busy=()):
 
 
 def test_a_lag_that_does_not_shrink_is_a_stall_after_the_limit():
-    """Not before, and it says where and how far."""
+    """Not before the limit, and the reason has the position and the lag."""
     *before, last = sampled(*(FetchState(5, 9, answered) for answered in range(7)))
     assert not any(before)
     assert last == ["it stands at 5, 4 before the end"]
 
 
 def test_a_position_that_moves_is_none():
-    """However far it is from the end."""
+    """However large its lag is."""
     assert not any(sampled(*(FetchState(each, 10**9, 0) for each in range(20))))
 
 
@@ -40,19 +40,19 @@ def test_at_the_end_there_is_none_as_long_as_the_broker_says_so():
 
 
 def test_fetches_that_are_not_answered_are_a_stall():
-    """What is at the end by an old answer may not be there any more."""
+    """A position that was at the end by an old answer may not be at the end any more."""
     *before, last = sampled(*(FetchState(9, 9, 1) for _ in range(7)))
     assert not any(before)
     assert last == ["the broker does not answer its fetches"]
 
 
 def test_a_position_that_is_never_known_is_a_stall():
-    """No offset to begin at, and no policy that finds one."""
+    """There is no committed offset, and no reset that finds a position."""
     assert sampled(*(FetchState(None, None, None) for _ in range(7)))[-1] == ["its position is not known"]
 
 
 def test_who_is_busy_takes_nothing_on_purpose():
-    """All slots are taken: the time counts from the last look at which they were."""
+    """While all slots are taken no time counts."""
     states = [FetchState(5, 9, 0)] * 14
     stalled = sampled(*states, busy=range(7))
     assert not any(stalled[:12])
@@ -60,13 +60,13 @@ def test_who_is_busy_takes_nothing_on_purpose():
 
 
 def test_a_paused_or_revoked_partition_is_not_sampled():
-    """It starts anew when it is back."""
+    """Its time starts again when it is back."""
     lagging = FetchState(5, 9, 0)
     assert not any(sampled(*[lagging] * 5, None, *[lagging] * 6))
 
 
 def test_it_is_over_when_a_record_comes():
-    """And green at once."""
+    """The partition is well at the next sample."""
     stalled = sampled(*[FetchState(5, 9, 0)] * 8, FetchState(6, 9, 0))
     assert stalled[-2]
     assert not stalled[-1]
@@ -91,7 +91,7 @@ STATES = st.one_of(
 @given(states=st.lists(STATES, max_size=30), busy=st.sets(st.integers(0, 29), max_size=3))
 @pytest.mark.parametrize("limit", [1, 3])
 def test_it_is_stalled_where_one_state_has_lasted_for_the_limit(states, busy, limit):
-    """Against the definition, look by look."""
+    """Compared with the definition, sample by sample."""
 
     def is_lasting(number, of):
         window = range(number - limit, number + 1)
@@ -112,7 +112,7 @@ def test_it_is_stalled_where_one_state_has_lasted_for_the_limit(states, busy, li
 
 
 def test_what_stays_the_same_for_the_limit_is_lasting():
-    """From when it was first seen so; what has changed, or was not there for a moment, begins anew."""
+    """The time counts from the first sample; a changed or missing state begins again."""
     lasting, seen = Lasting[str, int](LIMIT_SEC), []
     states = [{"p": 5, "q": 1}] * 4 + [{"p": 5, "q": 2}] * 3 + [{"q": 2}] + [{"p": 5, "q": 2}] * 7
     for number, state in enumerate(states):

@@ -16,7 +16,7 @@ PARTITION = TopicPartition("orders", 0)
 
 
 class SlowConsumer(ScriptedConsumer):
-    """Its broker takes a moment to answer, as every one does."""
+    """A consumer whose broker takes a moment to answer commits."""
 
     @override
     async def commit(self, offsets):
@@ -26,7 +26,7 @@ class SlowConsumer(ScriptedConsumer):
 
 @pytest.mark.parametrize("first", ["revoke", "stop"])
 def test_a_stop_beside_a_rebalance_leaves_what_is_finished_committed(first):
-    """Both drains end with the same record: neither may cancel the other's commit and leave none."""
+    """Both drains end with the same record: neither may cancel the other's commit."""
 
     async def play():
         consumer = SlowConsumer(PARTITION)

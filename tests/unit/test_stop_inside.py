@@ -1,4 +1,4 @@
-"""A stop that is called from inside of a record: it waits for all others, and never for whom waits for it."""
+"""A stop that a record's handler calls: it waits for all other records, and lets the calls of that record return."""
 
 import asyncio
 
@@ -102,7 +102,7 @@ def test_a_record_that_awaits_the_stop_gets_control_back_when_all_others_have_en
 
 
 def test_a_task_that_a_record_has_started_and_does_not_await_waits_for_that_record_as_well():
-    """It has inherited the record's context, and is another task all the same."""
+    """The task has inherited the record's context, but no record awaits it, so it has to wait like any other."""
     ended, tasks = [], []
 
     async def scenario(world):
@@ -126,7 +126,7 @@ def test_a_task_that_a_record_has_started_and_does_not_await_waits_for_that_reco
 
 
 def test_records_that_stop_each_others_subscribers_do_not_wait_for_each_other():
-    """Neither of the same subscriber, nor in a ring of two."""
+    """Neither two records of one subscriber, nor two that stop each other's."""
     ended = []
 
     async def scenario(world):
@@ -156,7 +156,7 @@ def test_records_that_stop_each_others_subscribers_do_not_wait_for_each_other():
 
 
 def test_what_fails_after_it_has_awaited_its_own_stop_is_not_done(caplog):
-    """What it needs to go on with may be closed: it is delivered again, and one line says so."""
+    """What its handler uses may be closed: the record is delivered again, and one log line says so."""
     seen = []
 
     async def scenario(world):
@@ -181,7 +181,7 @@ def test_what_fails_after_it_has_awaited_its_own_stop_is_not_done(caplog):
 
 
 def test_handlers_that_outlast_the_deadline_do_not_take_the_stopping_record_with_them():
-    """They are cancelled, it gets control back, and is done."""
+    """They are cancelled; the call of the stopping record returns, and that record is done."""
     ended = []
 
     async def scenario(world):
@@ -204,7 +204,7 @@ def test_handlers_that_outlast_the_deadline_do_not_take_the_stopping_record_with
 
 @pytest.mark.parametrize("turns", range(12))
 def test_a_stop_goes_on_whenever_its_caller_is_cancelled(turns):
-    """At each of its awaits: drained, committed, left the group, and what was let go of is not held."""
+    """At each await: the stop still drains, commits and leaves the group, and no reference is kept."""
     ended = []
 
     async def scenario(world):

@@ -12,7 +12,7 @@ from tests.unit.attached import play
 
 @pytest.mark.parametrize("life", ["declared", "started", "restarted"])
 def test_a_subscriber_that_was_dropped_is_let_go_of(life):
-    """FastStream keeps one that is not persistent for as long as the program does; so do we."""
+    """FastStream keeps no reference to a subscriber that is not persistent, and neither does the library."""
 
     async def live(world):
         async def handle(_number: int):
@@ -31,7 +31,7 @@ def test_a_subscriber_that_was_dropped_is_let_go_of(life):
     async def scenario(world):
         dropped = await live(world)
         world.consumers.clear()
-        # What the fake keeps of consumers that waited for a record goes with the next one.
+        # The fake broker drops its references to waiting consumers at the next record.
         world.send(1)
         await asyncio.sleep(2)
         gc.collect()
@@ -42,7 +42,7 @@ def test_a_subscriber_that_was_dropped_is_let_go_of(life):
 
 
 def test_a_subscriber_that_is_stopped_and_started_again_is_concurrent_again():
-    """It takes up where it was, and a stop of everything stops it."""
+    """It goes on at its committed offset, and a stop of the handler stops it."""
     seen, gate = [], asyncio.Event()
 
     async def scenario(world):
@@ -71,7 +71,7 @@ def test_a_subscriber_that_is_stopped_and_started_again_is_concurrent_again():
 
 @pytest.mark.parametrize("how", ["await", "task"])
 def test_a_record_may_start_its_own_subscriber_again(how):
-    """Each record is handled once, this one too; its consumer of before has left the group."""
+    """Each record is handled once, also this one; its earlier consumer has left the group."""
     seen, tasks = [], []
 
     async def scenario(world):
@@ -102,7 +102,7 @@ def test_a_record_may_start_its_own_subscriber_again(how):
 
 
 def test_a_start_waits_for_the_stop_that_is_under_way():
-    """FastStream would put the new consumer where the stop looks for the old one."""
+    """Otherwise FastStream would replace the consumer that the stop still uses."""
     seen = []
 
     async def scenario(world):
@@ -123,7 +123,7 @@ def test_a_start_waits_for_the_stop_that_is_under_way():
 
 
 def test_a_stop_while_the_subscriber_starts_leaves_nothing_running():
-    """FastStream would go on with a loop over no consumer."""
+    """Otherwise FastStream would start a loop without a consumer."""
 
     async def scenario(world):
         async def handle(_number: int):
@@ -142,7 +142,7 @@ def test_a_stop_while_the_subscriber_starts_leaves_nothing_running():
 
 
 def test_a_stop_of_everything_reaches_a_subscriber_that_a_record_starts_again():
-    """Nothing is left running, and the record is not cancelled in the middle of that start."""
+    """No task is left, and the record is not cancelled during that start."""
     seen = []
 
     async def scenario(world):

@@ -1,4 +1,4 @@
-"""Where the code of a task is waiting, as logs and reports name it."""
+"""The lines at which a task is suspended, as logs and reports name them."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ async def deeper():
 
 @virtual
 async def test_the_innermost_places_are_named_outermost_first():
-    """At most three, by file, line and function."""
+    """At most three places, by file, line and function."""
 
     async def outer():
         await middle()
@@ -48,7 +48,7 @@ async def test_the_innermost_places_are_named_outermost_first():
 
 @virtual
 async def test_an_async_generator_is_named_at_least_by_who_awaits_it():
-    """Also one that is a context manager."""
+    """Also in an async context manager."""
 
     async def numbers():
         yield 1
@@ -76,7 +76,7 @@ async def test_an_async_generator_is_named_at_least_by_who_awaits_it():
 
 
 async def test_what_runs_in_a_thread_is_seen_as_the_wait_for_it():
-    """In real time, since a thread has no other."""
+    """In real time, since a thread has no virtual one."""
     loop = asyncio.get_running_loop()
     began, end = asyncio.Event(), asyncio.Event()
 
@@ -97,7 +97,7 @@ async def test_what_runs_in_a_thread_is_seen_as_the_wait_for_it():
 
 @virtual
 async def test_a_task_that_has_not_started_or_has_ended_waits_nowhere():
-    """The one has run nothing yet, the other has nothing left."""
+    """Neither of the two is at any line."""
     task = asyncio.create_task(asyncio.sleep(0))
     before = suspended_at(task)
     await task
@@ -107,7 +107,7 @@ async def test_a_task_that_has_not_started_or_has_ended_waits_nowhere():
 
 @virtual
 async def test_the_frames_of_the_running_task_begin_with_its_own():
-    """What the event loop was called by is none of them."""
+    """The frames below the event loop do not belong to the task."""
 
     async def outer():
         return await middle()

@@ -1,4 +1,4 @@
-"""How many threads synchronous handlers have, and that a wait for one is seen and costs no time of the handler's."""
+"""The number of threads for synchronous handlers; waits for one are reported, and do not count for time limits."""
 
 import asyncio
 
@@ -18,7 +18,7 @@ from tests.unit.world import play
 
 @pytest.mark.parametrize(("limit", "threads"), [(0, 40), (1, 41), (100, 140), (5000, 5040)])
 def test_there_is_a_thread_for_each_slot_and_room_for_look_ups(limit, threads):
-    """From the start to the stop. Without a limit of records there is none to follow."""
+    """From the start to the stop. Without a concurrency limit the number stays."""
 
     async def main():
         limiter = current_default_thread_limiter()
@@ -35,7 +35,7 @@ def test_there_is_a_thread_for_each_slot_and_room_for_look_ups(limit, threads):
 
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
 def test_a_limit_that_the_application_has_set_stays(when):
-    """Before the start, or while it runs."""
+    """Set before the start, or between start and stop."""
 
     async def main():
         limiter = current_default_thread_limiter()
@@ -51,13 +51,13 @@ def test_a_limit_that_the_application_has_set_stays(when):
 
 
 async def in_a_thread(sec=10.0):
-    """Hold a thread, as anyio does it."""
+    """Occupy a thread, as anyio does."""
     async with current_default_thread_limiter():
         await asyncio.sleep(sec)
 
 
 def test_who_waits_for_a_thread_is_counted_as_waiting():
-    """Others go on; it counts as soon as there is none, and until it has one."""
+    """Other records go on; the wait counts from the moment when no thread is free until the record has one."""
 
     async def scenario(world):
         current_default_thread_limiter().total_tokens = 2
@@ -78,7 +78,7 @@ def test_who_waits_for_a_thread_is_counted_as_waiting():
 
 
 def test_a_wait_that_is_cancelled_is_over():
-    """By a stop, or by whatever the handler does; the thread goes to the next one."""
+    """Cancelled by a stop, or by the handler; the thread goes to the next record."""
 
     async def scenario(world):
         current_default_thread_limiter().total_tokens = 1
@@ -103,7 +103,7 @@ def test_a_wait_that_is_cancelled_is_over():
 
 
 def test_what_a_handler_does_in_threads_beside_itself_is_not_its_wait():
-    """It goes on meanwhile, so its time passes."""
+    """The handler itself does not wait, so its time counts."""
 
     async def scenario(world):
         current_default_thread_limiter().total_tokens = 1
@@ -127,7 +127,7 @@ PHASES = st.lists(st.tuples(st.booleans(), st.integers(0, 8)), max_size=8)
 
 @given(phases=PHASES)
 def test_only_what_a_handler_runs_counts_against_its_limit(phases):
-    """It waits, runs, and waits again; it is cancelled when it has run for so long, to the moment."""
+    """It waits, runs, and waits again; it is cancelled exactly when its running time reaches the limit."""
     expected_at, ran = 0.0, 0.0
     for waits, sec in phases:
         left = sec if waits else min(sec, LIMIT_SEC - ran)

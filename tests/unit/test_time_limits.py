@@ -1,4 +1,4 @@
-"""A handler's time limit in virtual time: cancelled at it, named by it, never mistaken for the handler's own (I27)."""
+"""A handler's time limit in virtual time: the handler is cancelled, its place is named, its own errors pass (I27)."""
 
 import asyncio
 import contextlib
@@ -41,7 +41,7 @@ async def deeper():
 
 
 async def sleep_on(seconds):
-    """Swallow every cancellation."""
+    """Sleep on, and swallow every cancellation."""
     until = now() + seconds
     while now() < until:
         with contextlib.suppress(asyncio.CancelledError):
@@ -50,7 +50,7 @@ async def sleep_on(seconds):
 
 @virtual
 async def test_a_handler_is_cancelled_at_the_limit_and_the_error_names_record_limit_and_place():
-    """Where its coroutine was waiting: file, line and function, outermost first."""
+    """The error has the place at which the coroutine was suspended: file, line and function, outermost first."""
     limits = TimeLimits()
     with pytest.raises(HandlerTimeoutError) as raised:
         await limits.run(deep, 2.5, RECORD)
@@ -65,7 +65,7 @@ async def test_a_handler_is_cancelled_at_the_limit_and_the_error_names_record_li
 
 @virtual
 async def test_within_the_limit_its_result_or_error_is_its_own():
-    """And no timer is left that could cancel what its task does next."""
+    """No timer is left that could later cancel its task."""
     limits = TimeLimits()
 
     async def quick():
@@ -85,7 +85,7 @@ async def test_within_the_limit_its_result_or_error_is_its_own():
 
 @virtual
 async def test_a_timeout_error_of_its_own_passes_through():
-    """Raised by hand, or by a time limit that the handler has set itself."""
+    """Raised by the handler's code, or by a timeout that the handler itself has set."""
     limits = TimeLimits()
 
     async def by_hand():
@@ -105,7 +105,7 @@ async def test_a_timeout_error_of_its_own_passes_through():
 
 @pytest.mark.parametrize("error", [TimeoutError("own"), ValueError("own")], ids=repr)
 def test_whatever_it_raises_when_cancelled_it_has_timed_out(error):
-    """What it raised is the cause."""
+    """The exception that it raises becomes the cause."""
 
     async def changes_its_mind():
         try:
@@ -123,7 +123,7 @@ def test_whatever_it_raises_when_cancelled_it_has_timed_out(error):
 
 @virtual
 async def test_what_ends_the_process_passes_through_even_then():
-    """A SystemExit is no failure of the record."""
+    """A SystemExit is raised, and is no failure of the record."""
 
     async def exits():
         try:
@@ -137,7 +137,7 @@ async def test_what_ends_the_process_passes_through_even_then():
 
 @virtual
 async def test_a_handler_that_swallows_its_cancellation_and_returns_has_timed_out_all_the_same():
-    """Whether its work was done is not known."""
+    """Its work may be unfinished."""
 
     async def swallows():
         with contextlib.suppress(asyncio.CancelledError):
@@ -153,7 +153,7 @@ async def test_a_handler_that_swallows_its_cancellation_and_returns_has_timed_ou
 
 
 def test_a_handler_that_goes_on_for_long_is_named_after_a_grace_until_it_ends(caplog):
-    """Once in the log, in the problems for as long as it goes on, with where it is now."""
+    """Once in the log; in the problems as long as it goes on, with its present place."""
 
     async def main():
         limits = TimeLimits()
@@ -181,7 +181,7 @@ def test_a_handler_that_goes_on_for_long_is_named_after_a_grace_until_it_ends(ca
 
 @virtual
 async def test_each_of_several_is_named_and_forgotten_by_itself():
-    """They do not share anything."""
+    """Each has its own log line and problem."""
     limits = TimeLimits()
     tasks = [
         asyncio.create_task(limits.run(functools.partial(sleep_on, seconds), 1, f"record {seconds}"))
@@ -197,7 +197,7 @@ async def test_each_of_several_is_named_and_forgotten_by_itself():
 
 @pytest.mark.parametrize("order", ["cancel before", "cancel after", "cancel in the same step"])
 def test_an_outer_cancellation_at_the_limit_stays_one(order):
-    """The stop that asked for it must not take it for a failure of the record."""
+    """The stop that has cancelled the record must not get a failure of the record."""
 
     async def main():
         limits = TimeLimits()
@@ -224,7 +224,7 @@ def test_an_outer_cancellation_at_the_limit_stays_one(order):
 
 @virtual
 async def test_an_outer_cancellation_of_one_that_goes_on_stays_one():
-    """It ends what its time limit could not."""
+    """The cancellation ends a handler that its time limit could not end."""
     limits = TimeLimits()
 
     async def swallows_one():
@@ -243,7 +243,7 @@ async def test_an_outer_cancellation_of_one_that_goes_on_stays_one():
 
 @pytest.mark.parametrize("sleep_sec", [2 - 1e-9, 2, 2 + 1e-9])
 def test_a_handler_that_ends_about_at_the_limit_has_one_end(sleep_sec):
-    """Its result or a time-out, and in both cases nothing that would come later."""
+    """It ends with its result or with the time limit, and in both cases no later cancellation follows."""
 
     async def handle():
         await asyncio.sleep(sleep_sec)
@@ -268,10 +268,10 @@ def test_a_handler_that_ends_about_at_the_limit_has_one_end(sleep_sec):
 
 @pytest.mark.parametrize("end", ["in time", "cancelled", "raises", "swallows", "goes on"])
 def test_nothing_is_left_for_the_garbage_collector(end):
-    """The record, its error and everything on the handler's stack go when the task is let go."""
+    """The record, its error and the objects on the handler's stack are freed with the task."""
 
     class Thing:
-        """What a handler holds."""
+        """An object on a handler's stack."""
 
     async def handle(_thing):
         if end == "in time":
@@ -307,7 +307,7 @@ def test_nothing_is_left_for_the_garbage_collector(end):
 
 
 async def test_a_synchronous_handler_keeps_its_place_until_its_thread_ends():
-    """A thread can't be cancelled, and a retry must not run beside it: as FastStream runs them, in real time."""
+    """A thread can't be cancelled, and a retry must not run at the same time; in real time, run as FastStream does."""
     limits, end = TimeLimits(), threading.Event()
     running = asyncio.create_task(limits.run(lambda: run_in_threadpool(end.wait, 30), 0.05, RECORD))
     try:
@@ -322,7 +322,7 @@ async def test_a_synchronous_handler_keeps_its_place_until_its_thread_ends():
 
 
 async def test_a_handler_that_goes_on_after_a_thread_is_cancelled_then():
-    """It waits for the thread, and not one await more."""
+    """It is cancelled at its first await after the thread."""
     limits, end = TimeLimits(), threading.Event()
 
     async def handle():

@@ -1,4 +1,4 @@
-"""What commit metadata says of finished records, and what the next owner believes, against the log itself (I15)."""
+"""Which records commit metadata lists as finished, and which the next owner skips, against the log itself (I15)."""
 
 import asyncio
 import random
@@ -23,7 +23,7 @@ NOW = 1_700_000_000_000
 
 
 class Log:
-    """Offsets and time stamps of one partition; `generation` tells the records apart that had an offset in turn."""
+    """Offsets and time stamps of one partition; `generation` distinguishes records that had the same offset in turn."""
 
     def __init__(self, seed, count, *, most_gap):
         self.random = random.Random(seed)  # noqa: S311 - to be repeated
@@ -39,7 +39,7 @@ class Log:
             self.records.append((offset, timestamp(index), self.generation))
 
     def replace_from(self, place, timestamp):
-        """Lose the end of it, as in an unclean election, and write as much again."""
+        """Lose the end of the log, as in an unclean election, and append as many records again."""
         lost = len(self.records) - place
         del self.records[place:]
         self.generation += 1
@@ -47,7 +47,7 @@ class Log:
 
 
 class Owner:
-    """Gets the records of a log from the committed offset on, believes what it is told, and finishes some."""
+    """Gets the records of a log from the committed offset on, skips those that metadata lists, and finishes some."""
 
     def __init__(self, committed=(100, "")):
         self.offsets = ConsumerOffsets(ScriptedConsumer(T0), writes_metadata=True)
@@ -90,7 +90,7 @@ CHOSEN = st.sets(st.integers(0, 200))
     seed=st.integers(0, 10**6), most_gap=st.sampled_from([1, 1, 3, 100]), runs=st.lists(CHOSEN, min_size=1, max_size=4)
 )
 def test_what_has_finished_is_known_over_any_number_of_owners(seed, most_gap, runs):
-    """Each gets less far than the one before, or further; none handles again what any of them has finished."""
+    """Owners get different numbers of records; none handles a record again that any of them has finished."""
     log, finished, committed = Log(seed, 200, most_gap=most_gap), set(), (100, "")
     for chosen in runs:
         owner = Owner(committed)
@@ -116,7 +116,7 @@ TIMESTAMPS = {
 @pytest.mark.parametrize("timestamps", TIMESTAMPS)
 @pytest.mark.parametrize("most_gap", [1, 3])
 def test_records_that_took_the_place_of_finished_ones_are_handled(timestamps, most_gap, seed, place, runs):
-    """The log lost its end in an unclean election, and got another one: wherever it begins, and whatever its clock."""
+    """The log has lost its end in an unclean election, and has new records there, with any begin and any clock."""
     log, committed = Log(seed, 200, most_gap=most_gap), (100, "")
     for chosen in runs:
         owner = Owner(committed)
@@ -137,7 +137,7 @@ def test_records_that_took_the_place_of_finished_ones_are_handled(timestamps, mo
 @pytest.mark.parametrize("first", [0.001, 0.5, 0.99])
 @pytest.mark.parametrize("are", ["older", "newer"])
 def test_records_in_the_place_of_many_are_noticed_soon(count, first, are):
-    """Newer ones at once. Of older ones one in 256 is lost at most: a map has that many time stamps."""
+    """Newer records at once. Of older ones at most one in 256 is skipped: a map has that many time stamps."""
     log = Log(1, count, most_gap=1)
     before = Owner()
     before.deliver(log.records)
@@ -154,7 +154,7 @@ def test_records_in_the_place_of_many_are_noticed_soon(count, first, are):
 
 
 def test_what_is_not_believed_is_not_told_again():
-    """A member that has noticed that the log is another one commits only what it has seen."""
+    """A member that has noticed a different log commits metadata about the records that it has seen only."""
     log = Log(1, 100, most_gap=1)
     before = Owner()
     before.deliver(log.records)
@@ -166,12 +166,12 @@ def test_what_is_not_believed_is_not_told_again():
     after.finish({5})
     offset, metadata = after.commit()
     told = set(OffsetMap.parse(metadata, offset).finished_from(0))
-    # The stuck one, and the ten that came after the loss, of which one has finished.
+    # The stuck record, and the ten after the loss, of which one has finished.
     assert told == {*range(101, 150), 154}
 
 
 def test_a_commit_that_may_have_arrived_is_not_taken_back():
-    """Its answer was lost; a record of an earlier epoch has finished since, and the offset would be one less."""
+    """The answer was lost; since a record of an earlier epoch has finished, the computed offset would be one less."""
 
     async def main():
         committer = KafkaBatchCommitter(commit_metadata=True)
@@ -201,7 +201,7 @@ def test_a_commit_that_may_have_arrived_is_not_taken_back():
 
 
 class Forgetful(ScriptedConsumer):
-    """Takes commits, and may not answer them."""
+    """A consumer whose commits arrive, and may not be answered."""
 
     answers = True
 
@@ -223,7 +223,7 @@ LARGE = {
 
 @pytest.mark.parametrize("kind", LARGE)
 def test_a_million_offsets_in_each_of_many_partitions_do_not_block_the_loop(kind):
-    """Whoever has written them, and however often there is something to commit beside them."""
+    """Maps of any writer, with any frequency of other commits."""
     partitions = [TopicPartition("orders", number) for number in range(24)]
     metadata = LARGE[kind](random.Random(1)).dump()  # noqa: S311 - to be repeated
     assert len(metadata) <= 4096
@@ -267,7 +267,7 @@ def test_a_million_offsets_in_each_of_many_partitions_do_not_block_the_loop(kind
 
 
 def test_what_finished_last_is_told_although_nothing_else_finishes():
-    """While maps are dear, commits go on with earlier ones: the last of them is no such one."""
+    """While making maps takes long, commits repeat earlier ones; the last commit has a new one."""
     partitions = [TopicPartition("orders", number) for number in range(24)]
     metadata = LARGE["every other one"](None).dump()
 

@@ -1,4 +1,4 @@
-"""Whom a record is meant for, by its headers."""
+"""Which consumer group a record is meant for, by its `topic_group` headers."""
 
 import logging
 
@@ -28,14 +28,14 @@ def test_a_record_for_this_group_or_for_every_group_is_left_as_it_is(groups):
 @pytest.mark.parametrize("groups", [(THEIRS,), (THEIRS, OURS), (UNREADABLE, THEIRS), (THEIRS, UNREADABLE), (b"",)])
 @pytest.mark.parametrize("ours", ["billing", None])
 def test_a_record_for_others_is_not_ours(groups, ours):
-    """Also where the subscriber has no group at all."""
+    """Also if the subscriber has no group at all."""
     assert for_group(headed(*groups), ours) is None
 
 
 @pytest.mark.parametrize("value", [UNREADABLE, None, 5])
 @pytest.mark.parametrize("readable", [(), (OURS,)])
 def test_what_can_not_be_read_is_taken_out(value, readable, caplog):
-    """Wherever it stands; the log names it once, and does not print all of it."""
+    """At any place among the headers; the log names it once, with a part of its value."""
     for groups in ((value, *readable), (*readable, value)):
         raw = headed(*groups)
         wanted = for_group(raw, "billing")
@@ -54,7 +54,7 @@ def test_a_hostile_value_does_not_fill_the_log(caplog):
 
 
 def test_nothing_is_made_for_a_record_without_the_header():
-    """It keeps the very headers that it had."""
+    """Its headers stay the same object."""
     raw = headed()
     before = raw.headers
     make_readable(raw)

@@ -28,7 +28,7 @@ HEAVY_SEC = BUDGET_SEC * 3
 
 
 class Computing:
-    """Turns whose clock goes on only while a pass computes."""
+    """`Turns` with a clock that advances only while a pass computes."""
 
     def __init__(self, turns=None):
         self.turns = Turns() if turns is None else turns
@@ -63,7 +63,7 @@ STEPS = st.recursive(
 
 
 class Interpreter:
-    """Runs a program of steps, and writes down all that it sees."""
+    """Runs a program of steps, and notes each result and error."""
 
     def __init__(self, computing):
         self.computing = computing
@@ -147,7 +147,7 @@ class Interpreter:
 
 
 async def outcome_of(program, cancel_at, await_):
-    """Run a program, be cancelled at some moments, and return what it saw, what came of it, and the task's state."""
+    """Run a program with cancellations; return its notes, its outcome and the task's state."""
     computing = Computing()
     interpreter = Interpreter(computing)
 
@@ -170,7 +170,7 @@ async def outcome_of(program, cancel_at, await_):
 
 
 class Waits:
-    """Counts how often something was put off, and whether it is."""
+    """Counts how often a pass was put off, and notes whether it is."""
 
     def __init__(self):
         self.count = 0
@@ -205,7 +205,7 @@ async def paced_in_used_up_turns(turns, coroutine):
 
 @given(program=st.lists(STEPS, max_size=6), cancel_at=st.lists(st.integers(0, 4), max_size=2))
 def test_results_errors_cancellations_scopes_and_variables_are_those_of_a_plain_await(program, cancel_at):
-    """Whether or not steps are put off."""
+    """With and without steps that are put off."""
     expected = run_virtual(outcome_of(program, cancel_at, plainly))
     assert run_virtual(outcome_of(program, cancel_at, paced)) == expected
     assert run_virtual(outcome_of(program, cancel_at, paced_in_used_up_turns)) == expected
@@ -213,7 +213,7 @@ def test_results_errors_cancellations_scopes_and_variables_are_those_of_a_plain_
 
 @virtual
 async def test_a_cancellation_is_not_put_off():
-    """Neither before the first step, which is never made then, nor behind a future that is done."""
+    """Neither before the first step, which is not made then, nor after a future that is done."""
     computing, seen = Computing(), []
 
     async def never():
@@ -247,7 +247,7 @@ async def test_a_cancellation_is_not_put_off():
 
 @virtual
 async def test_closed_it_closes_what_it_awaits():
-    """And nothing was left that was never awaited."""
+    """No coroutine is left that was never awaited."""
     seen = []
 
     async def waits():
@@ -274,7 +274,7 @@ async def test_closed_it_closes_what_it_awaits():
 
 @virtual
 async def test_the_stack_is_followed_through_it():
-    """Down to the line that waits."""
+    """Down to the line of the innermost await."""
 
     async def innermost():
         await asyncio.sleep(100)
@@ -297,7 +297,7 @@ async def count_turns(counted):
 
 @pytest.mark.parametrize("when", ["at its begin", "after an await"])
 def test_between_two_records_that_compute_others_get_several_turns(when):
-    """In the order in which the records woke; and they are all done in the end."""
+    """Steps run in the order in which the records woke up, and all records end."""
 
     async def scenario(world):
         computing, turns, seen, gate = Computing(world.handler.turns), [], [], asyncio.Event()
@@ -328,7 +328,7 @@ def test_between_two_records_that_compute_others_get_several_turns(when):
 
 
 def test_what_computes_little_is_not_put_off():
-    """A hundred records that wake together, and use half of a turn's budget, all run in that turn."""
+    """A hundred records that wake up together and use half of a turn's budget all run in that turn."""
 
     async def scenario(world):
         computing, turns, seen, gate = Computing(world.handler.turns), [], [], asyncio.Event()
@@ -351,7 +351,7 @@ def test_what_computes_little_is_not_put_off():
 
 
 def test_a_stop_ends_what_was_put_off():
-    """At its deadline, like anything else that has not ended; it has not begun, so nothing of it is lost."""
+    """It is cancelled at the deadline like any other record; its pass has not begun."""
 
     async def scenario(world):
         computing = Computing(world.handler.turns)
@@ -372,7 +372,7 @@ def test_a_stop_ends_what_was_put_off():
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
 def test_real_loops_are_timed_within_their_turns(run):
-    """uvloop's own clock stands still within one; in virtual time only time that passes there counts."""
+    """uvloop's own clock stands still within a turn; with virtual time only virtual seconds count."""
 
     async def main():
         clock = clock_of(asyncio.get_running_loop())

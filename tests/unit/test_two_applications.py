@@ -1,4 +1,4 @@
-"""Two brokers in one process: they share the handler, and stop each for itself."""
+"""Two brokers in one process share the handler, and each is stopped separately."""
 
 import asyncio
 
@@ -23,7 +23,7 @@ def handling(numbers):
 
 @pytest.mark.parametrize("first_stops_its_broker", [False, True])
 def test_what_one_stops_is_its_own(first_stops_its_broker):
-    """The other goes on, healthy, until it is stopped as well, which ends the handler."""
+    """The other broker goes on, healthy, until it is stopped as well, which ends the handler."""
 
     async def main():
         worlds, seen = (Attached(), Attached()), ([], [])
@@ -43,7 +43,7 @@ def test_what_one_stops_is_its_own(first_stops_its_broker):
         assert (first.members(), second.members()) == (0, 1)
         assert not is_kafka_handler_healthy(first.broker.context)
         assert is_kafka_handler_healthy(second.broker.context)
-        # Not concurrent any more, until it is initialised again.
+        # It is not concurrent until it is initialised again.
         assert not {"get_msg", "consume_one", "start", "stop"} & subscribers[0].__dict__.keys()
         await asyncio.sleep(3)
         assert len(second.handler.attached) == 1

@@ -1,4 +1,4 @@
-"""What a type checker says of the settings: mistakes are seen before the program runs."""
+"""A type checker finds wrong settings before the program runs."""
 
 import re
 import subprocess
@@ -44,7 +44,7 @@ WRONG = [
 
 
 def check_lines(folder, *checker):
-    """Have a type checker read all lines: it names each wrong one, and no other."""
+    """Run a type checker over all lines: it has to name each wrong one, and no other."""
     source = folder / "settings.py"
     source.write_text(IMPORTS + "\n".join(RIGHT + WRONG) + "\n")
     command = [sys.executable, "-m", *checker, str(source)]

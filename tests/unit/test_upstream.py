@@ -1,4 +1,4 @@
-"""What attachment.py stands on in FastStream and aiokafka: each test names the part that has changed when it fails."""
+"""The private parts of FastStream, aiokafka, anyio and asyncio that the library uses, each in its own test."""
 
 import ast
 import asyncio
@@ -42,7 +42,7 @@ from faststream_concurrent_kafka._upstream.tasks import awaiting
 
 
 def names_in(function):
-    """Every attribute and name that a function's source mentions."""
+    """Return every attribute and name in a function's source."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     nodes = list(ast.walk(tree))
     attributes = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
@@ -50,7 +50,7 @@ def names_in(function):
 
 
 def calls_in(function):
-    """The calls of a function in the order of its source, as text."""
+    """Return the calls in a function's source, in order, as text."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     return [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Call)]
 
@@ -103,7 +103,7 @@ def test_process_message_raises_and_consume_does_not():
 
 @pytest.mark.parametrize("place", ["the parser", "the handler"])
 async def test_the_record_that_a_loop_has_in_hand_is_found(place):
-    """`process_message` keeps what it was given in `msg`, and what was parsed in `message`."""
+    """`process_message` keeps the raw record in its local `msg`, and the parsed message in `message`."""
     broker, held, go_on, seen = KafkaBroker(logger=None), asyncio.Event(), asyncio.Event(), []
 
     async def hold(where):
@@ -141,7 +141,7 @@ async def test_the_record_that_a_loop_has_in_hand_is_found(place):
 
 
 async def test_a_loop_that_is_told_that_its_consumer_has_stopped_ends(subscriber):
-    """And one that FastStream has forgotten is not started again; `_run_consume_loop(consumer)` starts another."""
+    """FastStream does not restart a loop that it has forgotten; `_run_consume_loop(consumer)` starts a new one."""
     consumers, forgotten, consumer = [], asyncio.Event(), object()
 
     async def get_msg(given):
@@ -163,7 +163,7 @@ async def test_a_loop_that_is_told_that_its_consumer_has_stopped_ends(subscriber
 
 
 def test_subscriber_has_the_attributes_that_are_read(subscriber):
-    """Names of FastStream's subscriber."""
+    """The attributes of FastStream's subscriber that the library reads exist."""
     for name in (
         "_broker_middlewares",
         "_outer_config",
@@ -202,7 +202,7 @@ def test_middlewares_of_router_and_broker_are_seen_from_the_subscriber():
 
 
 def test_max_workers_is_an_attribute_of_concurrent_subscribers():
-    """A subscriber with `max_workers` can be recognised from outside."""
+    """A subscriber with `max_workers` has that attribute."""
     broker = KafkaBroker(logger=None)
     assert broker.subscriber("a", max_workers=3).max_workers == 3
     manual = broker.subscriber("b", group_id="g", max_workers=3, ack_policy=AckPolicy.MANUAL)
@@ -224,14 +224,14 @@ async def test_a_parser_gives_messages_the_consumer_of_its_setup(parser):
 
 
 def test_the_parser_is_shown_each_new_consumer_before_that_subscribes():
-    """`start`: nothing is called on a consumer before `parser._setup(consumer)`, which is where we take it over."""
+    """`start` calls nothing on a consumer before `parser._setup(consumer)`, where the library takes it over."""
     source = inspect.getsource(LogicSubscriber.start)
     shown = source.index("self.parser._setup(consumer)")
     assert min(source.index(f"consumer.{name}(") for name in ("subscribe", "assign", "start")) > shown
 
 
 async def test_a_narrowed_batch_is_as_if_the_others_had_not_come():
-    """All that FastStream makes of a batch is that of the wanted records; values of a parser's own are kept."""
+    """Its attributes are those of a batch of the wanted records; values of a custom parser are kept."""
     subscriber = KafkaBroker(logger=None).subscriber("topic", batch=True)
     parser = subscriber.parser
     assert isinstance(parser, AioKafkaBatchParser)
@@ -251,13 +251,13 @@ async def test_a_narrowed_batch_is_as_if_the_others_had_not_come():
 
 
 def test_ack_and_nack_go_through_message_consumer():
-    """`ack` commits by `message.consumer`, `nack` seeks by it: what stands in for it makes them harmless."""
+    """`ack` commits and `nack` seeks by `message.consumer`, so `MessageConsumer` makes them harmless."""
     assert "self.consumer.commit()" in calls_in(KafkaAckableMessage.ack)
     assert any(call.startswith("self.consumer.seek(") for call in calls_in(KafkaAckableMessage.nack))
 
 
 async def test_a_consumer_can_count_as_polled():
-    """`_subscription.fetch_context()`: what `fetcher_idle_time` goes by, and the heartbeats by that."""
+    """`_subscription.fetch_context()` resets `fetcher_idle_time`, by which heartbeats check the poll interval."""
     consumer = AIOKafkaConsumer("topic", group_id="group")
     consumer._subscription._last_fetch_ended -= 100
     assert consumer._subscription.fetcher_idle_time >= 100
@@ -295,7 +295,7 @@ WAYS_TO_AWAIT = {
 
 @pytest.mark.parametrize("way", WAYS_TO_AWAIT)
 async def test_who_awaits_a_task_can_be_found(way):
-    """Through whatever lies between; asyncio keeps it in the callbacks of its futures."""
+    """Also through other awaitables; asyncio keeps the waiting tasks in the callbacks of futures."""
 
     async def await_it(task):
         await WAYS_TO_AWAIT[way](task)
@@ -320,7 +320,7 @@ async def test_who_awaits_a_task_can_be_found(way):
 
 
 async def test_a_consumer_has_the_private_parts_that_are_read():
-    """Its intervals, `_subscription._listener`, `_coordinator`, and the tasks that it runs on."""
+    """Its intervals, `_subscription._listener`, `_coordinator`, and the tasks that it needs."""
     consumer = AIOKafkaConsumer(max_poll_interval_ms=1234, session_timeout_ms=2345)
     patient = AIOKafkaConsumer(rebalance_timeout_ms=3456)
     try:
@@ -346,7 +346,7 @@ async def test_a_consumer_has_the_private_parts_that_are_read():
 
 
 async def test_an_assignment_has_the_private_parts_that_are_read():
-    """How far a consumer has come, and what is committed with its metadata."""
+    """The positions of a consumer, and the committed offsets with their metadata."""
     consumer = AIOKafkaConsumer()
     partition = TopicPartition("topic", 0)
     try:
@@ -379,7 +379,7 @@ async def test_an_assignment_has_the_private_parts_that_are_read():
 
 
 def test_the_coordinator_asks_the_subscription_for_its_listener_each_time():
-    """A listener that is put in after `subscribe` is called at the next rebalance."""
+    """A listener that is replaced after `subscribe` is called at the next rebalance."""
     assert "listener" in names_in(GroupCoordinator._on_join_prepare)
     assert "listener" in names_in(GroupCoordinator._on_join_complete)
 
@@ -400,7 +400,7 @@ async def test_a_producer_can_be_made_with_what_the_consumers_of_the_broker_are_
 
 
 async def test_the_context_of_a_pass_has_a_log_context_that_can_be_added_to():
-    """`attempt` gets into FastStream's logs by it, and into handlers by `set_local`."""
+    """`attempt` is added to FastStream's log lines by it, and passed to handlers by `set_local`."""
     seen = []
 
     class Adds(BaseMiddleware):
@@ -424,7 +424,7 @@ async def test_the_context_of_a_pass_has_a_log_context_that_can_be_added_to():
 
 
 def test_records_are_dataclasses_that_can_be_copied():
-    """`dataclasses.replace` takes an unreadable header out of a record."""
+    """`dataclasses.replace` can remove an unreadable header from a copy of a record."""
     record = ConsumerRecord("t", 0, 5, 1, 0, None, b"x", None, 0, 1, (("a", b"1"),))
     assert dataclasses.replace(record, headers=()).headers == ()
 
@@ -464,7 +464,7 @@ async def test_where_a_record_could_not_be_read_is_seen_in_the_traceback(place, 
 
 
 class UnreadableError(Exception):
-    """FastStream puts its text into a line."""
+    """An error whose text can't be read; FastStream formats it into a log line."""
 
     @override
     def __str__(self):
@@ -473,7 +473,7 @@ class UnreadableError(Exception):
 
 @pytest.mark.parametrize("error", [ValueError, BaseException, UnreadableError])
 async def test_faststream_logs_what_comes_out_of_a_pass(error):
-    """Whatever it is, with its traceback, as long as its text can be read. `TestKafkaBroker` has its own logger."""
+    """Any error, with its traceback, if its text can be read. `TestKafkaBroker` has its own logger."""
     broker = KafkaBroker()
     subscriber = broker.subscriber("topic")
 

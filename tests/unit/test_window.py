@@ -20,11 +20,11 @@ T0 = TopicPartition("orders", 0)
 
 
 class Pausable(ScriptedConsumer):
-    """A consumer of one partition with records without end, of which it delivers what it may."""
+    """A consumer of one partition with endless records, which delivers unless it is paused."""
 
     def __init__(self, size):
         super().__init__(T0)
-        # No batch is ever full, and no timer ever over: what is committed is committed for the window.
+        # No batch is ever full, and the timer never fires: every commit is due because of the window.
         self.committer = KafkaBatchCommitter(commit_batch_size=10**9, commit_batch_timeout_sec=10.0**6)
         self.committer.spawn()
         self.is_paused = False
@@ -52,7 +52,7 @@ class Pausable(ScriptedConsumer):
         await super().commit(offsets)
 
     def fetch(self, most, *, gap=0):
-        """Deliver as a subscriber does; return how many."""
+        """Deliver records as a subscriber does; return their number."""
         for number in range(most):
             if self.is_paused:
                 return number
@@ -88,7 +88,7 @@ SIZES = [1, 2, 3, 7, 8, 9, 20, 100, 1000]
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_full_window_makes_a_commit_due_at_once(size):
-    """Whatever the batch size and the timer."""
+    """Independent of batch size and timer."""
 
     async def scenario(consumer):
         assert consumer.fetch(10 * size) == size
@@ -106,7 +106,7 @@ def test_a_full_window_makes_a_commit_due_at_once(size):
 @pytest.mark.parametrize("size", [2, 3, 20, 100, 1000])
 @pytest.mark.parametrize("pinned", [1, 0.5, 0.9])
 def test_with_a_stuck_record_the_window_is_used_up_to_its_end(size, pinned):
-    """It goes on in what room there is, and no more comes while that record is stuck."""
+    """The partition is resumed for the last free places, since no more become free while the record is stuck."""
     stuck = size - max(1, int(pinned * (size - 1)))
 
     async def scenario(consumer):
@@ -127,7 +127,7 @@ def test_with_a_stuck_record_the_window_is_used_up_to_its_end(size, pinned):
 
 
 def test_what_finished_before_the_window_was_full_is_committed_when_it_is():
-    """Nothing else finishes afterwards: the last one is stuck."""
+    """No record finishes after that, because the last one is stuck."""
 
     async def scenario(consumer):
         consumer.fetch(15)
@@ -143,7 +143,7 @@ def test_what_finished_before_the_window_was_full_is_committed_when_it_is():
 
 
 def test_small_steps_of_a_full_window_share_their_commits():
-    """A thousand records behind one key, one after the other: not a thousand requests and refetches."""
+    """A thousand records of one key finish one after the other, without a thousand commits and refetches."""
 
     async def scenario(consumer):
         consumer.fetch(10_000)
@@ -160,7 +160,7 @@ def test_small_steps_of_a_full_window_share_their_commits():
 
 
 def test_an_answer_for_an_epoch_that_is_over_resumes_nothing():
-    """The position went back while the commit was under way, and the new epoch's window is full."""
+    """The position went back while the commit was in flight, and the new epoch's window is full."""
 
     async def scenario(consumer):
         consumer.fetch(5)
@@ -182,7 +182,7 @@ def test_an_answer_for_an_epoch_that_is_over_resumes_nothing():
 
 @pytest.mark.parametrize("is_full", [False, True])
 def test_an_acknowledgement_does_not_resume_a_halted_partition(is_full):
-    """Whatever room there is, and whether it was paused for its window before."""
+    """With any number of free places, and whether or not it was paused for its window before."""
 
     async def scenario(consumer):
         consumer.fetch(10 if is_full else 9)
@@ -211,7 +211,7 @@ STEPS = st.lists(
 @given(steps=STEPS, size=st.one_of(st.integers(1, 25), st.just(64)), stuck=st.sets(st.integers(0, 60)))
 @example(steps=[("fetch", 30, 0), ("finish", 0, 30)], size=20, stuck={6})
 def test_it_is_paused_only_while_it_is_full(steps, size, stuck):
-    """Whichever records are stuck for good: once all is quiet, no room is left unused; and none is overdrawn."""
+    """For any stuck records: in the end no free place is left unused, and the window is never exceeded."""
 
     async def scenario(consumer):
         def finish(first, count):
@@ -233,7 +233,7 @@ def test_it_is_paused_only_while_it_is_full(steps, size, stuck):
             consumer.fetch(2 * size)
             finish(0, 10**9)
             await asyncio.sleep(2)
-            # It goes on, or what is stuck and what came after it is all that it may hold.
+            # It is resumed, or the stuck record and those behind it fill the window.
             assert not consumer.is_paused or consumer.uncommitted == size
 
     play(scenario, size)

@@ -1,4 +1,4 @@
-"""What is said where something else is given than FastStream's context."""
+"""The errors for an argument that is not FastStream's context."""
 
 import pytest
 from faststream.kafka import KafkaBroker
@@ -19,7 +19,7 @@ wrong = pytest.mark.parametrize("make", WRONG.values(), ids=WRONG)
 
 @wrong
 def test_health_says_so_and_never_raises(make, caplog):
-    """It is not healthy, and the log and the report say why; nothing that a restart would mend."""
+    """It is not healthy, and log and report say why; it is alive, since no restart would mend that."""
 
     async def scenario(_world):
         assert not is_kafka_handler_healthy(make())
@@ -36,7 +36,7 @@ def test_health_says_so_and_never_raises(make, caplog):
 
 @wrong
 def test_initialising_and_stopping_refuse_it(make):
-    """Before anything is done."""
+    """They raise before they do anything."""
 
     async def scenario(world):
         for function in (initialize_concurrent_processing, stop_concurrent_processing):

@@ -1,4 +1,4 @@
-"""A started handler in virtual time, with a source and a consumer that only remember what is asked of them."""
+"""A started handler in virtual time, with a source and a consumer that only record their calls."""
 
 import asyncio
 import contextvars
@@ -34,7 +34,7 @@ class Stopping:
 
 
 class Source:
-    """A subscriber that only counts what is asked of it."""
+    """A source that only counts its calls."""
 
     name = "source"
     commits = True
@@ -101,14 +101,14 @@ class World:
         self.offsets: defaultdict[int, int] = defaultdict(int)
 
     def add_source(self):
-        """Have one more subscriber."""
+        """Add one more source."""
         source = Source(self.handler.settings)
         source.share = self.handler.slots.share()
         self.handler.sources.append(source)
         return source
 
     def handle(self, process, *, source=None):
-        """Have an unordered record of partition 0 handled; its raw record is a number, from 1 on."""
+        """Submit an unordered record of partition 0, whose raw record is a number, from 1 on."""
         admission = Admission(T0, self.offset)
         self.offset += 1
         self.handler.committer.admit(self.consumer, admission)
@@ -117,7 +117,7 @@ class World:
         return record
 
     def deliver(self, process, *, partition=0, key=None):
-        """Have the next record of a partition handled, in the order that the settings ask for."""
+        """Submit the next record of a partition, with the ordering of the settings."""
         raw = raw_record(partition=partition, offset=self.offsets[partition], key=key)
         self.offsets[partition] += 1
         admission = Admission((TOPIC, partition), raw.offset)
@@ -132,7 +132,7 @@ class World:
         return self.consumer.committed.get(TopicPartition(TOPIC, partition), 0)
 
     async def until(self, condition, *, within_sec=600.0):
-        """Wait until something holds."""
+        """Wait until a condition holds."""
         deadline = self.handler.now() + within_sec
         while not condition():
             assert self.handler.now() < deadline, "it never came"
