@@ -1,4 +1,4 @@
-"""Every integration test starts clean and leaves nothing running."""
+"""Every integration test starts without a handler, and leaves no task."""
 
 import asyncio
 from pathlib import Path
@@ -46,13 +46,13 @@ async def nothing_left():
 
 @pytest.fixture
 def cluster(kafka):
-    """The broker, with values in place of bytes."""
+    """The broker of the tests, with values in place of bytes."""
     return Cluster(kafka.bootstrap_servers)
 
 
 @pytest.fixture
 def new_broker(kafka):
-    """`new_broker(*middlewares)` makes a KafkaBroker; without any middleware it has ours alone."""
+    """`new_broker(*middlewares)` makes a KafkaBroker; without arguments it has only the library's middleware."""
 
     def make(*middlewares, logger=None, **more):
         chosen = middlewares or (KafkaConcurrentProcessingMiddleware,)

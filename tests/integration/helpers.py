@@ -21,7 +21,7 @@ both_loops = {"loop_factories": ["asyncio", "uvloop"]}
 
 
 class Decorator(Protocol):
-    """What FastStream's own decorators do, said in a way that a type checker follows."""
+    """The decorators of FastStream, typed so that a type checker understands them."""
 
     def __call__(self, handler: F, /) -> F:
         """Return the handler, as far as its type goes."""
@@ -29,7 +29,7 @@ class Decorator(Protocol):
 
 
 def manual(topic: str, group: str | None = None, **more: Any) -> dict[str, Any]:
-    """Keywords of a subscriber whose records the library commits, in a group of its own."""
+    """Return keywords of a subscriber with its own group, for which the library commits."""
     policy = {"ack_policy": AckPolicy.MANUAL, "auto_offset_reset": "earliest"}
     return {"group_id": group or f"{topic}-group"} | policy | more
 
@@ -40,12 +40,12 @@ def consuming(broker, *topics: str, group: str | None = None, **more: Any) -> De
 
 
 def publishing(broker, topic: str) -> Decorator:
-    """Publish what a handler returns."""
+    """Publish the results of a handler."""
     return cast("Decorator", broker.publisher(topic))
 
 
 class Rebalances(ConsumerRebalanceListener):
-    """A user's own listener: the calls that it got."""
+    """A user's rebalance listener, which records its calls."""
 
     def __init__(self):
         self.revoked = []
@@ -76,7 +76,7 @@ class AsyncRebalances(Rebalances):
 
 
 class Seen:
-    """What was handled so far, how many at once, and what is being handled now."""
+    """Records the handled values, how many were handled at once, and which are being handled now."""
 
     def __init__(self):
         self.values = []
@@ -85,7 +85,7 @@ class Seen:
 
     @contextmanager
     def handling(self, value):
-        """Surround the work on one record."""
+        """Note the beginning and the end of the work on one record."""
         self.running.add(value)
         self.peak = max(self.peak, len(self.running))
         try:
@@ -109,7 +109,7 @@ class Seen:
 
 
 class Gated(Seen):
-    """A handler that holds its records until the gate is opened; those below `free` pass it."""
+    """A handler that waits until the gate is opened; records below `free` do not wait."""
 
     def __init__(self, free=0):
         super().__init__()
@@ -122,13 +122,13 @@ class Gated(Seen):
         return self
 
     async def handle(self, number: int):
-        """Hold a record."""
+        """Handle a record: wait for the gate."""
         with self.handling(number):
             if number >= self.free:
                 await self.gate.wait()
 
     async def together(self, count):
-        """Wait until so many records are held at once, and let them go on."""
+        """Wait until so many records wait at the gate, and open it."""
         await self.until_running(count)
         self.gate.set()
         await self.until(self.free + count)
@@ -141,7 +141,7 @@ class Cluster:
         self.bootstrap_servers = bootstrap_servers
 
     async def send(self, topic, values, partition=None, headers=None):
-        """Produce values as text, or bytes as they are."""
+        """Produce values as text, and bytes unchanged."""
         bodies = (value if isinstance(value, bytes) else str(value).encode() for value in values)
         return await produce(self.bootstrap_servers, topic, [Record(body, None, headers, partition) for body in bodies])
 
@@ -154,7 +154,7 @@ class Cluster:
         await wait_until(condition, timeout_sec, "the condition holds")
 
     async def delete_records(self, topic, partition, before):
-        """Delete what lies below an offset, as retention does."""
+        """Delete the records below an offset, as retention does."""
         admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap_servers)
         await admin.start()
         try:
@@ -200,5 +200,5 @@ async def serving_plainly(broker, *, name_it=False, **settings):
 
 
 def warnings_of(caplog):
-    """Return what the library has logged."""
+    """Return the library's log lines."""
     return [each.getMessage() for each in caplog.records if each.name == "faststream_concurrent_kafka"]

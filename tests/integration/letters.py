@@ -1,4 +1,4 @@
-"""What the tests that have dead letters share."""
+"""Helpers of the tests with dead letters."""
 
 import asyncio
 import gc
@@ -41,7 +41,7 @@ async def read(cluster, topic, count):
 
 
 def reasons(letter):
-    """Return the headers that tell where a dead letter comes from, without what they all begin with."""
+    """Return the headers that a dead letter gets from the library, without their common prefix."""
     return {
         name.removeprefix("kafka_dlt-"): value.decode()
         for name, value in letter.headers
@@ -62,7 +62,7 @@ def failing(*poison):
 
 
 async def until_red(app, *words):
-    """Wait until a problem is reported that has these words, and return it; it is none that a restart would mend."""
+    """Wait until a problem with these words is reported, and return it; check that the process stays alive."""
 
     def found():
         problems = get_kafka_handler_report(app.context).problems

@@ -1,4 +1,4 @@
-"""What the tests of adoption share: a member that comes and goes, and a handler whose records end on demand."""
+"""Helpers of the rebalance tests: a member that joins and leaves, and a handler whose records end on demand."""
 
 import asyncio
 from collections import Counter
@@ -14,14 +14,14 @@ from tests.integration.helpers import PATIENCE_SEC, Rebalances, consuming, manua
 from tests.integration.test_rebalance import QUICK
 
 
-# Partitions are given away by the order of the members' names, which begin with their client ids: with one partition,
-# the first takes it away from us, and the last leaves it to us.
+# Partitions are assigned in the order of the member ids, which begin with the client ids: with one partition, a member
+# with the first client id takes it away, and one with the last leaves it.
 TAKES_IT = "0"
 LEAVES_IT = "zzz"
 
 
 class Held:
-    """A handler that holds some records until they are let go; what started and what ended, in order."""
+    """A handler that holds some records until they are released, and notes which records started and ended."""
 
     def __init__(self, *held):
         self.held = {number: asyncio.Event() for number in held}
@@ -31,7 +31,7 @@ class Held:
         self.subscriber: Any = None
 
     def subscribe(self, broker, topic, **more):
-        """Subscribe the handler, with a listener that keeps the rebalances."""
+        """Subscribe the handler, with a listener that records the rebalances."""
         keywords: dict[str, Any] = {"listener": self.told} | QUICK | more
         self.subscriber = broker.subscriber(topic, **manual(topic, **keywords))
         self.subscriber(self.handle)
@@ -58,7 +58,7 @@ class Held:
         self.ended += numbers
 
     def let_go(self):
-        """Let all that is held end."""
+        """Release all records that are held."""
         for event in self.held.values():
             event.set()
 
@@ -72,18 +72,18 @@ class Held:
         await wait_until(lambda: set(numbers) <= set(self.ended), PATIENCE_SEC, lambda: f"{numbers}: {self.ended}")
 
     async def until_started(self, *numbers):
-        """Wait until these are, or were, being handled."""
+        """Wait until the handling of these has begun."""
         await wait_until(lambda: set(numbers) <= set(self.started), PATIENCE_SEC, lambda: f"{numbers}: {self.started}")
 
 
 class Told(Protocol):
-    """A listener that keeps its calls."""
+    """A listener that records its calls."""
 
     assigned: list[list[TopicPartition]]
 
 
 async def until_rebalances(told: Told, count):
-    """Wait until the partitions have been assigned so often."""
+    """Wait until partitions have been assigned so many times."""
     await wait_until(lambda: len(told.assigned) >= count, PATIENCE_SEC, lambda: f"{count} rebalances: {told.assigned}")
 
 
@@ -122,7 +122,7 @@ async def until_delivered(app, uncommitted, unfinished):
 
 
 def may_come_back(held):
-    """Count the records that are remembered from before a rebalance."""
+    """Count the records that `Redeliverable` holds from before a rebalance."""
     handler = KafkaConcurrentHandler.running()
     assert handler is not None
     partitions = handler.committer.watch(held.subscriber.consumer).partitions.values()
@@ -151,7 +151,7 @@ async def add_partitions(cluster, topic, total):
 
 @asynccontextmanager
 async def watching_offsets(cluster, topic):
-    """Look at the committed offset of partition 0 again and again; yields the list of what was found."""
+    """Poll the committed offset of partition 0; yields the list of its values."""
     admin = AIOKafkaAdminClient(bootstrap_servers=cluster.bootstrap_servers)
     found, partition = [], TopicPartition(topic, 0)
 
@@ -159,7 +159,7 @@ async def watching_offsets(cluster, topic):
         while True:
             offsets = await admin.list_consumer_group_offsets(f"{topic}-group", partitions=[partition])
             found.append(max(0, offsets[partition].offset))
-            await asyncio.sleep(0.005)  # the pace of the looks
+            await asyncio.sleep(0.005)  # the polling interval
 
     await admin.start()
     watch_task = asyncio.create_task(watch())

@@ -1,4 +1,4 @@
-"""Records that ran, or had finished, when their partition was revoked are not run again here when it comes back.
+"""Records that still run or have finished when their partition is revoked are not run again when it comes back.
 
 Invariants: I8, I9.
 """
@@ -35,7 +35,7 @@ ONCE_EACH = dict.fromkeys(range(12), 1)
 
 
 async def five_is_held(cluster, topic, held):
-    """Have ten records: those before 5 are committed, those behind it have ended."""
+    """Handle ten records: those before 5 are committed, 5 still runs, those behind it have ended."""
     await held.until_ended(*range(5), *range(6, 10))
     await held.until_started(5)
     await cluster.until_committed(topic, {0: 5})
@@ -45,7 +45,7 @@ async def five_is_held(cluster, topic, held):
 @pytest.mark.parametrize("drain_sec", [0, 0.2])
 @pytest.mark.parametrize("visitor", [LEAVES_IT, TAKES_IT])
 async def test_a_handler_that_outlasts_the_drain_is_run_once(cluster, new_broker, new_topic, visitor, drain_sec):
-    """It goes on, its end is committed, and what has finished behind it is not run again either."""
+    """The running record goes on, its end is committed, and records finished behind it are not run again either."""
     topic, held = await new_topic(), Held(5)
     held.subscribe(broker := new_broker(), topic)
     await cluster.send(topic, range(10))
@@ -65,7 +65,7 @@ async def test_a_handler_that_outlasts_the_drain_is_run_once(cluster, new_broker
 
 
 async def test_a_handler_that_ends_while_its_partition_is_away_is_not_run_again(cluster, new_broker, new_topic):
-    """Its result commits nothing there; when the partition is back, its end counts."""
+    """While another member owns the partition its end commits nothing; when the partition is back, it counts."""
     topic, held = await new_topic(), Held(5)
     held.subscribe(broker := new_broker(), topic)
     await cluster.send(topic, range(10))
@@ -84,11 +84,11 @@ async def test_a_handler_that_ends_while_its_partition_is_away_is_not_run_again(
 async def test_handlers_that_end_while_the_revokes_commit_is_under_way(
     cluster, new_broker, new_topic, monkeypatch, *, visitor, ends
 ):
-    """Their ends come too late for that commit, and are not forgotten over it."""
+    """They end too late for the commit of the revoke, and still count as finished."""
     topic, held = await new_topic(), Held(3, 4, 5)
     held.subscribe(broker := new_broker(), topic)
     await cluster.send(topic, range(10))
-    # No batch is due: the first commit is the revoke's.
+    # Batch and timer are so large that the first commit is the revoke's.
     async with serving(broker, rebalance_flush_timeout_sec=0, commit_batch_timeout_sec=600):
         await held.until_ended(0, 1, 2, *range(6, 10))
         await held.until_started(3, 4, 5)
@@ -98,7 +98,7 @@ async def test_handlers_that_end_while_the_revokes_commit_is_under_way(
         async def commit_while_they_end(offsets):
             if commits:
                 return await commit(offsets)
-            # Without the metadata, which tells of 6 to 9.
+            # Without the metadata, which lists 6 to 9.
             commits.append({key: offset for key, (offset, _) in offsets.items()})
             answer = None if ends == BEFORE else await commit(offsets)
             held.let_go()
@@ -109,7 +109,7 @@ async def test_handlers_that_end_while_the_revokes_commit_is_under_way(
         async with visit(cluster, topic, held.told, visitor):
             if visitor is TAKES_IT:
                 assert await cluster.committed(topic) == {0: 3}
-        # The stop commits, at the latest; they have to be delivered before.
+        # The stop commits at the latest; the records have to be delivered before it.
         await cluster.send(topic, [10, 11])
         await held.until_ended(10, 11)
     assert commits == [{TopicPartition(topic, 0): 3}]
@@ -120,7 +120,7 @@ async def test_handlers_that_end_while_the_revokes_commit_is_under_way(
 @pytest.mark.asyncio(**both_loops)
 @pytest.mark.parametrize("limit", [100, 4])
 async def test_a_partition_that_leaves_and_returns_in_two_quick_rebalances(cluster, new_broker, new_topic, limit):
-    """Whatever was delivered again in between, or nothing, as what goes on fills the limit: each record is run once."""
+    """Each record is run once, even if none is delivered between two rebalances because running ones fill the limit."""
     topic, held = await new_topic(3), Held(2, 105, 209, 300)
     held.subscribe(broker := new_broker(), topic)
     numbers = [number for first in (0, 100, 200) for number in range(first, first + 10)]
@@ -134,7 +134,7 @@ async def test_a_partition_that_leaves_and_returns_in_two_quick_rebalances(clust
             for _ in range(2):
                 before = len(held.told.revoked)
                 async with visit(cluster, topic, None, visitor):
-                    # Not until they are assigned: it leaves while that goes on.
+                    # The member leaves before its partitions are assigned.
                     await wait_until(lambda seen=before: len(held.told.revoked) > seen, PATIENCE_SEC, "revoked")
         await wait_until(lambda: len(held.told.assigned[-1]) == 3, PATIENCE_SEC, "all of them are back")
         if limit > len(held.held):
@@ -147,7 +147,7 @@ async def test_a_partition_that_leaves_and_returns_in_two_quick_rebalances(clust
 @pytest.mark.parametrize("ends", ["while away", "when back"])
 @pytest.mark.parametrize("theirs", [8, 12])
 async def test_what_another_owner_has_committed_is_theirs(cluster, new_broker, new_topic, theirs, ends):
-    """Nothing below their offset is run here, what is above is known still, and the offset never goes back."""
+    """No record below their offset is run here, those above are recognised, and the offset never goes back."""
     topic, held = await new_topic(), Held(5)
     held.subscribe(broker := new_broker(), topic)
     await cluster.send(topic, range(10))
@@ -172,7 +172,7 @@ async def test_what_another_owner_has_committed_is_theirs(cluster, new_broker, n
 
 
 class Seeks(ConsumerRebalanceListener):
-    """A user's listener that moves back to the beginning, once."""
+    """A user's listener that seeks to the beginning, once."""
 
     def __init__(self, held, how):
         self.held = held
@@ -182,7 +182,7 @@ class Seeks(ConsumerRebalanceListener):
 
     @override
     def on_partitions_revoked(self, revoked):
-        """Nothing to do."""
+        """Do nothing."""
 
     @override
     async def on_partitions_assigned(self, assigned):
@@ -198,7 +198,7 @@ class Seeks(ConsumerRebalanceListener):
 @pytest.mark.parametrize("how", ["seek", "seek_to_beginning"])
 @pytest.mark.parametrize("stuck", [5, 0])
 async def test_a_listener_that_seeks_to_the_beginning_gets_everything(cluster, new_broker, new_topic, stuck, how):
-    """All is run again, what had finished as well as what is still running; also where nothing was committed yet."""
+    """All records are run again, finished and running ones, also if nothing was committed yet."""
     topic, held = await new_topic(), Held(stuck)
     listener = Seeks(held, how)
     held.subscribe(broker := new_broker(), topic, listener=listener)
@@ -215,7 +215,7 @@ async def test_a_listener_that_seeks_to_the_beginning_gets_everything(cluster, n
 
 
 async def test_a_seek_back_after_a_rebalance_gets_everything(cluster, new_broker, new_topic):
-    """What was adopted is run again when the user moves back to it; a rebalance after that doubles nothing."""
+    """An adopted record is run again after a seek back to it; a later rebalance causes no second run."""
     topic, held = await new_topic(), Held(5)
     held.subscribe(broker := new_broker(), topic)
     await cluster.send(topic, range(10))
@@ -237,7 +237,7 @@ async def test_a_seek_back_after_a_rebalance_gets_everything(cluster, new_broker
 @pytest.mark.apache
 @pytest.mark.parametrize("stuck", [0, 5])
 async def test_a_topic_that_was_made_anew_has_new_records(cluster, new_broker, new_topic, stuck):
-    """At the offsets of what is still running, or has finished, are other records: they are run."""
+    """New records have the offsets of running and finished ones: they are run."""
     topic, held = await new_topic(), Held(stuck)
     held.subscribe(broker := new_broker(metadata_max_age_ms=300), topic)
     await cluster.send(topic, range(10))
@@ -245,9 +245,9 @@ async def test_a_topic_that_was_made_anew_has_new_records(cluster, new_broker, n
         await held.until_ended(*({*range(10)} - {stuck}))
         await cluster.until_committed(topic, {0: stuck} if stuck else {})
         await delete_topic(cluster, topic)
-        # Without the topic there is nothing to assign.
+        # Without the topic, no partition is assigned.
         await wait_until(lambda: not held.told.assigned[-1], PATIENCE_SEC, lambda: f"gone: {held.told.assigned}")
-        with contextlib.suppress(TopicAlreadyExistsError):  # the consumer's asking for it may have made it
+        with contextlib.suppress(TopicAlreadyExistsError):  # the consumer's metadata request may have created it
             await create_topic(cluster.bootstrap_servers, topic)
         await cluster.send(topic, range(100, 110))
         await held.until_ended(*range(100, 110))
@@ -259,7 +259,7 @@ async def test_a_topic_that_was_made_anew_has_new_records(cluster, new_broker, n
 @pytest.mark.asyncio(**both_loops)
 @pytest.mark.parametrize("committed", [None, 1])
 async def test_a_batch_that_comes_back_with_other_borders(cluster, new_broker, new_topic, committed):
-    """Of a batch that is still running, or has finished, no record is run again, and no new one is left out."""
+    """No record of a running or finished batch is run again, and no new record is left out."""
     topic, held = await new_topic(), Held(0)
     held.subscribe_batches(broker := new_broker(), topic)
     async with serving(broker, **AT_ONCE) as app:

@@ -35,7 +35,7 @@ LONG_BACKOFF = FailurePolicy(max_attempts=3, first_backoff_sec=100_000, max_back
 
 
 class Fails(Held):
-    """Some records fail until they are cured; those that are held do so when they are let go."""
+    """A handler in which some records fail until they are cured; held ones fail when they are released."""
 
     def __init__(self, *poison, held=()):
         super().__init__(*held)
@@ -63,7 +63,7 @@ def policy(letters):
 
 
 async def test_a_record_in_backoff_is_dropped_and_starts_anew(cluster, new_broker, new_topic):
-    """It was not being handled: it comes back as new, at attempt 1, and what has finished behind it does not."""
+    """A record in its backoff comes back as a new one, at attempt 1; those finished behind it do not."""
     topic, seen = await new_topic(), Fails(5)
     seen.subscribe_attempts(broker := new_broker(), topic)
     await cluster.send(topic, range(10))
@@ -80,7 +80,7 @@ async def test_a_record_in_backoff_is_dropped_and_starts_anew(cluster, new_broke
 @pytest.mark.asyncio(**both_loops)
 @pytest.mark.parametrize("visitor", [LEAVES_IT, TAKES_IT])
 async def test_a_running_record_goes_on_with_its_attempts(cluster, new_broker, new_topic, visitor):
-    """It fails after it was delivered again: attempts 2 and 3 follow, and one dead letter."""
+    """It fails after its second delivery: attempts 2 and 3 follow, and one dead letter."""
     topic, letters, seen = await new_topic(), await new_topic(), Fails(5, held=[5])
     seen.subscribe_attempts(broker := new_broker(), topic)
     await cluster.send(topic, range(10))
@@ -97,7 +97,7 @@ async def test_a_running_record_goes_on_with_its_attempts(cluster, new_broker, n
 
 
 async def test_a_record_that_fails_while_its_partition_is_away_is_up_to_the_owner(cluster, new_broker, new_topic):
-    """No other member has handled it when it comes back: it starts anew, and there is one dead letter."""
+    """When it comes back without having been handled elsewhere, it starts again, and there is one dead letter."""
     topic, letters, seen = await new_topic(), await new_topic(), Fails(5, held=[5])
     seen.subscribe_attempts(broker := new_broker(), topic)
     await cluster.send(topic, range(10))
@@ -113,7 +113,7 @@ async def test_a_record_that_fails_while_its_partition_is_away_is_up_to_the_owne
 
 
 async def test_a_failure_that_counts_as_done_counts_also_while_away(cluster, new_broker, new_topic):
-    """By default a record that has failed is done: it is not run again when its partition comes back."""
+    """By default a failed record is done, so it is not run again when its partition comes back."""
     topic, seen = await new_topic(), Fails(5, held=[5])
     seen.subscribe_attempts(broker := new_broker(), topic)
     await cluster.send(topic, range(10))
@@ -129,7 +129,7 @@ async def test_a_failure_that_counts_as_done_counts_also_while_away(cluster, new
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("visitor", [LEAVES_IT, TAKES_IT])
 async def test_order_by_key_holds_across_an_adoption(cluster, new_broker, new_topic, visitor, fails):
-    """What waits for an adopted record waits for it still, also through its retries; each is run once after it."""
+    """Records behind an adopted one wait for it, also during its retries; each is run once after it."""
     topic, letters, told = await new_topic(), await new_topic(), Rebalances()
     seen, gate, broker, tries = Ordered(lambda number: number % 3), asyncio.Event(), new_broker(), Counter()
 
@@ -159,7 +159,7 @@ async def test_order_by_key_holds_across_an_adoption(cluster, new_broker, new_to
 
 
 async def test_a_halted_partition_is_tried_again(cluster, new_broker, new_topic):
-    """A rebalance is a new start for the record that has halted it, and for nothing that has finished."""
+    """After a rebalance the record that has halted the partition is run again, and finished ones are not."""
     topic, seen = await new_topic(), Fails(3, held=[3])
     seen.subscribe_attempts(broker := new_broker(), topic)
     await cluster.send(topic, range(10))
@@ -177,14 +177,14 @@ async def test_a_halted_partition_is_tried_again(cluster, new_broker, new_topic)
 
 
 def found():
-    """List what there is of records; those that are garbage do not count."""
+    """List the records in memory, after a garbage collection."""
     gc.collect()
     return [each for each in gc.get_objects() if isinstance(each, Admission | Record)]
 
 
 @pytest.fixture
 def kept(caplog):
-    """`kept()` counts what is kept of the records of this test, while the log keeps no reference to its arguments."""
+    """`kept()` counts the records of this test in memory; log records keep no reference to their arguments."""
     caplog.set_level(logging.CRITICAL, "faststream_concurrent_kafka")
     of_others = {id(each): each for each in found()}
     return lambda: Counter(type(each) for each in found() if id(each) not in of_others)
@@ -192,7 +192,7 @@ def kept(caplog):
 
 @pytest.mark.parametrize("visits", [1, 4])
 async def test_nothing_is_remembered_of_what_is_committed(cluster, new_broker, new_topic, visits, kept):
-    """However often it has come and gone; while it is uncommitted, each record is remembered once."""
+    """After any number of rebalances, each uncommitted record is remembered once."""
     topic, held = await new_topic(), Held(5)
     held.subscribe(broker := new_broker(), topic)
     await cluster.send(topic, range(100))
@@ -214,7 +214,7 @@ async def test_nothing_is_remembered_of_what_is_committed(cluster, new_broker, n
 
 
 async def test_what_ends_elsewhere_leaves_no_record_behind(cluster, new_broker, new_topic, kept):
-    """What is remembered of a partition that went away is less than its records: their bodies are let go."""
+    """Of the records of a revoked partition only offsets and identities are kept, not their bodies."""
     topic, held = await new_topic(), Held(*range(5, 50))
     held.subscribe(broker := new_broker(), topic)
     await cluster.send(topic, range(50))

@@ -26,7 +26,7 @@ PARTITIONS = 6
 
 
 async def feed(cluster, topic, load, produced, done):
-    """Produce more than one worker can handle, until `done`; note the numbers of each partition."""
+    """Produce more records than one worker can handle, until `done`; note the numbers of each partition."""
     for first in range(0, load.count, 75):
         if done.is_set():
             return
@@ -39,7 +39,7 @@ async def feed(cluster, topic, load, produced, done):
 
 
 async def come_and_go(journals, task, log, rounds):
-    """Let a second worker join, wait until it has its share in flight, and let it leave."""
+    """Let a second worker join, wait until it has records in flight, and let it leave."""
     for _ in range(rounds):
         first = journals[1]
         await wait_until(lambda it=first: it.read().in_flight >= 200, 20, lambda it=first: f"in flight: {it.in_flight}")
@@ -56,7 +56,7 @@ async def come_and_go(journals, task, log, rounds):
 
 
 def stalls_of(journal):
-    """Return how long a worker began nothing around each rebalance, in seconds."""
+    """Return for how many seconds a worker began no record around each rebalance."""
     began = [run.start_ns for run in journal.runs]
     return [
         (min((at for at in began if at > end), default=end) - max((at for at in began if at <= end), default=end)) / NS
@@ -65,7 +65,7 @@ def stalls_of(journal):
 
 
 def revocations_of(journal):
-    """Return when partitions were taken away; the first join takes none."""
+    """Return when partitions were revoked; the first join revokes none."""
     return [each.revoked_ns for each in journal.epochs if each.partitions and each.revoked_ns is not None]
 
 
@@ -76,7 +76,7 @@ def revocations_of(journal):
 async def test_a_second_worker_joins_and_leaves(
     cluster, new_topic, tmp_path: Path, *, drain_sec, ordering, rounds, with_metadata
 ):
-    """0 lost, 0 run twice in one process; in two only what the drain could not get committed: with 3 s, nothing."""
+    """None lost, none run twice in one process; in two only those that outlast the drain (with 3 s: none)."""
     rounds = int(os.environ.get("REBALANCE_ROUNDS", rounds))
     topic, done = await new_topic(PARTITIONS), asyncio.Event()
     load = Load(seed=0, count=75_000, keys=997, partitions=PARTITIONS, ordering=ordering, quick_sec=(0.3, 2.0))
@@ -136,5 +136,5 @@ async def test_a_second_worker_joins_and_leaves(
     assert not verdict.broken(), verdict.story()
     assert set(verdict.again) <= {Cause.REBALANCE}
     assert drain_sec < 3 or not verdict.again
-    # One that leaves and one that joins may be seen to by one rebalance.
+    # One rebalance may cover a member that leaves and one that joins.
     assert rounds < rebalances <= 2 * rounds

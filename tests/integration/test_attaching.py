@@ -1,4 +1,4 @@
-"""Which subscribers become concurrent: wherever the middleware stands, and whatever kind of subscriber it is."""
+"""Which subscribers become concurrent: any position of the middleware, and any kind of subscriber."""
 
 import asyncio
 from uuid import uuid4
@@ -19,7 +19,7 @@ class Theirs(BaseMiddleware):
 
 @pytest.mark.parametrize("position", ["only", "first", "last", "added", "inserted"])
 async def test_the_middleware_works_in_any_position(cluster, new_broker, new_topic, position):
-    """Alone, before or behind others, added or inserted later: records are handled together and committed."""
+    """Alone, before or behind other middlewares, added or inserted later: records are handled at once and committed."""
     topic = await new_topic()
     at_once = {"only": [Ours], "first": [Ours, Theirs, Theirs], "last": [Theirs, Theirs, Ours]}
     broker = new_broker(*at_once.get(position, [Theirs]))
@@ -75,7 +75,7 @@ async def test_nested_routers_are_found(cluster, new_broker, new_topic):
 
 
 async def test_two_brokers_of_one_application_share_the_limit(cluster, new_broker, new_topic):
-    """The subscribers of both are attached; handled at once is what one limit allows."""
+    """The subscribers of both are attached, and share one limit."""
     topics, brokers, seen = [await new_topic(), await new_topic()], [new_broker(), new_broker()], Gated()
     for broker, topic in zip(brokers, topics, strict=True):
         seen.subscribe(broker, topic)
@@ -89,7 +89,7 @@ async def test_two_brokers_of_one_application_share_the_limit(cluster, new_broke
 
 
 async def test_two_groups_on_one_topic_commit_each_for_itself(cluster, new_broker, new_topic):
-    """Each group handles every record; one of them being stuck holds up only its own offset."""
+    """Each group handles every record; a stuck record of one holds back only that group's offset."""
     topic, broker = await new_topic(), new_broker()
     free, stuck = Gated(free=10).subscribe(broker, topic, group=f"{topic}-1"), Gated(free=4)
     stuck.subscribe(broker, topic, group=f"{topic}-2")
@@ -166,7 +166,7 @@ async def test_without_a_group_records_are_concurrent_and_nothing_is_committed(c
 
 @pytest.mark.parametrize(("flush_sec", "more"), [(10, {}), (5.5, {"session_timeout_ms": 6_000})])
 async def test_a_flush_that_outlasts_the_groups_patience_is_named(new_broker, new_topic, caplog, flush_sec, more):
-    """At the start of the subscriber, with what follows."""
+    """The warning comes at the start of the subscriber, and says what follows."""
     topic, broker = await new_topic(), new_broker()
     broker.subscriber(topic, **manual(topic), **more)(Gated().handle)
     async with serving(broker, rebalance_flush_timeout_sec=flush_sec):
@@ -177,7 +177,7 @@ async def test_a_flush_that_outlasts_the_groups_patience_is_named(new_broker, ne
 
 
 async def test_a_flush_of_any_length_is_fine_where_no_group_waits_so_long(new_broker, new_topic, caplog):
-    """A group that waits longer, or partitions that no rebalance takes away."""
+    """No warning if the group waits long enough, or with manual assignment."""
     patient, alone, broker = await new_topic(), await new_topic(), new_broker()
     broker.subscriber(patient, **manual(patient), rebalance_timeout_ms=60_000)(Gated().handle)
     broker.subscriber(partitions=[TopicPartition(alone, 0)], **manual(alone))(Gated().handle)

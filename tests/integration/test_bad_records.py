@@ -9,7 +9,7 @@ from tests.integration.helpers import Seen, consuming, manual, serving
 
 
 class Order(TypedDict):
-    """What a handler expects."""
+    """The message that a handler expects."""
 
     number: int
 
@@ -32,7 +32,7 @@ BAD = {
 
 @pytest.mark.parametrize("kind", BAD)
 async def test_a_bad_record_is_logged_once_and_never_pins_its_partition(cluster, new_broker, new_topic, caplog, kind):
-    """Those before and behind it are handled, and the offset goes past it."""
+    """Records before and behind it are handled, and the committed offset passes it."""
     topic, seen = await new_topic(), Seen()
     broker = new_broker(logger=logging.getLogger("test.bad"))
 

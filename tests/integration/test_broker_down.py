@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.cluster]
 
 
 async def test_health_turns_red_while_commits_fail_and_green_when_the_broker_is_back(own_kafka, new_topic):
-    """Handlers finish meanwhile, nothing dies, and after the broker's return everything is committed by itself."""
+    """Handlers finish meanwhile, no task ends, and after the broker's return everything is committed."""
     server = own_kafka()
     cluster = Cluster(server.bootstrap_servers)
     topic = await new_topic(2, bootstrap=server.bootstrap_servers)

@@ -1,4 +1,4 @@
-"""Passes that the application drives by hand, and failures beside them."""
+"""Passes that the application drives by hand, and a dead committer or observer."""
 
 import asyncio
 
@@ -22,7 +22,7 @@ def record(topic, offset):
 
 
 async def test_a_pass_that_is_driven_by_hand_takes_a_slot_and_commits_nothing(cluster, new_broker, new_topic):
-    """Its result comes back; the ledger knows nothing of it."""
+    """The caller gets the result; the record is not in the ledger."""
     topic, broker = await new_topic(), new_broker()
     seen = Seen()
     subscriber = broker.subscriber(topic, **manual(topic))
@@ -42,7 +42,7 @@ async def test_a_pass_that_is_driven_by_hand_takes_a_slot_and_commits_nothing(cl
 
 
 async def test_a_handler_may_drive_a_pass_of_another_subscriber(cluster, new_broker, new_topic):
-    """It is part of the handler's own work: it takes no second slot, so one slot is enough for both."""
+    """The call is part of the handler's own work, and takes no second slot."""
     outer, inner, broker, seen = await new_topic(), await new_topic(), new_broker(), Seen()
     within = broker.subscriber(inner, **manual(inner))
 
@@ -97,7 +97,7 @@ async def test_a_first_record_that_outlasts_the_stop_is_delivered_again(cluster,
 
 
 async def test_a_dead_committer_is_named_and_takes_nothing_more(cluster, new_broker, new_topic):
-    """What it can't commit would all be handled again: health is red, the loop waits, and a stop still ends."""
+    """Without commits, records would be handled again: health is red, fetching stops, and a stop still ends."""
     topic, broker, seen = await new_topic(), new_broker(), Seen()
     subscriber = broker.subscriber(topic, **manual(topic))
 
@@ -118,14 +118,14 @@ async def test_a_dead_committer_is_named_and_takes_nothing_more(cluster, new_bro
         assert not is_kafka_handler_alive(app.context)
         taken = len(seen.values)
         await cluster.send(topic, range(3, 50))
-        # One `getone` was pending when it died, and what it brings is not admitted either.
+        # A `getone` was pending when the committer died; its record is not admitted either.
         await wait_until(lambda: get_kafka_handler_report(app.context).in_flight == 0, 5, "nothing in flight")
         assert len(seen.values) <= taken + 1
     assert await cluster.committed(topic) == {}
 
 
 async def test_max_workers_that_is_declared_later_is_reported(new_broker, new_topic, caplog):
-    """The observer finds it, and says what to do instead."""
+    """The observer reports it, and says what to do instead."""
     topic, broker = await new_topic(), new_broker()
     async with serving(broker) as app:
         late = broker.subscriber(topic, group_id="late", max_workers=3)

@@ -1,4 +1,4 @@
-"""Commits that are in flight when a rebalance begins: refused for the moment, or never answered (I3, I11)."""
+"""Commits that are in flight when a rebalance begins: refused for a moment, or never answered (I3, I11)."""
 
 import asyncio
 import gc
@@ -32,9 +32,9 @@ from tests.integration.test_rebalance import QUICK
 pytestmark = [pytest.mark.cluster]
 
 PASS, NEVER_SENT, NEVER_ANSWERED = "pass", "never sent", "never answered"
-# What the broker answers while a group's offsets are read from disk, or have moved: aiokafka tries again, for ever.
+# The broker's errors while a group's offsets are loaded or moved: aiokafka retries for ever.
 RETRIED = [GroupLoadInProgressError, NotCoordinatorForGroupError]
-# In the revoke a commit gets this long when the drain has used up its time.
+# The time of the revoke's commit when the drain has used up its own.
 COMMIT_SEC = 1.0
 DRAIN_SEC = 0.5
 HEARTBEAT_SEC = 0.2
@@ -42,7 +42,7 @@ SLACK_SEC = 1.0
 
 
 class Commit(NamedTuple):
-    """A commit that a client has asked for."""
+    """A commit request of a client."""
 
     generation: int
     offsets: dict[int, int]
@@ -50,7 +50,7 @@ class Commit(NamedTuple):
 
 
 class Proxy:
-    """Stands between a client and its broker, and keeps commits from the broker, or their answers from the client."""
+    """A proxy between client and broker that holds back commits, or their answers."""
 
     def __init__(self, broker: str) -> None:
         self._host, _, port = broker.rpartition(":")
@@ -64,16 +64,16 @@ class Proxy:
 
     @property
     def bootstrap_servers(self) -> list[str]:
-        """Where to connect to."""
+        """The address to connect to."""
         return [f"{self._host}:{self._own_port}"]
 
     async def until_commits(self, count: int) -> None:
-        """Wait until so many have been asked for."""
+        """Wait until the client has sent so many commits."""
         await wait_until(lambda: len(self.commits) >= count, PATIENCE_SEC, lambda: f"{count}: {self.commits}")
 
     @asynccontextmanager
     async def serving(self):
-        """Listen, and accept no connection any more in the end."""
+        """Accept connections until the end of the block."""
         server = await asyncio.start_server(self._serve, self._host, 0)
         self._own_port = server.sockets[0].getsockname()[1]
         try:
@@ -86,7 +86,7 @@ class Proxy:
             await asyncio.gather(*self._connections)
 
     async def deliver(self, commit: Commit) -> int:
-        """Send a commit to the broker as a packet that has been on its way for long; return the broker's answer."""
+        """Send a commit to the broker late, like a packet that was long on its way; return the broker's answer."""
         reader, writer = await asyncio.open_connection(self._host, self._port)
         try:
             await _write(writer, commit.frame)
@@ -102,14 +102,14 @@ class Proxy:
         self._connections[task] = writer
         task.add_done_callback(self._connections.pop)
         from_broker, to_broker = await asyncio.open_connection(self._host, self._port)
-        # Answers go back in the order of the requests: how to get each of them.
+        # Answers have to be sent in the order of the requests: awaitables of the answers.
         answers: asyncio.Queue[Callable[[], Awaitable[bytes]]] = asyncio.Queue()
         try:
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._take_requests(reader, to_broker, from_broker, answers))
                 both.create_task(self._give_answers(answers, writer))
         except* (OSError, EOFError):
-            pass  # one of them has hung up
+            pass  # client or broker has closed the connection
         finally:
             writer.close()
             to_broker.close()
@@ -127,7 +127,7 @@ class Proxy:
                 await _write(to_broker, frame)
 
     async def _give_answers(self, answers, writer) -> None:
-        # The broker tells its clients where it is to be found: here.
+        # Replaces the broker's own address in its answers by the proxy's.
         told, true = (self._host.encode() + port.to_bytes(4) for port in (self._own_port, self._port))
         while True:
             answer = await (await answers.get())()
@@ -135,15 +135,15 @@ class Proxy:
             await _write(writer, answer.replace(true, told))
 
     def _treatment_of(self, frame: bytes) -> str | bytes:
-        """Return what becomes of a request, or the answer to it."""
+        """Return an awaitable of the answer to a request."""
         if int.from_bytes(frame[:2]) != OffsetCommitRequest_v3.API_KEY:
             return PASS
-        # Behind its kind, version and number comes the client's name.
+        # The client id follows the API key, the version and the correlation id.
         asked = OffsetCommitRequest_v3.decode(frame[10 + int.from_bytes(frame[8:10]) :])
         _, generation, _, _, topics = (asked.get_item(name) for name in asked.SCHEMA.names)
         offsets = {partition: offset for _, partitions in topics for partition, offset, _ in partitions}
         if not any(offsets.values()):
-            # That of an assignment: nothing has finished.
+            # The commit at the assignment: no record has finished.
             return PASS
         self.commits.append(Commit(generation, offsets, frame))
         treatment = self.treatment
@@ -174,13 +174,13 @@ def server():
 
 @pytest.fixture
 def cluster(server):
-    """The broker, not through the proxy."""
+    """The broker itself, without the proxy."""
     return Cluster(server.bootstrap_servers)
 
 
 @pytest.fixture
 async def proxy(server):
-    """The way to the broker that the tests tamper with."""
+    """The proxy to the broker."""
     async with Proxy(*server.bootstrap_servers).serving() as proxy:
         yield proxy
 
@@ -198,7 +198,7 @@ def broker_behind(proxy, **more: Any):
 
 @asynccontextmanager
 async def taken_over(cluster, topic, told):
-    """Partition 0 goes to a new owner, who finds 5 committed, handles all up to 19, and commits that."""
+    """Partition 0 goes to a new owner, which finds 5 committed, handles the records up to 19, and commits them."""
     async with visit(cluster, topic, None, TAKES_IT) as owner:
         partition = TopicPartition(topic, 0)
         await wait_until(lambda: told.assigned[-1] == [TopicPartition(topic, 1)], PATIENCE_SEC, "partition 0 is gone")
@@ -232,7 +232,7 @@ async def test_a_commit_that_is_being_retried_is_not_sent_under_the_new_generati
             held.let_go()
             await held.until_ended(8)
             for number in (100, 101):
-                # It goes the whole way after them, so anything that waited to be sent would have been by now.
+                # A commit that is sent after all others, so an earlier one that waited would have been sent by now.
                 await cluster.send(topic, [number], 1)
                 await cluster.until_committed(topic, {0: 20, 1: number - 99})
         await wait_until(lambda: len(held.told.assigned[-1]) == 2, PATIENCE_SEC, "it is back")
@@ -248,7 +248,7 @@ async def test_a_commit_that_is_being_retried_is_not_sent_under_the_new_generati
 
 @pytest.mark.parametrize("refusal", RETRIED)
 async def test_the_same_commit_by_a_bare_consumer_moves_the_offset_back(cluster, proxy, refusal):
-    """What the test above stands on: aiokafka sends it under the new generation, and the broker believes it."""
+    """The premise of the test above: aiokafka sends the commit under the new generation, and the broker accepts it."""
     topic, told = await topic_of(cluster, 2), Rebalances()
     consumer = AIOKafkaConsumer(
         bootstrap_servers=proxy.bootstrap_servers, group_id=f"{topic}-group", enable_auto_commit=False, **QUICK
@@ -275,10 +275,10 @@ async def test_the_same_commit_by_a_bare_consumer_moves_the_offset_back(cluster,
 @pytest.mark.parametrize("treatment", [NEVER_SENT, NEVER_ANSWERED])
 @pytest.mark.parametrize("visitor", [TAKES_IT, LEAVES_IT])
 async def test_a_handler_that_ends_while_the_revokes_commit_awaits_its_answer(cluster, proxy, visitor, treatment):
-    """The answer never comes: the partitions go in time all the same, and nothing is run twice or left uncommitted."""
+    """Without an answer the partitions still go in time, and no record is run twice or left uncommitted."""
     topic, held = await topic_of(cluster, 1), Held(5)
     loop = asyncio.get_running_loop()
-    # The connection on which the answer is missing is given up after this time.
+    # aiokafka gives up the connection without an answer after this time.
     held.subscribe(broker := broker_behind(proxy, request_timeout_ms=2000), topic)
     await cluster.send(topic, range(10))
 
@@ -309,7 +309,7 @@ async def test_a_handler_that_ends_while_the_revokes_commit_awaits_its_answer(cl
 
 @pytest.mark.parametrize("commit_batch_timeout_sec", [0.05, 600])
 async def test_who_was_cut_off_does_not_move_the_offset_back(cluster, proxy, commit_batch_timeout_sec):
-    """Another owner came and left meanwhile, so the group is empty, and takes commits from everybody."""
+    """Another owner came and left meanwhile: the group is empty, so the broker accepts commits of any client."""
     topic, held = await topic_of(cluster, 2), Held(5, 8)
     held.subscribe(broker := broker_behind(proxy), topic, session_timeout_ms=1500)
     await cluster.send(topic, range(10), 0)
@@ -335,10 +335,10 @@ async def test_who_was_cut_off_does_not_move_the_offset_back(cluster, proxy, com
 
 
 async def test_a_commit_that_is_given_up_is_not_complained_about(cluster, proxy, caplog):
-    """aiokafka's part of it fails later, when it is not awaited any more: that error is not reported."""
+    """aiokafka's request fails later, when nothing awaits it any more: asyncio does not report that error."""
     topic, held, complaints = await topic_of(cluster, 1), Held(), []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["message"]))
-    caplog.set_level(logging.CRITICAL, "aiokafka")  # or what pytest keeps of the log would keep the error
+    caplog.set_level(logging.CRITICAL, "aiokafka")  # or pytest's log records would keep the error
     held.subscribe(broker := broker_behind(proxy, request_timeout_ms=2000), topic)
     await cluster.send(topic, range(10))
     async with serving(broker, rebalance_flush_timeout_sec=0, commit_batch_timeout_sec=600):

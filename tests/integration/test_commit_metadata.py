@@ -1,4 +1,4 @@
-"""Commit metadata names what has finished behind an unfinished record; the next owner does not handle it again.
+"""Commit metadata lists records that have finished behind an unfinished one; the next owner does not run them again.
 
 Invariants: I15.
 """
@@ -28,13 +28,13 @@ from tests.integration.test_rebalance import QUICK
 pytestmark = pytest.mark.apache
 ROOT = Path(__file__).parents[2]
 QUICKLY = {"commit_batch_timeout_sec": 0.05, "commit_metadata": True}
-# What is stuck is cancelled soon, and left to the next run.
+# Stuck records are cancelled soon, and left to the next run.
 IMPATIENT = QUICKLY | {"shutdown_timeout_sec": 0.3}
 
 
 @asynccontextmanager
 async def admin(cluster):
-    """Ask the broker."""
+    """Return the broker's answer to an OffsetFetch request."""
     client = AIOKafkaAdminClient(bootstrap_servers=cluster.bootstrap_servers)
     await client.start()
     try:
@@ -51,7 +51,7 @@ async def stored(cluster, topic, partition=0):
 
 
 async def until_told(cluster, topic, offset, *finished):
-    """Wait until an offset is committed and its metadata names these as finished above it."""
+    """Wait until an offset is committed whose metadata lists these as finished."""
 
     async def told():
         committed, metadata = await stored(cluster, topic)
@@ -61,11 +61,11 @@ async def until_told(cluster, topic, offset, *finished):
             and set(finished) <= set(OffsetMap.parse(metadata, offset).finished_from(0))
         )
 
-    await wait_until(told, PATIENCE_SEC, f"{offset} is committed, and {len(finished)} above it are told")
+    await wait_until(told, PATIENCE_SEC, f"{offset} is committed, and {len(finished)} above it are in its metadata")
 
 
 async def commit_by_hand(cluster, topic, offset, metadata, partitions=1):
-    """Commit as something else than this library does."""
+    """Commit as another client."""
     consumer = AIOKafkaConsumer(
         bootstrap_servers=cluster.bootstrap_servers, group_id=f"{topic}-group", enable_auto_commit=False
     )
@@ -79,7 +79,7 @@ async def commit_by_hand(cluster, topic, offset, metadata, partitions=1):
 
 
 async def leave_stuck(cluster, new_broker, topic, *, count=20, stuck=5, **settings):
-    """Handle all but one record, tell so, and stop."""
+    """Handle all but one record, commit with metadata, and stop."""
     broker = new_broker()
     held = Held(stuck).subscribe(broker, topic)
     await cluster.send(topic, range(count))
@@ -90,7 +90,7 @@ async def leave_stuck(cluster, new_broker, topic, *, count=20, stuck=5, **settin
 
 
 async def test_after_kill_9_only_the_stuck_record_is_handled_again(cluster, new_topic, tmp_path):
-    """Not the 10,000 that had finished behind it; all of them fit into 1,200 bytes."""
+    """The 10,000 that had finished behind it are not handled again; all of them fit into 1,200 bytes."""
     topic, count, stuck = await new_topic(), 10_001, 7
     await cluster.send(topic, range(count))
 
@@ -123,9 +123,9 @@ async def test_after_kill_9_only_the_stuck_record_is_handled_again(cluster, new_
 
 @pytest.mark.parametrize("how", ["subscribe", "subscribe_batches"])
 async def test_a_restart_handles_what_was_unfinished(cluster, new_broker, new_topic, how):
-    """The stuck one, and what came later; then the metadata is gone."""
+    """The stuck record and later ones are handled; then the metadata is empty."""
     topic = await new_topic()
-    # In batches, the others of its batch are as unfinished as the stuck one, which is the first of it.
+    # In batches, the other records of the stuck one's batch are unfinished, too; it is the first of them.
     if how == "subscribe":
         await leave_stuck(cluster, new_broker, topic, stuck=4)
     else:
@@ -143,7 +143,7 @@ async def test_a_restart_handles_what_was_unfinished(cluster, new_broker, new_to
 
 
 async def leave_batch_stuck(cluster, new_broker, topic):
-    """The same in batches of four, which are delivered as they were sent."""
+    """The same with batches of four, which are delivered as they were sent."""
     broker = new_broker()
     held = Held(4).subscribe_batches(broker, topic)
     async with serving(broker, **IMPATIENT):
@@ -154,7 +154,7 @@ async def leave_batch_stuck(cluster, new_broker, topic):
 
 
 async def test_a_partition_that_moves_to_another_member_takes_its_map_along(cluster, new_broker, new_topic):
-    """The other member learns what has finished here, while handlers run, and this one what has finished there."""
+    """While handlers run, each of two members learns by metadata which records the other one has finished."""
     topic = await new_topic()
     broker = new_broker()
     held = Held(5).subscribe(broker, topic)
@@ -182,7 +182,7 @@ async def test_a_partition_that_moves_to_another_member_takes_its_map_along(clus
 async def test_foreign_damaged_and_stale_metadata_is_ignored_with_one_warning(
     cluster, new_broker, new_topic, caplog, *, metadata, says
 ):
-    """Everything from the committed offset on is handled, and the next commit goes through."""
+    """All records from the committed offset on are handled, and the next commit succeeds."""
     topic = await new_topic(3)
     for partition in range(3):
         await cluster.send(topic, range(10 * partition, 10 * partition + 10), partition)
@@ -201,7 +201,7 @@ async def test_foreign_damaged_and_stale_metadata_is_ignored_with_one_warning(
 
 
 async def test_a_map_of_another_topic_of_that_name_is_not_believed(cluster, new_broker, new_topic):
-    """The offset is the same, the record is not: all are handled."""
+    """The offset has another record now: all records are handled."""
     topic = await new_topic()
     await cluster.send(topic, range(10))
     await commit_by_hand(cluster, topic, 5, OffsetMap.of(5, 1, admitted=10, unfinished=[5]).dump())
@@ -214,8 +214,8 @@ async def test_a_map_of_another_topic_of_that_name_is_not_believed(cluster, new_
 
 @pytest.mark.parametrize("are", ["newer", "older"])
 async def test_records_in_the_place_of_finished_ones_are_handled(cluster, new_broker, new_topic, are):
-    """As after an unclean election, which keeps the first record and loses what comes after the tenth."""
-    # Of an hour ago: the topic's retention goes by time stamps.
+    """As after an unclean election, which keeps the first ten records and loses the later ones."""
+    # An hour old: retention deletes by time stamps.
     topic, begin = await new_topic(), int(time.time() * 1000) - 3_600_000
     before = [(offset, begin + offset) for offset in range(5, 20)]
     then = begin + (10**6 if are == "newer" else -(10**6))
@@ -239,14 +239,14 @@ async def test_records_in_the_place_of_finished_ones_are_handled(cluster, new_br
 
 @pytest.mark.cluster
 async def test_a_broker_that_takes_less_metadata_gets_less(own_kafka, new_topic, caplog):
-    """At once, and at a last commit none, as there is no time to find out; the offset is committed in any case."""
+    """At once, and a last commit gets none, since there is no time to try; the offset is committed in any case."""
     server = own_kafka(settings={"offset.metadata.max.bytes": "100"})
     cluster = Cluster(server.bootstrap_servers)
 
     def new_broker():
         return KafkaBroker(server.bootstrap_servers, middlewares=[KafkaConcurrentProcessingMiddleware], logger=None)
 
-    # Too irregular to be packed into so little.
+    # Too irregular to fit into so few bytes.
     stuck = sorted(random.Random(1).sample(range(1000), 80))  # noqa: S311 - to be repeated
     finished = sorted(set(range(1000)) - set(stuck))
 
@@ -279,7 +279,7 @@ async def test_a_broker_that_takes_less_metadata_gets_less(own_kafka, new_topic,
 
 @pytest.mark.parametrize("to", [0, 5, 8])
 async def test_a_seek_back_after_a_restart_gets_everything(cluster, new_broker, new_topic, to):
-    """A user who moves the position wants the records, finished ones too, and also when it stays where it is."""
+    """After a user's seek all records are handled again, also finished ones, even if the position stays the same."""
     topic = await new_topic()
     await leave_stuck(cluster, new_broker, topic)
 
@@ -299,7 +299,7 @@ async def test_a_seek_back_after_a_restart_gets_everything(cluster, new_broker, 
 
 
 async def test_manually_assigned_partitions_have_a_map_too(cluster, new_broker, new_topic):
-    """No listener is called for them."""
+    """Although aiokafka calls no listener for them."""
     topic = await new_topic()
     await cluster.send(topic, range(20))
 
@@ -324,7 +324,7 @@ async def test_manually_assigned_partitions_have_a_map_too(cluster, new_broker, 
 
 
 async def test_a_map_outlives_a_run_that_has_not_got_so_far(cluster, new_broker, new_topic):
-    """The stuck record is stuck again, and a small window keeps most of the others from being delivered."""
+    """The record is stuck again, and because of a small window most of the others are not delivered."""
     topic = await new_topic()
     await leave_stuck(cluster, new_broker, topic, count=200)
     broker = new_broker()
@@ -342,7 +342,7 @@ async def test_a_map_outlives_a_run_that_has_not_got_so_far(cluster, new_broker,
 
 
 async def test_without_it_nothing_is_written_and_nothing_read(cluster, new_broker, new_topic):
-    """The option is off: what lies behind the stuck record is handled again."""
+    """With the option off, records behind the stuck one are handled again."""
     topic = await new_topic()
     await leave_stuck(cluster, new_broker, topic, commit_metadata=False)
     assert await stored(cluster, topic) == (5, "")

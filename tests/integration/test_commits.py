@@ -23,7 +23,7 @@ async def test_commits_never_pass_an_unfinished_record(cluster, new_broker, new_
     async with serving(broker, commit_batch_timeout_sec=0.05):
         await seen.until(39)
         await cluster.until_committed(topic, {0: 5})
-        # One request carries all partitions: when partition 1 is committed, partition 0 was looked at again.
+        # One request has all partitions: when partition 1 is committed, partition 0 was considered as well.
         await cluster.send(topic, range(100, 110), partition=1)
         await cluster.until_committed(topic, {0: 5, 1: 10})
         release.set()
@@ -32,7 +32,7 @@ async def test_commits_never_pass_an_unfinished_record(cluster, new_broker, new_
 
 
 async def test_a_stop_commits_what_lies_below_a_record_that_outlasts_it(cluster, new_broker, new_topic):
-    """The rest is delivered again: the stuck record, and those that finished behind it."""
+    """The stuck record and those that finished behind it are delivered again."""
     topic, broker, seen = await new_topic(), new_broker(), Seen()
 
     @consuming(broker, topic)
@@ -48,7 +48,7 @@ async def test_a_stop_commits_what_lies_below_a_record_that_outlasts_it(cluster,
 
 
 async def test_a_full_batch_is_committed_before_its_time(cluster, new_broker, new_topic):
-    """`commit_batch_size` finished records are committed at once, and fewer of them wait."""
+    """`commit_batch_size` finished records are committed at once, fewer are not."""
     topic, broker, seen = await new_topic(), new_broker(), Seen()
 
     @consuming(broker, topic)
@@ -87,7 +87,7 @@ async def test_a_single_record_is_committed_when_its_time_has_passed(cluster, ne
 
 @pytest.mark.asyncio(**both_loops)
 async def test_a_second_run_finds_everything_committed(cluster, new_broker, new_topic):
-    """After a clean stop in mid-flight a new consumer of the group gets what was not handled, and nothing else."""
+    """After a clean stop with records in flight, a new consumer of the group gets exactly the unhandled records."""
     topic, seen = await new_topic(3), Seen()
 
     async def run(until):
@@ -111,7 +111,7 @@ async def test_a_second_run_finds_everything_committed(cluster, new_broker, new_
 
 @pytest.mark.apache
 async def test_gaps_of_transactions_are_nothing_special(cluster, new_broker, new_topic):
-    """Markers and aborted records leave holes in the offsets: what is read is handled, and the offset goes past it."""
+    """Markers and aborted records leave gaps: the readable records are handled, and the offset passes the gaps."""
     topic, broker, seen = await new_topic(), new_broker(), Seen()
     producer = AIOKafkaProducer(bootstrap_servers=cluster.bootstrap_servers, transactional_id=f"{topic}-id")
     await producer.start()

@@ -17,7 +17,7 @@ def whole(topic, partition):
 @pytest.mark.asyncio(**both_loops)
 @pytest.mark.parametrize("partition_of", [whole, FastStreamTopicPartition], ids=["aiokafka", "faststream"])
 async def test_offsets_of_a_plain_consumer_arrive_at_the_broker(cluster, new_topic, partition_of):
-    """By batch and timer while it runs, and never past a task that is unfinished; the rest when it is closed."""
+    """It commits by batch and timer, never past an unfinished task, and the rest when it is closed."""
     topic, release = await new_topic(2), asyncio.Event()
     await cluster.send(topic, range(20), partition=0)
     await cluster.send(topic, range(20), partition=1)

@@ -1,4 +1,4 @@
-"""Handlers that compute on the event loop, on a real broker: heartbeats get their turn, and what blocks is named."""
+"""Handlers that compute on the event loop, on a real broker: heartbeats are sent, and a blocking line is named."""
 
 import asyncio
 import time
@@ -19,7 +19,7 @@ COMPUTE_SEC = 0.15
 async def test_many_that_wake_together_and_compute_longer_than_a_session_are_not_evicted(
     cluster, new_broker, new_topic
 ):
-    """Nine seconds of computing become due in one turn of the loop."""
+    """Nine seconds of computation become ready in one turn of the loop, and the member is not evicted."""
     topic, broker, seen, told, gate = await new_topic(4), new_broker(), Seen(), Rebalances(), asyncio.Event()
 
     @consuming(broker, topic, listener=told, **SESSION)
@@ -40,7 +40,7 @@ async def test_many_that_wake_together_and_compute_longer_than_a_session_are_not
 
 
 async def test_a_handler_that_blocks_the_loop_is_named_by_its_line(cluster, new_broker, new_topic, caplog):
-    """While it does, in the log; afterwards by the report and, beyond half a session, by the health check."""
+    """The log names it meanwhile; later the report does, and beyond half a session timeout the health check."""
     topic, broker, seen = await new_topic(), new_broker(), Seen()
 
     def read_a_file_of_some_gigabytes():

@@ -1,4 +1,4 @@
-"""How many records are handled at once, and what waiting for a slot must never cost (I20)."""
+"""How many records are handled at once, and that waiting for a slot causes no eviction (I20)."""
 
 import asyncio
 import time
@@ -16,7 +16,7 @@ SHORT_POLL: dict[str, Any] = {"max_poll_interval_ms": 1500, "heartbeat_interval_
 
 @pytest.mark.asyncio(**both_loops)
 async def test_the_limit_is_exact_over_all_subscribers(cluster, new_broker, new_topic):
-    """Three subscribers with plenty of records never handle more than the limit, and reach it."""
+    """Three subscribers with many records reach the limit together, and never exceed it."""
     topics, broker, seen = [await new_topic(2) for _ in range(3)], new_broker(), Seen()
     for topic in topics:
 
@@ -35,7 +35,7 @@ async def test_the_limit_is_exact_over_all_subscribers(cluster, new_broker, new_
 
 
 async def test_the_limit_holds_when_idle_subscribers_all_get_a_record_at_once(cluster, new_broker, new_topic):
-    """Each has looked for a free slot, has found the same one, and has fetched: still only one record is handled."""
+    """Each subscriber has seen the same free slot and fetched: still only one record is handled."""
     topics, broker, seen = [await new_topic() for _ in range(4)], new_broker(), Seen()
     for topic in topics:
 
@@ -71,7 +71,7 @@ async def test_a_limit_of_zero_is_no_limit(cluster, new_broker, new_topic, commi
 
 
 async def test_the_next_record_starts_as_soon_as_a_slot_is_free(cluster, new_broker, new_topic):
-    """With all slots but one held, the others pass through that one without waiting for a poll pause."""
+    """With all slots but one taken, other records use that one in turn, without waiting for a polling interval."""
     topic, broker, seen, release = await new_topic(), new_broker(), Seen(), asyncio.Event()
 
     @consuming(broker, topic)
@@ -92,7 +92,7 @@ async def test_the_next_record_starts_as_soon_as_a_slot_is_free(cluster, new_bro
 
 
 async def test_slow_handlers_are_not_evicted_while_all_slots_are_taken(cluster, new_broker, new_topic):
-    """Handlers of three times `max_poll_interval_ms` fill the limit: no rebalance, for them and for those that wait.
+    """Handlers that take three times `max_poll_interval_ms` fill the limit: no rebalance, also for waiting subscribers.
 
     FastStream alone is evicted here, which shows that the test can fail.
     """
@@ -131,7 +131,7 @@ async def test_slow_handlers_are_not_evicted_while_all_slots_are_taken(cluster, 
 
 
 async def test_other_subscribers_go_on_beside_a_slow_one(cluster, new_broker, new_topic):
-    """A subscriber whose handlers outlast its poll interval is not evicted, and the next one handles its records."""
+    """A subscriber whose handlers outlast the poll interval is not evicted, and other subscribers handle records."""
     slow, quick = await new_topic(), await new_topic()
     broker, seen, handled, listener = new_broker(), Seen(), Seen(), Rebalances()
 

@@ -1,4 +1,4 @@
-"""A dead letter that its own subscriber would read again: refused at start, or when it dies."""
+"""A dead letter that its own subscriber would read again is refused at start, or when it is published."""
 
 from collections.abc import Callable
 from typing import Any
@@ -33,7 +33,7 @@ READS: dict[str, Callable[[str], dict[str, Any]]] = {
 @pytest.mark.parametrize("how", READS)
 @pytest.mark.parametrize("prefix", ["", "shop."])
 async def test_a_topic_that_its_subscriber_reads_is_refused_at_start(new_broker, how, prefix):
-    """As topic, partition or pattern, with its router's prefix: a record would die and come back for ever."""
+    """By topic, partition or pattern, with its router's prefix: the record would fail and come back for ever."""
     options = READS[how]("orders")
     router = KafkaRouter(prefix=prefix)
     router.subscriber(*options.pop("topics", ()), **manual("orders", **options))(handle)
@@ -46,7 +46,7 @@ async def test_a_topic_that_its_subscriber_reads_is_refused_at_start(new_broker,
 
 
 async def test_chains_and_what_a_pattern_leaves_out_are_taken(cluster, new_broker, new_topic):
-    """A subscriber of the dead letters, with dead letters of its own; a pattern that does not match its own."""
+    """A subscriber of the dead letter topic, with another one for its failures; a pattern that does not match it."""
     topic = await new_topic()
     router = KafkaRouter(
         middlewares=[
@@ -69,7 +69,7 @@ async def test_chains_and_what_a_pattern_leaves_out_are_taken(cluster, new_broke
 @pytest.mark.parametrize("batch", [False, True], ids=["one by one", "batch"])
 @pytest.mark.parametrize("how", ["a pattern", "topics", "its own topic"])
 async def test_a_callable_that_names_such_a_topic_halts_its_partition(cluster, new_broker, new_topic, how, batch):
-    """At the first such dead letter, with the reason; nothing is published, of a batch neither what goes elsewhere."""
+    """It halts at the first such dead letter, with the reason; nothing is published, also of a batch."""
     topic, elsewhere = await new_topic(), await new_topic()
     broker = new_broker()
     options: dict[str, Any] = {"batch": batch}

@@ -1,4 +1,4 @@
-"""Which time stamp a dead letter has: Kafka keeps records by that."""
+"""The time stamp of a dead letter, by which Kafka's retention deletes it."""
 
 import time
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.apache  # the others do not know these settings
 
 @pytest.mark.parametrize("keep", [False, True], ids=["by default", "kept"])
 async def test_a_dead_letter_has_the_time_of_its_publishing(cluster, new_broker, new_topic, caplog, keep):
-    """Unless it keeps its own; and what the broker refuses, too old or in the future, has it after all."""
+    """Unless `keep_timestamp` is set; an original one that the broker refuses (too old, in the future) is replaced."""
     topic, letters, broker = await new_topic(config=ANY_TIME), await new_topic(config=STRICT), new_broker()
     now_ms = int(time.time() * 1000)
     stamps = {"an hour ago": now_ms - DAY_MS // 24, "old": now_ms - 30 * DAY_MS, "in microseconds": now_ms * 1000}
@@ -32,7 +32,7 @@ async def test_a_dead_letter_has_the_time_of_its_publishing(cluster, new_broker,
         for name, stamp in stamps.items():
             await producer.send_and_wait(topic, name.encode(), timestamp_ms=stamp)
     policy = FailurePolicy(then=DeadLetter(letters, keep_timestamp=keep))
-    # One after the other, as a broker refuses all that came in one batch.
+    # One after the other, because a broker refuses the whole batch.
     async with serving(broker, on_failure=policy, commit_batch_timeout_sec=0.05, ordering="partition"):
         await cluster.until_committed(topic, {0: 3})
     found = {letter.value.decode(): letter for letter in await read(cluster, letters, 3)}

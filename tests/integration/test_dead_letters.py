@@ -1,4 +1,4 @@
-"""Dead letters on a real broker: what is published, and that a record is held until it is (I26)."""
+"""Dead letters on a real broker: their contents, and that the offset waits for the publish (I26)."""
 
 import pytest
 from aiokafka import AIOKafkaProducer
@@ -13,7 +13,7 @@ from tests.integration.letters import failing, read, reasons, to, unhandled
 
 @pytest.fixture(autouse=True)
 def nothing_unhandled(caplog):
-    """No exception was left unretrieved, and nothing of aiokafka's open."""
+    """Check that no exception is unretrieved, and no client of aiokafka open."""
     yield
     assert unhandled(caplog) == []
 
@@ -21,7 +21,7 @@ def nothing_unhandled(caplog):
 @pytest.mark.apache  # Tansu refuses some of these records
 @pytest.mark.parametrize("consumer_only", [False, True])
 async def test_the_raw_record_is_unchanged_but_for_the_reasons(cluster, new_broker, new_topic, consumer_only):
-    """Key, value and headers are as they came, whatever they are, and more headers say why."""
+    """Key, value and headers are unchanged, whatever they contain, and more headers describe the failure."""
     topic, letters, broker = await new_topic(), await new_topic(), new_broker(consumer_only=consumer_only)
     _, handle = failing(13)
     consuming(broker, topic)(handle)
@@ -75,7 +75,7 @@ async def send_nothing(cluster, topic, all_headers):
 
 
 class UnreadableError(Exception):
-    """Has no text."""
+    """An error without a readable text."""
 
     @override
     def __str__(self):
@@ -83,7 +83,7 @@ class UnreadableError(Exception):
 
 
 async def test_the_reason_is_bounded_and_never_a_reason_to_fail(cluster, new_broker, new_topic):
-    """A long text is cut at 1 kB between characters; one that can't be read does not matter."""
+    """A long text is cut at 1 kB between characters; one that can't be read is replaced."""
     topic, letters, broker = await new_topic(), await new_topic(), new_broker()
 
     async def handle(number: int):
@@ -95,13 +95,13 @@ async def test_the_reason_is_bounded_and_never_a_reason_to_fail(cluster, new_bro
         await cluster.until_committed(topic, {0: 2})
     found = {int(letter.value or b""): reasons(letter) for letter in await read(cluster, letters, 2)}
     assert found[0]["exception-message"] == "é" * 512
-    # FastStream's own log has tried to read it, and that is how the pass has ended.
+    # FastStream has tried to log it, and the pass has ended with the error of that attempt.
     assert (found[1]["exception-fqcn"], found[1]["exception-message"]) == ("builtins.RuntimeError", "no text")
 
 
 @pytest.mark.asyncio(**both_loops)
 async def test_each_record_of_a_failed_batch(cluster, new_broker, new_topic):
-    """Of a batch all go there, of the others none; a topic may be named for each record."""
+    """All records of a failed batch become dead letters, no others; a callable may name a topic for each record."""
     topic, letters, broker, batches = await new_topic(), await new_topic(), new_broker(), []
 
     async def handle(numbers: list[int]):
@@ -122,7 +122,7 @@ async def test_each_record_of_a_failed_batch(cluster, new_broker, new_topic):
 
 
 async def test_the_same_topic_is_refused(new_broker, new_topic):
-    """They would come back for ever."""
+    """The dead letters would come back for ever."""
     topic, broker = await new_topic(), new_broker()
     consuming(broker, topic)(failing()[1])
     with pytest.raises(SetupError, match="give DeadLetter another topic"):
@@ -132,7 +132,7 @@ async def test_the_same_topic_is_refused(new_broker, new_topic):
 
 @pytest.mark.parametrize("first", ["a failing one", "one that can't be parsed"])
 async def test_the_first_record_of_a_plain_broker(cluster, new_broker, new_topic, first):
-    """It goes to the dead letter topic like any other."""
+    """It becomes a dead letter like any other."""
     topic, letters, broker = await new_topic(), await new_topic(), new_broker()
     seen, handle = failing(13)
     consuming(broker, topic)(handle)
@@ -146,7 +146,7 @@ async def test_the_first_record_of_a_plain_broker(cluster, new_broker, new_topic
 
 
 async def test_a_dead_letter_can_be_replayed(cluster, new_broker, new_topic):
-    """Produced to its original topic as it is, it is handled."""
+    """Published to its original topic unchanged, it is handled."""
     topic, letters, poison, seen = await new_topic(), await new_topic(), {3}, Seen()
     broker = new_broker()
 

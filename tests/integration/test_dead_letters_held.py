@@ -1,4 +1,4 @@
-"""Dead letters that can't be published: their record is held until they are."""
+"""Dead letters that can't be published hold back the offset of their record until they are published."""
 
 import asyncio
 import os
@@ -27,7 +27,7 @@ def nothing_unhandled(caplog):
 
 
 async def test_an_impossible_topic_holds_the_partition(cluster, new_broker, new_topic):
-    """A callable that fails, or names no topic: red, nothing committed past it, others go on."""
+    """A callable fails, or names no topic: health is red, no commit passes the record, other partitions go on."""
     topic, letters, broker, asked = await new_topic(2), await new_topic(), new_broker(), []
 
     def name(record):
@@ -54,7 +54,7 @@ async def test_an_impossible_topic_holds_the_partition(cluster, new_broker, new_
 
 
 async def test_a_stop_does_not_wait_for_a_dead_letter_for_ever(cluster, new_broker, new_topic):
-    """At the deadline it is given up; the restart has the record again, and nothing is lost."""
+    """At the deadline it is given up; after the restart the record is delivered again, and nothing is lost."""
     topic, letters = await new_topic(), await new_topic()
     seen, handle = failing(3)
     await cluster.send(topic, range(6))
@@ -80,7 +80,7 @@ async def test_a_stop_does_not_wait_for_a_dead_letter_for_ever(cluster, new_brok
 
 
 async def test_a_held_record_keeps_its_key_and_leaves_with_its_partition(cluster, new_broker, new_topic):
-    """Its key waits for its dead letter; over a rebalance it is given up, and the partition's owner gets it."""
+    """Its key waits for its dead letter; at a rebalance it is given up, and the next owner gets the record."""
     topic, broker, elsewhere, started = await new_topic(2), new_broker(), [], []
 
     def nowhere(_record):
@@ -110,7 +110,7 @@ async def test_a_held_record_keeps_its_key_and_leaves_with_its_partition(cluster
 
 @pytest.mark.apache
 async def test_what_is_too_large_is_held_until_the_topic_takes_it(cluster, new_broker, new_topic):
-    """Red, and nothing committed past it; when the topic's limit is raised it goes through by itself."""
+    """Health is red and no commit passes the record; when the topic's size limit is raised, it is published."""
     topic, letters = await new_topic(), await new_topic(config={"max.message.bytes": "10000"})
     broker, sizes, large = new_broker(), [], os.urandom(30_000)
 
@@ -139,14 +139,14 @@ async def test_what_is_too_large_is_held_until_the_topic_takes_it(cluster, new_b
 
 
 def own_broker(server):
-    """Return a KafkaBroker that notices soon that something is wrong."""
+    """Return a KafkaBroker with short timeouts."""
     servers = server.bootstrap_servers
     return KafkaBroker(servers, middlewares=[KafkaConcurrentProcessingMiddleware], logger=None, request_timeout_ms=2000)
 
 
 @pytest.mark.cluster
 async def test_a_missing_topic_is_waited_for(own_kafka, new_topic):
-    """Nothing creates it by itself: held and red, the other partition goes on; once it exists, all is well again."""
+    """Without the topic the record is held and health red, and the other partition goes on, until the topic exists."""
     server = own_kafka(settings={"auto.create.topics.enable": "false"})
     cluster, broker = Cluster(server.bootstrap_servers), own_broker(server)
     topic = await new_topic(2, bootstrap=server.bootstrap_servers)
@@ -167,7 +167,7 @@ async def test_a_missing_topic_is_waited_for(own_kafka, new_topic):
 
 @pytest.mark.cluster
 async def test_a_broker_that_is_down_is_waited_for(own_kafka, new_topic):
-    """Killed before the dead letters are published: they are when it is back, and only then is the offset done."""
+    """The broker is killed before the publish: after its return the dead letters are published, then committed."""
     server = own_kafka()
     cluster, broker, gate, handled = Cluster(server.bootstrap_servers), own_broker(server), asyncio.Event(), Seen()
     topic, letters = [await new_topic(bootstrap=server.bootstrap_servers) for _ in range(2)]

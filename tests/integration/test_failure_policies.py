@@ -1,4 +1,4 @@
-"""Failure policies on a real broker: how often a record is tried, what a retry is, and what it holds meanwhile.
+"""Failure policies on a real broker: the number of attempts, what a retry is, and what it holds meanwhile.
 
 Invariants: I25.
 """
@@ -25,19 +25,19 @@ from tests.integration.helpers import Seen, both_loops, consuming, manual, publi
 
 
 def quick(**more: Any) -> FailurePolicy:
-    """Return a policy that wastes no time."""
+    """Return a policy with short waits."""
     options: dict[str, Any] = {"max_attempts": 3, "first_backoff_sec": 0.02} | more
     return FailurePolicy(**options)
 
 
 def endless(**more: Any) -> FailurePolicy:
-    """Return a policy whose records fail for ever, and hardly ever come back."""
+    """Return a policy that retries for ever, after long waits."""
     return FailurePolicy(max_attempts=0, first_backoff_sec=3600, max_backoff_sec=3600, **more)
 
 
 @pytest.mark.asyncio(**both_loops)
 async def test_the_handler_and_the_log_know_the_attempt(cluster, new_broker, new_topic, caplog):
-    """Counted from 1 for each record by itself, in the handler's parameter and in FastStream's own log records."""
+    """Counted from 1 for each record, in the handler's parameter and in FastStream's log records."""
     topic, attempts = await new_topic(), []
     broker = new_broker(logger=logging.getLogger("test.attempts"))
 
@@ -62,7 +62,7 @@ async def test_the_handler_and_the_log_know_the_attempt(cluster, new_broker, new
 
 @pytest.mark.parametrize("order", ["ours first", "ours last"])
 async def test_each_attempt_is_a_whole_fresh_pass(cluster, new_broker, new_topic, order):
-    """Dependencies are made and closed anew, middlewares see each failure, and only the success is published."""
+    """Each attempt makes and closes its dependencies, middlewares see each failure, only the success is published."""
     topic, out, opened, closed, seen_errors, published = await new_topic(), await new_topic(), [], [], [], Seen()
 
     class Watching(BaseMiddleware):
@@ -105,7 +105,7 @@ async def test_each_attempt_is_a_whole_fresh_pass(cluster, new_broker, new_topic
 
 
 async def test_the_slot_is_free_and_the_offset_pinned_while_a_record_waits(cluster, new_broker, new_topic):
-    """With one slot all others are handled meanwhile; the report names the record that is retried."""
+    """With one slot all other records are handled meanwhile; the report names the record that is retried."""
     topic, broker, seen = await new_topic(2), new_broker(), Seen()
 
     async def handle(number: int, attempt: Attempt):
@@ -127,13 +127,13 @@ async def test_the_slot_is_free_and_the_offset_pinned_while_a_record_waits(clust
         assert first.oldest_unfinished_is_retrying
         assert first.halted_at is None
         assert (second.oldest_unfinished_attempt, second.oldest_unfinished_is_retrying) == (None, False)
-    # A stop does not wait for what would come too late for it.
+    # A stop does not wait for an attempt that is due after its deadline.
     assert seen.counts == dict.fromkeys(range(15), 1)
     assert await cluster.committed(topic) == {0: 3, 1: 5}
 
 
 async def test_it_waits_longer_from_time_to_time_up_to_the_longest(cluster, new_broker, new_topic, caplog):
-    """Each wait is drawn between nothing and a limit that doubles up to a cap; the log says how long it is."""
+    """Each wait is drawn between 0 and a limit that doubles up to a cap; the log has its length."""
     topic, broker, seen = await new_topic(), new_broker(), Seen()
 
     async def handle(number: int):
@@ -155,7 +155,7 @@ async def test_it_waits_longer_from_time_to_time_up_to_the_longest(cluster, new_
 
 
 async def fail_with(error, policy, cluster, new_broker, new_topic):
-    """Return how often a record is handled that always fails with this error; it ends up committed."""
+    """Return how often a record that always fails with this error is handled, until it is committed."""
     topic, broker, seen = await new_topic(), new_broker(), Seen()
 
     async def handle(number: int):
@@ -172,7 +172,7 @@ async def fail_with(error, policy, cluster, new_broker, new_topic):
 
 
 def refuse(_error, _attempt):
-    """Be broken, as a callable of the user's."""
+    """Fail, as a user's callable with a bug."""
     raise RuntimeError("a bug in retry_on")
 
 
@@ -190,7 +190,7 @@ ATTEMPTS = {
 
 @pytest.mark.parametrize("which", ATTEMPTS)
 async def test_what_is_tried_how_often(cluster, new_broker, new_topic, caplog, which):
-    """A KeyError under each policy; after the last attempt the record is given up, and the offset goes past it."""
+    """A KeyError under each policy; after the last attempt the record is given up, and the commit passes it."""
     policy, attempts = ATTEMPTS[which]
     assert await fail_with(KeyError("k"), policy, cluster, new_broker, new_topic) == attempts
     given_up = [text for text in warnings_of(caplog) if "given up" in text]
@@ -199,7 +199,7 @@ async def test_what_is_tried_how_often(cluster, new_broker, new_topic, caplog, w
 
 
 class Order(TypedDict):
-    """What a handler expects."""
+    """The message that a handler expects."""
 
     number: int
 
@@ -216,7 +216,7 @@ MALFORMED = {
 
 @pytest.mark.parametrize("kind", MALFORMED)
 async def test_malformed_records_are_not_tried_again(cluster, new_broker, new_topic, kind):
-    """The same bytes would not be any better the next time; not so if the policy says otherwise."""
+    """The same bytes would fail again, so there is one attempt, unless the policy says otherwise."""
     passes = []
 
     class Counting(BaseMiddleware):
@@ -242,7 +242,7 @@ async def test_malformed_records_are_not_tried_again(cluster, new_broker, new_to
 
 @pytest.mark.parametrize("delay", [0.05, 0.4, 0])
 async def test_a_nack_comes_back_after_its_delay(cluster, new_broker, new_topic, delay):
-    """Without retries it is handled again as often as it asks for that, each time after the delay it has named."""
+    """Without retries in the policy, each nack is followed by another attempt, after the delay that it names."""
     topic, broker, times = await new_topic(), new_broker(), []
 
     async def handle(number: int, attempt: Attempt):
@@ -263,7 +263,7 @@ async def test_a_nack_comes_back_after_its_delay(cluster, new_broker, new_topic,
 
 @pytest.mark.parametrize("how", ["NackMessage", "nack"])
 async def test_a_nack_is_an_attempt_where_there_are_retries(cluster, new_broker, new_topic, caplog, how):
-    """After the last one the record is given up like any other."""
+    """After the last attempt the record is given up like any other."""
     topic, broker, seen = await new_topic(), new_broker(), Seen()
 
     async def handle(number: int, message: KafkaMessage):
@@ -283,7 +283,7 @@ async def test_a_nack_is_an_attempt_where_there_are_retries(cluster, new_broker,
 
 @pytest.mark.parametrize("delay", [-1, "soon", float("nan")])
 async def test_a_delay_that_makes_no_sense_is_the_usual_one(cluster, new_broker, new_topic, caplog, delay):
-    """It is named in the log, and the record comes back after half a second."""
+    """The log names the wrong delay, and the record is handled again after half a second."""
     topic, broker, seen = await new_topic(), new_broker(), Seen()
 
     async def handle(number: int, attempt: Attempt):
@@ -301,7 +301,7 @@ async def test_a_delay_that_makes_no_sense_is_the_usual_one(cluster, new_broker,
 
 @pytest.mark.parametrize("policy", [AckPolicy.MANUAL, AckPolicy.ACK_FIRST])
 async def test_retries_where_the_library_does_not_commit(cluster, new_broker, new_topic, policy):
-    """`enable_batch_commit=False`: a record is tried as often as its policy says."""
+    """With `enable_batch_commit=False` the failure policy applies, too."""
     topic, broker, seen = await new_topic(), new_broker(), Seen()
 
     async def handle(number: int, attempt: Attempt):
@@ -321,7 +321,7 @@ async def test_retries_where_the_library_does_not_commit(cluster, new_broker, ne
 @pytest.mark.parametrize("commits", [True, False])
 @pytest.mark.parametrize("ordering", ["unordered", "key"])
 async def test_what_fails_for_ever_is_bounded(cluster, new_broker, new_topic, commits, ordering):
-    """No more than `max_uncommitted_tasks` of a partition are fetched; where nothing is committed, of a subscriber."""
+    """At most `max_uncommitted_tasks` per partition are fetched; without commits, per subscriber."""
     topic, other, broker = await new_topic(2), await new_topic(), new_broker()
     failing, fine = Seen(), Seen()
 
@@ -333,7 +333,7 @@ async def test_what_fails_for_ever_is_bounded(cluster, new_broker, new_topic, co
         with fine.handling(number):
             await asyncio.sleep(0)
 
-    # A long fetch of many records at once is what is to be stopped.
+    # One large fetch of many records has to be stopped.
     consuming(broker, topic, max_poll_records=500)(fail)
     consuming(broker, other)(succeed)
     for partition in range(2):

@@ -1,4 +1,4 @@
-"""A slow subscriber beside a fast one on a real broker: how long the fast one's records wait, by the slowest."""
+"""A slow subscriber and a fast one on a real broker: the longest wait of the fast one's records."""
 
 import asyncio
 import statistics
@@ -20,7 +20,7 @@ Ours = KafkaConcurrentProcessingMiddleware
 
 @pytest.mark.parametrize("slow_limit", [None, LIMIT - 1])
 async def test_a_fast_subscriber_waits_for_one_release_at_most(cluster, new_broker, new_topic, slow_limit):
-    """Then it goes on beside the slow one, which has more; where that has a limit of its own it never waits."""
+    """It waits for one slow record at most; if the slow one has its own limit, the fast one never waits."""
     ordering: Ordering = "key" if slow_limit else "unordered"
     topic, other, broker, slow, waits = await new_topic(), await new_topic(), new_broker(), Seen(), []
     router = KafkaRouter(middlewares=[Ours if slow_limit is None else Ours.configured(concurrency_limit=slow_limit)])
@@ -40,7 +40,7 @@ async def test_a_fast_subscriber_waits_for_one_release_at_most(cluster, new_brok
         await slow.until_running(slow_limit or LIMIT)
         for _ in range(30):
             await cluster.send(other, [time.time()])
-            await asyncio.sleep(0.1)  # the times at which they come
+            await asyncio.sleep(0.1)  # the times at which the records arrive
         await wait_until(lambda: len(waits) == 30, 20, lambda: f"{len(waits)} were handled")
         assert slow.peak == (slow_limit or LIMIT)
         assert statistics.quantiles(waits, n=100)[98] < (1 if slow_limit else SLOW_SEC + 1)

@@ -1,4 +1,4 @@
-"""`FailurePolicy(then="halt")` on a real broker: a partition stands still at the record that fails (I5)."""
+"""`FailurePolicy(then="halt")` on a real broker: the partition stops at the record that fails (I5)."""
 
 import asyncio
 from typing import Any
@@ -24,7 +24,7 @@ SETTINGS: dict[str, Any] = {"on_failure": HALT, "commit_batch_timeout_sec": 0.05
 
 
 class Poisoned(Seen):
-    """A handler that fails for some numbers until they are cured, and holds others until the gate is open."""
+    """A handler that fails for some numbers until they are cured, and lets others wait for a gate."""
 
     def __init__(self, poison, held=()):
         super().__init__()
@@ -56,7 +56,7 @@ async def until_red(app, count=1):
 
 @pytest.mark.asyncio(**both_loops)
 async def test_a_halted_partition_commits_nothing_after_its_failed_record(cluster, new_broker, new_topic, caplog):
-    """Earlier ones finish and are committed, other partitions go on, health is red; a restart tries it again."""
+    """Earlier records finish and are committed, other partitions go on, health is red; a restart retries it."""
     topic = await new_topic(2)
     seen = Poisoned({3}, held={1})
     broker = new_broker()
@@ -95,7 +95,7 @@ async def test_a_halted_partition_commits_nothing_after_its_failed_record(cluste
 
 
 async def test_it_halts_again_after_a_restart_that_has_mended_nothing(cluster, new_broker, new_topic):
-    """Each run has its attempts, and none commits anything further."""
+    """Each run makes all attempts, and none commits past the record."""
     topic, seen = await new_topic(), Poisoned({2})
     await cluster.send(topic, range(5))
     for run in range(1, 3):
@@ -110,7 +110,7 @@ async def test_it_halts_again_after_a_restart_that_has_mended_nothing(cluster, n
 
 @pytest.mark.parametrize("ordering", ["key", "partition"])
 async def test_what_is_ordered_after_a_halted_record_waits_for_the_restart(cluster, new_broker, new_topic, ordering):
-    """None of its key is started; records of other keys that had been started finish. The restart keeps the order."""
+    """No record of its key is started; running records of other keys finish. The restart keeps the order."""
     topic = await new_topic(2)
     # Partition 0 has the keys 0 and 2, partition 1 the keys 1 and 3.
     seen = Ordered(lambda number: number % (4 if ordering == "key" else 2))
@@ -154,7 +154,7 @@ async def test_a_rebalance_tries_it_again(cluster, new_broker, new_topic):
         await cluster.until_committed(topic, {0: 3, 1: 3})
         async with another_member(cluster, topic, elsewhere):
             await wait_until(lambda: len(elsewhere) == 7, 20, lambda: f"one partition's rest: {elsewhere}")
-            # The other one has come back to us, and halts again.
+            # The other partition has come back to this process, and halts again.
             await wait_until(lambda: seen.counts[3] + seen.counts[103] == 6, 20, lambda: str(seen.counts))
             (problem,) = await until_red(app)
             seen.poison.clear()
@@ -169,7 +169,7 @@ async def test_a_rebalance_tries_it_again(cluster, new_broker, new_topic):
 
 
 async def test_two_halted_partitions_do_not_stop_the_third(cluster, new_broker, new_topic):
-    """Each halts by itself and is named; what is sent to the third is handled and committed."""
+    """Each of two partitions halts and is named; records of the third are handled and committed."""
     topic, broker = await new_topic(3), new_broker()
     seen = Poisoned({0, 105})
     seen.subscribe(broker, topic)
@@ -186,7 +186,7 @@ async def test_two_halted_partitions_do_not_stop_the_third(cluster, new_broker, 
 
 
 async def test_a_batch_halts_at_its_first_record(cluster, new_broker, new_topic):
-    """All of a failed batch is undone; the batches before it are committed."""
+    """All records of a failed batch are left undone; the batches before it are committed."""
     topic, broker, batches = await new_topic(), new_broker(), []
 
     async def handle(numbers: list[int]):
@@ -206,7 +206,7 @@ async def test_a_batch_halts_at_its_first_record(cluster, new_broker, new_topic)
 
 
 async def test_a_subscriber_that_is_stopped_and_started_tries_it_again(cluster, new_broker, new_topic):
-    """The restart of the subscriber is enough, and health is green again."""
+    """A restart of the subscriber is enough to make health green again."""
     topic, broker = await new_topic(), new_broker()
     seen, subscriber = Poisoned({3}), broker.subscriber(topic, **manual(topic))
     subscriber(seen.handle)

@@ -7,7 +7,7 @@ from tests.integration.helpers import Gated, manual, serving
 
 
 async def test_records_fetched_by_hand_are_handled_at_once_and_committed_in_order(cluster, new_broker, new_topic):
-    """While another subscriber is concurrent by itself; one that fails, and one of another group, count as done."""
+    """With another concurrent subscriber; a failing record, and one of another group, count as done."""
     topic, read = await new_topic(), await new_topic()
     broker, gate, handled = new_broker(), asyncio.Event(), []
     seen, reader = Gated().subscribe(broker, topic), broker.subscriber(read, **manual(read))

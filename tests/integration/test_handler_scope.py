@@ -1,4 +1,4 @@
-"""What FastStream ties to one record stays with that record while many are in flight."""
+"""FastStream's per-record state stays with its record while many are in flight."""
 
 import asyncio
 import logging
@@ -18,7 +18,7 @@ HANDLER_SEC = 0.2
 
 @pytest.mark.asyncio(**both_loops)
 async def test_context_values_belong_to_their_record(cluster, new_broker, new_topic):
-    """With forty records in one handler at once, each still finds its own message, log context and scoped values."""
+    """With forty records in one handler at once, each gets its own message, log context and scoped values."""
     topic = await new_topic()
     all_in, seen, found = asyncio.Barrier(40), Seen(), []
 
@@ -46,7 +46,7 @@ async def test_context_values_belong_to_their_record(cluster, new_broker, new_to
 
 
 async def test_yield_dependencies_close_after_their_handler(cluster, new_broker, new_topic):
-    """A dependency with `yield` is open for as long as its own handler runs, and closed when that is over."""
+    """A dependency with `yield` is open while its handler runs, and is closed after it."""
     topic = await new_topic()
     broker, steps, seen = new_broker(), {}, Seen()
 
@@ -72,7 +72,7 @@ async def test_yield_dependencies_close_after_their_handler(cluster, new_broker,
 
 @pytest.mark.parametrize("ours_is", ["first", "last"])
 async def test_another_middleware_sees_the_real_exception_and_duration(cluster, new_broker, new_topic, ours_is):
-    """`after_processed` of another middleware comes after the handler, with what it raised, in either order."""
+    """`after_processed` of another middleware is called after the handler, with its exception, in either order."""
     topic, ends, seen = await new_topic(), {}, Seen()
 
     class Observer(BaseMiddleware):
@@ -107,7 +107,7 @@ async def test_another_middleware_sees_the_real_exception_and_duration(cluster, 
 
 
 async def test_processed_is_logged_after_the_handler_has_run(cluster, new_broker, new_topic, caplog):
-    """FastStream's two lines about a record frame what its handler does."""
+    """FastStream logs one line before and one after the handler of a record."""
     topic, seen = await new_topic(), Seen()
     log = logging.getLogger("test.scope")
     broker = new_broker(logger=log)
@@ -130,7 +130,7 @@ async def test_processed_is_logged_after_the_handler_has_run(cluster, new_broker
 
 
 async def test_a_handlers_exception_is_logged_once_with_its_traceback(cluster, new_broker, new_topic, caplog):
-    """FastStream's own line, one for each failure, with the place where the handler raised."""
+    """FastStream logs one line for each failure, with the place where the handler raised."""
     topic, seen = await new_topic(), Seen()
     broker = new_broker(logger=logging.getLogger("test.scope"))
 

@@ -43,7 +43,7 @@ LIMITED: dict[str, Any] = {"handler_timeout_sec": LIMIT_SEC, "commit_batch_timeo
 @pytest.mark.asyncio(**both_loops)
 @pytest.mark.parametrize("plainly", [False, True])
 async def test_over_its_limit_it_is_cancelled_and_has_failed(cluster, new_broker, new_topic, plainly):
-    """Its policy decides, here a dead letter that says where it was waiting; others are not touched."""
+    """The failure policy decides, here a dead letter with the place where it was waiting; other records go on."""
     topic, letters, out, broker = await new_topic(), await new_topic(), await new_topic(), new_broker()
     seen, cleaned_up = Seen(), []
 
@@ -79,23 +79,23 @@ async def test_over_its_limit_it_is_cancelled_and_has_failed(cluster, new_broker
 
 
 async def raise_timeout_error():
-    """Raise it as any other error."""
+    """Raise a TimeoutError, as a database client does."""
     raise TimeoutError("of the database")
 
 
 async def have_a_limit_of_ones_own():
-    """Give up by oneself."""
+    """Exceed a timeout that the handler itself has set."""
     async with asyncio.timeout(0.01):
         await asyncio.Event().wait()
 
 
 async def wait_for_something():
-    """Give up in the old way."""
+    """Exceed a timeout of `asyncio.wait_for`."""
     await asyncio.wait_for(asyncio.Event().wait(), 0.01)
 
 
 async def raise_cancelled_error():
-    """Can not be cancelled."""
+    """Raise a CancelledError without being cancelled."""
     raise asyncio.CancelledError
 
 
@@ -109,7 +109,7 @@ OWN = {
 
 @pytest.mark.parametrize("raise_it", OWN)
 async def test_its_own_timeouts_are_its_own(cluster, new_broker, new_topic, raise_it):
-    """A TimeoutError that it raises in time is never taken for the limit."""
+    """A TimeoutError that the handler raises in time is never taken for the limit."""
     topic, letters, broker = await new_topic(), await new_topic(), new_broker()
 
     async def handle(number: int):
@@ -127,7 +127,7 @@ async def test_its_own_timeouts_are_its_own(cluster, new_broker, new_topic, rais
 
 @pytest.mark.parametrize("ordering", ["unordered", "key"])
 async def test_a_swallower_is_named_and_keeps_one_slot(cluster, new_broker, new_topic, caplog, ordering):
-    """With one slot nothing starts beside it; log and health say where it is; its end counts as the failure."""
+    """It keeps its only slot; log and health say where it is; its end counts as the failure."""
     topic, broker, seen, gate, attempts = await new_topic(), new_broker(), Seen(), asyncio.Event(), []
 
     async def swallow():
@@ -161,7 +161,7 @@ async def test_a_swallower_is_named_and_keeps_one_slot(cluster, new_broker, new_
 
 
 async def test_a_thread_can_not_be_cancelled_and_keeps_one_slot(cluster, new_broker, new_topic):
-    """An ordinary function runs in a thread: over its limit it is named, and nothing runs beside it in its slot."""
+    """A synchronous handler over its limit is named, and keeps its slot until its thread ends."""
     topic, broker, gate, running, peaks = await new_topic(), new_broker(), threading.Event(), set(), []
 
     def handle(number: int):
@@ -187,7 +187,7 @@ async def test_a_thread_can_not_be_cancelled_and_keeps_one_slot(cluster, new_bro
 
 
 async def test_one_router_has_a_limit_and_another_has_none(cluster, new_broker, new_topic):
-    """The limit belongs to the subscribers of its router."""
+    """The limit applies to the subscribers of its router."""
     topic, other, broker, seen = await new_topic(), await new_topic(), new_broker(), Seen()
     router = KafkaRouter(middlewares=[KafkaConcurrentProcessingMiddleware.configured(handler_timeout_sec=LIMIT_SEC)])
     errors = []
@@ -215,7 +215,7 @@ async def test_one_router_has_a_limit_and_another_has_none(cluster, new_broker, 
 
 @pytest.mark.parametrize("order", ["ours first", "ours last"])
 async def test_others_are_told_what_has_happened(cluster, new_broker, new_topic, order):
-    """Middlewares on either side get the error at the end of the pass, and a span says that its handler has failed."""
+    """Middlewares on either side get the error at the end of the pass, and the span has an error status."""
     topic, told, spans, provider = await new_topic(), [], InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
 

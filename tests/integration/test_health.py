@@ -1,4 +1,4 @@
-"""Health: when it is green, and what the report says (I30)."""
+"""When health is green, and the contents of the report (I30)."""
 
 import asyncio
 import dataclasses
@@ -30,7 +30,7 @@ from tests.integration.rebalancing import add_partitions
 
 @pytest.mark.asyncio(**both_loops)
 async def test_healthy_from_initialising_to_stopping(cluster, new_broker, new_topic):
-    """False before, True while records are handled and while there are none, False afterwards."""
+    """It is False before the initialisation, True with and without records, False after the stop."""
     topic, broker = await new_topic(), new_broker()
     seen = Gated().subscribe(broker, topic)
     assert not is_kafka_handler_healthy(broker.context)
@@ -51,7 +51,7 @@ async def test_healthy_from_initialising_to_stopping(cluster, new_broker, new_to
 
 
 async def test_the_report_names_what_pins_a_partition(cluster, new_broker, new_topic):
-    """In flight, waiting, and for each partition its marks and its oldest unfinished record with its age."""
+    """Records in flight, waiting, and for each partition its marks and its oldest unfinished record with its age."""
     topic, broker, seen, gate = await new_topic(2), new_broker(), Seen(), asyncio.Event()
 
     @consuming(broker, topic)
@@ -124,7 +124,7 @@ async def test_a_dead_consume_loop_is_noticed(cluster, new_broker, new_topic):
 
 
 async def test_a_stopped_subscriber_is_not_a_problem(new_broker, new_topic):
-    """Who stops a subscriber has not lost it; started again it is watched again."""
+    """A subscriber that was stopped on purpose is no problem; started again, it is monitored again."""
     topic, broker = await new_topic(), new_broker()
     subscriber = broker.subscriber(topic, **manual(topic))
     subscriber(Gated().handle)
@@ -149,21 +149,21 @@ async def test_initialised_before_the_broker_starts_is_healthy(new_broker, new_t
 
 
 class Assignor(RoundRobinPartitionAssignor):
-    """Fails on demand, where aiokafka does not expect it."""
+    """An assignor that fails on demand, where aiokafka does not expect it."""
 
     fails = False
 
     @classmethod
     @override
     def metadata(cls, topics):
-        """Say what the member wants to have."""
+        """Return the metadata of the member's subscription."""
         if cls.fails:
             raise ZeroDivisionError
         return super().metadata(topics)
 
 
 async def test_a_dead_group_coordination_is_noticed(cluster, new_broker, new_topic, monkeypatch):
-    """aiokafka's task that keeps the consumer in its group has ended: only a restart of the process begins it again."""
+    """aiokafka's coordination task has ended: only a restart of the process starts it again."""
     topic, broker = await new_topic(), new_broker(metadata_max_age_ms=500)
     subscriber = broker.subscriber(topic, **manual(topic), partition_assignment_strategy=[Assignor])
     subscriber(Gated().handle)
@@ -178,7 +178,7 @@ async def test_a_dead_group_coordination_is_noticed(cluster, new_broker, new_top
 
 
 async def test_a_stop_is_alive_until_it_is_over(cluster, new_broker, new_topic):
-    """A probe does not kill what drains: red for readiness, green for liveness; afterwards a restart would mend it."""
+    """During a stop readiness is red and liveness green, so that no probe kills it; after it both are red."""
     topic, broker = await new_topic(), new_broker()
     seen = Gated().subscribe(broker, topic)
     async with serving(broker) as app:
@@ -196,7 +196,7 @@ async def test_a_stop_is_alive_until_it_is_over(cluster, new_broker, new_topic):
 
 
 async def test_a_start_that_has_failed_is_not_alive_once_that_is_over():
-    """A probe must not kill a process that is waiting for its broker, but one that has given up."""
+    """A process that waits for its broker is alive; one whose start has failed is not."""
     (unused,) = free_ports(1)
     broker = KafkaBroker([f"127.0.0.1:{unused}"], middlewares=[KafkaConcurrentProcessingMiddleware], logger=None)
     Gated().subscribe(broker, "anything")
@@ -221,7 +221,7 @@ async def test_a_blocked_event_loop_is_dead_to_other_threads(new_broker, new_top
     async with serving(broker):
         assert await ask_elsewhere()
         blocking = asyncio.create_task(asyncio.to_thread(asked_until_dead, broker.context))
-        # Its thread is asking when the loop is blocked.
+        # The thread calls while the loop is blocked.
         await asyncio.sleep(0)
         time.sleep(4)  # noqa: ASYNC251 - the loop is blocked
         assert is_kafka_handler_alive(broker.context)
@@ -231,7 +231,7 @@ async def test_a_blocked_event_loop_is_dead_to_other_threads(new_broker, new_top
 
 
 def asked_until_dead(context):
-    """Ask again and again in a thread of its own, for some seconds at most; return the answers."""
+    """Call repeatedly in another thread, for some seconds at most; return the results."""
     answers, deadline = [], time.monotonic() + 6
     while False not in answers and time.monotonic() < deadline:
         answers.append(is_kafka_handler_alive(context))

@@ -1,4 +1,4 @@
-"""The record that FastStream's own loop has in hand when its subscriber is attached, as we were initialised late."""
+"""The record that FastStream's loop has in hand when its subscriber is attached by a late initialisation."""
 
 import asyncio
 import gc
@@ -32,7 +32,7 @@ SOON: dict[str, Any] = {"commit_batch_timeout_sec": 0.05}
 
 @pytest.fixture(autouse=True)
 def nothing_unhandled(caplog):
-    """No exception was left unretrieved, but for those of the test before, whose tasks are thrown away now."""
+    """Check that no exception is unretrieved, except those of the test before, whose tasks are freed now."""
     gc.collect()
     yield
     assert unhandled(caplog) == []
@@ -69,7 +69,7 @@ ways = pytest.mark.parametrize("attached", WAYS.values(), ids=WAYS)
 async def test_the_others_do_not_wait_for_it_and_nothing_commits_past_it(
     cluster, new_broker, new_topic, attached, batch
 ):
-    """All are handled beside it; it pins the committed offset until it has ended, and all of them run once."""
+    """Other records are handled meanwhile; it pins the committed offset until it has ended, and each runs once."""
     topic, broker, seen = await new_topic(), new_broker(), Gated()
 
     async def handle_batch(numbers: list[int]):
@@ -94,7 +94,7 @@ async def test_the_others_do_not_wait_for_it_and_nothing_commits_past_it(
 
 @ways
 async def test_its_failure_is_tried_again_and_then_a_dead_letter(cluster, new_broker, new_topic, attached):
-    """Like any other: further attempts in a task of its own, then the dead letter topic."""
+    """Like any other record: further attempts in its own task, then the dead letter topic."""
     topic, letters, broker, seen = await new_topic(), await new_topic(), new_broker(), Gated(free=1)
 
     @consuming(broker, topic)
@@ -114,7 +114,7 @@ async def test_its_failure_is_tried_again_and_then_a_dead_letter(cluster, new_br
 
 @ways
 async def test_its_failure_halts_its_partition(cluster, new_broker, new_topic, attached):
-    """Nothing is committed past it, and health names it."""
+    """No commit passes it, and health names it."""
     topic, broker, seen = await new_topic(), new_broker(), Gated()
 
     @consuming(broker, topic)
@@ -137,7 +137,7 @@ async def test_its_failure_halts_its_partition(cluster, new_broker, new_topic, a
 
 @ways
 async def test_one_that_can_not_be_parsed(cluster, new_broker, new_topic, attached):
-    """Being parsed when we come, or failing before anything else of ours is called: a dead letter."""
+    """It is being parsed at the initialisation, or fails before the middleware is called: it becomes a dead letter."""
     topic, letters, broker, seen = await new_topic(), await new_topic(), new_broker(), Seen()
     parsing, go_on = asyncio.Event(), asyncio.Event()
 
@@ -165,7 +165,7 @@ async def test_one_that_can_not_be_parsed(cluster, new_broker, new_topic, attach
 @pytest.mark.parametrize("call", ["ack", "nack", "reject"])
 @ways
 async def test_its_message_moves_nothing_but_itself(cluster, new_broker, new_topic, attached, call):
-    """`ack` and `reject` commit no other record's offset; `nack` has it, and no other, handled again."""
+    """`ack` and `reject` commit no other record's offset; after `nack` only this record is handled again."""
     topic, broker, seen, gate = await new_topic(), new_broker(), Gated(), asyncio.Event()
 
     @consuming(broker, topic)
@@ -194,7 +194,7 @@ async def test_its_message_moves_nothing_but_itself(cluster, new_broker, new_top
 @pytest.mark.parametrize("ends", ["in time", "too late"])
 @ways
 async def test_a_stop_waits_for_it(cluster, new_broker, new_topic, attached, ends):
-    """It is drained and committed, or cancelled at the deadline and delivered again; the group is left."""
+    """A stop waits for it and commits it, or cancels it at the deadline; the consumer leaves its group."""
     topic, broker, seen = await new_topic(), new_broker(), Seen()
     begun, cancelled = asyncio.Event(), []
 
@@ -239,7 +239,7 @@ async def test_broker_and_router_may_both_have_the_middleware(cluster, new_broke
 
 @ways
 async def test_a_rebalance_does_not_run_it_twice(cluster, new_broker, new_topic, attached):
-    """It outlasts the revocation, comes back to the same subscriber, and is committed when it ends."""
+    """It outlasts the revocation, is delivered to the same subscriber again, and is committed when it ends."""
     topic, broker, seen, told = await new_topic(), new_broker(), Gated(), Rebalances()
     seen.subscribe(broker, topic, listener=told, **QUICK)
     await cluster.send(topic, range(3))
@@ -259,7 +259,7 @@ whose: ContextVar[int] = ContextVar("whose")
 
 
 async def test_its_context_does_not_live_on(cluster, new_broker, new_topic):
-    """What a middleware has set for the first record is not seen by the next ones."""
+    """Later records do not see context variables that a middleware has set for the first one."""
 
     class Sets(BaseMiddleware):
         @override
@@ -282,7 +282,7 @@ async def test_its_context_does_not_live_on(cluster, new_broker, new_topic):
 
 @ways
 async def test_the_end_of_the_loop_is_noticed_beside_it(cluster, new_broker, new_topic, attached):
-    """The loop that took over has ended: health says so, although the first one's record goes on."""
+    """Health reports that the new loop has ended, although the record in the old one goes on."""
     topic, broker, seen = await new_topic(), new_broker(), Gated()
     subscriber = broker.subscriber(topic, **manual(topic))
     subscriber(seen.handle)

@@ -1,4 +1,4 @@
-"""When and with which context concurrent processing is initialised, and what happens if it is not."""
+"""When and with which context concurrent processing can be initialised, and what happens without it."""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -48,7 +48,7 @@ async def test_any_of_the_contexts_finds_the_subscribers(cluster, new_broker, ne
 
 @pytest.mark.parametrize("listener", [None, Rebalances, AsyncRebalances])
 async def test_initialising_after_the_broker_has_started(cluster, new_broker, new_topic, listener):
-    """Its running subscribers become concurrent; a listener of the user's goes on being called."""
+    """Its running subscribers become concurrent; the user's listener is still called."""
     topic, broker, told = await new_topic(), new_broker(), listener and listener()
     seen = Gated().subscribe(broker, topic, listener=told)
     app = FastStream(broker, logger=None)
@@ -65,7 +65,7 @@ async def test_initialising_after_the_broker_has_started(cluster, new_broker, ne
 
 @pytest.mark.parametrize("listener", [Rebalances, AsyncRebalances])
 async def test_the_users_own_listener_is_called(cluster, new_broker, new_topic, listener):
-    """Methods that are plain functions and ones that are coroutines, as aiokafka allows."""
+    """Listeners with synchronous methods and with coroutines, as aiokafka allows."""
     topic, broker, told = await new_topic(2), new_broker(), listener()
     seen = Gated().subscribe(broker, topic, listener=told)
     await cluster.send(topic, range(10))
@@ -110,7 +110,7 @@ async def test_a_plain_broker_is_found_at_its_first_record(cluster, new_broker, 
 
 @pytest.mark.parametrize("by", ["stop", "failure", "nack"])
 async def test_the_record_that_attaches_has_an_outcome_like_any_other(cluster, new_broker, new_topic, by):
-    """In flight at a stop it is drained, a failure counts as done, and a nack is handled again."""
+    """A stop waits for it, a failure counts as done, and after a nack it is handled again."""
     topic, broker, seen, begun = await new_topic(), new_broker(), Seen(), asyncio.Event()
 
     @consuming(broker, topic)
@@ -135,7 +135,7 @@ async def test_the_record_that_attaches_has_an_outcome_like_any_other(cluster, n
 
 @pytest.mark.parametrize("listed", [True, False])
 async def test_a_subscriber_that_is_declared_and_started_late(cluster, new_broker, new_topic, listed):
-    """Declared after initialising, started by itself: found through the application, or at its first record."""
+    """Declared after the initialisation and started: found by the application, or by its first record."""
     early, late = await new_topic(), await new_topic()
     broker = new_broker()
     first = Gated().subscribe(broker, early)
@@ -152,7 +152,7 @@ async def test_a_subscriber_that_is_declared_and_started_late(cluster, new_broke
 
 
 async def test_without_initialising_records_are_handled_with_one_warning(cluster, new_broker, new_topic, caplog):
-    """One at a time, as FastStream does by itself, and nothing is committed."""
+    """Records are handled one at a time, as by FastStream alone, and nothing is committed."""
     topic, broker, seen = await new_topic(), new_broker(), Seen()
 
     @consuming(broker, topic)
@@ -173,7 +173,7 @@ async def test_without_initialising_records_are_handled_with_one_warning(cluster
 
 @pytest.mark.parametrize("whose", ["another application's", "another broker's"])
 async def test_the_context_of_something_else(cluster, new_broker, new_topic, caplog, whose):
-    """The subscriber is found by its first record all the same, and one line says what was to be given."""
+    """The subscriber is found by its first record, and one log line says what should have been passed."""
     topic, broker, stranger = await new_topic(), new_broker(), new_broker()
     other = FastStream(new_broker(), logger=None)
     seen = Gated().subscribe(broker, topic)
@@ -191,7 +191,7 @@ async def test_the_context_of_something_else(cluster, new_broker, new_topic, cap
 
 
 async def test_stopped_and_initialised_again_with_the_same_broker(cluster, new_broker, new_topic):
-    """A second life in the same process: other settings, the same subscribers, nothing twice."""
+    """A second initialisation in the same process: other settings, the same subscribers, no record twice."""
     topic, broker = await new_topic(), new_broker()
     seen = Gated().subscribe(broker, topic)
     seen.gate.set()
@@ -204,7 +204,7 @@ async def test_stopped_and_initialised_again_with_the_same_broker(cluster, new_b
 
 
 async def test_a_subscriber_that_is_stopped_and_started_again(cluster, new_broker, new_topic):
-    """Alone or with its broker: it stays attached, and takes up where it was."""
+    """A subscriber stopped alone or with its broker stays attached, and goes on at its committed offset."""
     topic, broker, seen = await new_topic(), new_broker(), Gated()
     subscriber = broker.subscriber(topic, **manual(topic))
     subscriber(seen.handle)
