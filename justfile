@@ -1,6 +1,9 @@
 # `uv run` tells its own path in UV: the recipes work too where uv is not on the PATH
 uv := quote(env("UV", "uv"))
 
+# Hundreds of tests start a process: what they import is compiled once
+export PYTHONDONTWRITEBYTECODE := ""
+
 # "$@" keeps arguments whole: just test -k "one or other"
 set positional-arguments
 

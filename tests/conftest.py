@@ -10,7 +10,7 @@ from hypothesis import settings
 
 from testkit.brokers import ApacheKafka, choose_broker, create_topic
 from testkit.brokers.apache import java_and_maven_answer
-from tests.running import SLOW_SEC, Scheduling, slow_without_reason, turn
+from tests.running import SLOW_SEC, Scheduling, SharedKafka, shared_kafka, slow_without_reason, turn
 
 
 # CI runs the same examples every time, `just test` (--hypothesis-profile=thorough) as many random ones, and a bare
@@ -22,6 +22,7 @@ settings.load_profile("ci" if os.environ.get("CI", "") != "" else "quick")
 
 _CHOSEN = pytest.StashKey()
 _LINE = pytest.StashKey()
+_SHARED = pytest.StashKey()
 _NEEDS_BROKER = {"kafka", "new_topic", "own_kafka"}
 
 
@@ -38,6 +39,18 @@ def pytest_report_header(config):
 
 def pytest_xdist_make_scheduler(config, log):
     return Scheduling(config, log)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    if _SHARED not in node.config.stash:
+        node.config.stash[_SHARED] = SharedKafka(node.config.stash[_CHOSEN])
+    node.workerinput["kafka"] = node.config.stash[_SHARED].address
+
+
+def pytest_unconfigure(config):
+    if _SHARED in config.stash:
+        config.stash[_SHARED].stop()
 
 
 def pytest_collection_modifyitems(config, items):
@@ -80,8 +93,9 @@ def pytest_runtest_makereport(item):
 
 @pytest.fixture(scope="session")
 def kafka(request):
-    """The Kafka of this run: a started `KafkaServer`, shared by all tests."""
-    with request.config.stash[_CHOSEN] as server:
+    """The Kafka of this run: a started `KafkaServer`, shared by all tests, and by all workers of pytest-xdist."""
+    config = request.config
+    with shared_kafka(config.workerinput["kafka"]) if _is_worker(config) else config.stash[_CHOSEN] as server:
         yield server
 
 

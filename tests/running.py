@@ -1,11 +1,15 @@
 """How a run goes: which tests pytest-xdist's workers may run at the same time, and which ones take too long."""
 
 import fcntl
+import threading
 from collections import Counter
 from contextlib import contextmanager
+from multiprocessing.connection import Client, Listener
 
 from typing_extensions import override
 from xdist.scheduler import LoadScopeScheduling
+
+from testkit.brokers import BrokerError, External
 
 
 SLOW_SEC = 30
@@ -47,6 +51,64 @@ def turn(folder, *, is_alone):
         if not is_alone:
             fcntl.flock(gate, fcntl.LOCK_UN)
         yield
+
+
+class SharedKafka:
+    """Starts the broker of a run when the first worker asks for it, and ends it with the run: one broker is hot sooner.
+
+    It lives in the process that has started the workers; those ask by a socket.
+    """
+
+    def __init__(self, server):
+        self._server = server
+        self._listener = Listener()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    @property
+    def address(self):
+        """Where workers ask."""
+        return self._listener.address
+
+    def _serve(self):
+        answer = None
+        try:
+            while True:
+                with self._listener.accept() as asking:
+                    if not asking.recv():
+                        break
+                    answer = answer or self._start()
+                    asking.send(answer)
+        finally:
+            self._listener.close()
+            self._server.stop()
+
+    def _start(self):
+        try:
+            self._server.start()
+        except BrokerError as error:
+            return str(error)
+        return self._server.bootstrap_servers, self._server.full
+
+    def stop(self):
+        """End it."""
+        _ask(self.address, wants_kafka=False)
+        self._thread.join()
+
+
+def shared_kafka(address):
+    """Return the broker of the run, in a worker; raise BrokerError if it did not start."""
+    answer = _ask(address, wants_kafka=True)
+    if isinstance(answer, str):
+        raise BrokerError(answer)
+    servers, is_full = answer
+    return External(servers, full=is_full)
+
+
+def _ask(address, *, wants_kafka):
+    with Client(address) as connection:
+        connection.send(wants_kafka)
+        return connection.recv() if wants_kafka else None
 
 
 def slow_without_reason(reports):

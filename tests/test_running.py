@@ -5,8 +5,10 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+from typing_extensions import override
 
-from tests.running import scope_of, slow_without_reason, turn
+from testkit.brokers import BrokerError, External
+from tests.running import SharedKafka, scope_of, shared_kafka, slow_without_reason, turn
 
 
 async def test_a_test_that_is_alone_waits_for_the_others_and_lets_none_begin(tmp_path):
@@ -56,3 +58,46 @@ def test_a_test_that_took_long_is_reported_unless_it_says_why():
         ]
     ]
     assert list(slow_without_reason(reports).items()) == [("longest", 40), ("long", 31)]
+
+
+class Counting(External):
+    """Counts its starts and stops."""
+
+    def __init__(self, error=None):
+        super().__init__(["there:9092"], full=False)
+        self._error = error
+        self.starts = self.stops = 0
+
+    @override
+    def start(self):
+        self.starts += 1
+        if self._error is not None:
+            raise BrokerError(self._error)
+
+    @override
+    def stop(self):
+        self.stops += 1
+
+
+def test_the_workers_of_a_run_share_a_broker_which_starts_when_the_first_asks_for_it():
+    """A run that needs none starts none."""
+    server = Counting()
+    shared = SharedKafka(server)
+    assert server.starts == 0
+    for _ in range(2):
+        found = shared_kafka(shared.address)
+        assert (found.bootstrap_servers, found.full) == (["there:9092"], False)
+    assert (server.starts, server.stops) == (1, 0)
+    shared.stop()
+    assert (server.starts, server.stops) == (1, 1)
+
+
+def test_every_worker_hears_why_the_shared_broker_did_not_start():
+    """It is started once."""
+    server = Counting(error="no java")
+    shared = SharedKafka(server)
+    for _ in range(2):
+        with pytest.raises(BrokerError, match="no java"):
+            shared_kafka(shared.address)
+    shared.stop()
+    assert (server.starts, server.stops) == (1, 1)

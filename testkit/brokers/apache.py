@@ -1,5 +1,6 @@
 """Apache Kafka on this machine's Java: one broker or a cluster, whose brokers can be killed and restarted."""
 
+import functools
 import re
 import shutil
 import subprocess
@@ -9,7 +10,8 @@ from pathlib import Path
 
 from typing_extensions import override
 
-from .jars import apache_kafka_jars
+from .jars import VERSION, apache_kafka_jars
+from .once import made_once
 from .process import Process, free_ports
 from .server import BrokerError, KafkaServer, wait_ready
 
@@ -18,7 +20,12 @@ __all__ = ["ApacheKafka", "java_and_maven_answer"]
 
 _OLDEST_JAVA = 17  # of Kafka 4's broker
 _CLUSTER_ID = "a2Fma2EtZm9yLXRlc3RzIQ"  # any 16 bytes in base64
-_JVM = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"]
+_JVM = [
+    "-XX:+UseSerialGC",
+    "-XX:TieredStopAtLevel=1",
+    "-XX:+IgnoreUnrecognizedVMOptions",  # other JVMs keep classes in other ways
+    "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+]
 
 
 def java_and_maven_answer() -> bool:
@@ -64,11 +71,14 @@ class ApacheKafka(KafkaServer):
         java = shutil.which("java")
         if java is None:
             raise BrokerError("java is not on the PATH: Apache Kafka cannot be started")
-        classpath = str(apache_kafka_jars() / "*")
+        run = [java, *_JVM, f"-Xmx{self._heap_mb}m", "-cp", str(apache_kafka_jars() / "*")]
         self._scratch = tempfile.TemporaryDirectory(prefix="kafka-", ignore_cleanup_errors=True)
         configs = [self._configure(Path(self._scratch.name), index) for index in range(len(self._ports))]
-        run = [java, *_JVM, f"-Xmx{self._heap_mb}m", "-cp", classpath]
-        _format_storage(run, configs)
+        for index, config in enumerate(configs):
+            name = f"formatted-{VERSION}-{index}"
+            formatted = made_once(name, functools.partial(_format_storage, run, config))
+            shutil.copytree(formatted, _data_of(config))
+        run.insert(1, self._classes())
         self._processes = [Process([*run, "kafka.Kafka", str(each)], each.with_suffix(".log")) for each in configs]
         for each in self._processes:
             each.start()
@@ -107,6 +117,10 @@ class ApacheKafka(KafkaServer):
         self._processes[index].start()
         self._wait_ready()
 
+    def _classes(self) -> str:
+        # Half of a start is the loading of classes; a Java that cannot read the archive loads them as ever.
+        return f"-XX:SharedArchiveFile={made_once(f'classes-{VERSION}.jsa', _archive_classes)}"
+
     def _wait_ready(self) -> None:
         living = [index for index, each in enumerate(self._processes) if each.alive]
 
@@ -124,6 +138,7 @@ class ApacheKafka(KafkaServer):
 
     def _configure(self, folder: Path, index: int) -> Path:
         copies = min(3, len(self._ports))
+        config = folder / f"broker-{index}.properties"
         settings = {
             "process.roles": "broker,controller",
             "node.id": index,
@@ -136,7 +151,7 @@ class ApacheKafka(KafkaServer):
             "listeners": f"PLAINTEXT://127.0.0.1:{self._ports[index]},"
             f"CONTROLLER://127.0.0.1:{self._controller_ports[index]}",
             "advertised.listeners": f"PLAINTEXT://127.0.0.1:{self._ports[index]}",
-            "log.dirs": folder / f"data-{index}",
+            "log.dirs": _data_of(config),
             "auto.create.topics.enable": "true",
             "num.partitions": 1,
             "default.replication.factor": copies,
@@ -151,31 +166,47 @@ class ApacheKafka(KafkaServer):
             "offsets.topic.num.partitions": 8,
             "transaction.state.log.num.partitions": 8,
         } | self._settings
-        config = folder / f"broker-{index}.properties"
         config.write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
         return config
 
 
-def _format_storage(run: list[str], configs: list[Path]) -> None:
-    # All at once, since each needs the start of a Java process.
-    formatting = [
-        subprocess.Popen(
-            [*run, "kafka.tools.StorageTool", "format", "-t", _CLUSTER_ID, "-c", str(config)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for config in configs
-    ]
+def _data_of(config: Path) -> Path:
+    return config.with_suffix(".data")
+
+
+def _format_storage(run: list[str], config: Path, folder: Path) -> None:
+    """Format the storage of a broker, which takes a Java start, and move it to a folder: a copy does for its likes."""
+    command = [*run, "kafka.tools.StorageTool", "format", "-t", _CLUSTER_ID, "-c", str(config)]
     try:
-        for each in formatting:
-            output, _ = each.communicate(timeout=60)
-            if each.returncode != 0:
-                raise BrokerError(f"Apache Kafka's storage could not be formatted:\n{output}")
+        done = subprocess.run(
+            command, capture_output=True, check=False, stdin=subprocess.DEVNULL, text=True, timeout=60
+        )
     except subprocess.TimeoutExpired as error:
         raise BrokerError("Apache Kafka's storage was not formatted within 60 s") from error
-    finally:
-        for each in formatting:
-            with each:
-                each.kill()
+    if done.returncode != 0:
+        raise BrokerError(f"Apache Kafka's storage could not be formatted:\n{done.stdout}{done.stderr}")
+    shutil.move(_data_of(config), folder)
+
+
+class _Archiving(ApacheKafka):
+    """Keeps the classes that it has loaded in a file when it comes to an orderly end."""
+
+    def __init__(self, archive: Path) -> None:
+        super().__init__()
+        self._archive = archive
+
+    @override
+    def _classes(self) -> str:
+        return f"-XX:ArchiveClassesAtExit={self._archive}"
+
+    def end(self) -> None:
+        """End it in good order."""
+        for each in self._processes:
+            each.terminate()
+
+
+def _archive_classes(archive: Path) -> None:
+    """Archive the classes of a broker, which takes one start; a Java that cannot leaves an empty file."""
+    with _Archiving(archive) as server:
+        server.end()
+    archive.touch()

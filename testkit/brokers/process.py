@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -78,6 +79,14 @@ class Process:
             self._process.wait()
             _tell_guard(-self._process.pid)
             self._process = None
+
+    def terminate(self, timeout_sec: float = 60) -> None:
+        """Ask it to end (SIGTERM) and wait for that; kill it after the timeout."""
+        if self._process is not None:
+            self._process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout_sec)
+            self.kill()
 
     def pause(self) -> None:
         """Freeze the process (SIGSTOP): its sockets stay open and silent, as behind a network partition."""

@@ -24,7 +24,7 @@ class KafkaServer(ABC):
     """One or more brokers to run against, from start() to stop()."""
 
     name: ClassVar[str]
-    full: ClassVar[bool] = True
+    full: bool = True
     """Whether it supports everything of Kafka that the tests use; Tansu does not."""
 
     @property
@@ -59,8 +59,9 @@ class External(KafkaServer):
 
     name = "external"
 
-    def __init__(self, bootstrap_servers: Sequence[str]) -> None:
+    def __init__(self, bootstrap_servers: Sequence[str], *, full: bool = True) -> None:
         self._bootstrap_servers = list(bootstrap_servers)
+        self.full = full
 
     @property
     @override

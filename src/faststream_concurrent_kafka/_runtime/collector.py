@@ -44,8 +44,8 @@ class Collector:
         """Restore the previous thresholds, and unfreeze; a second call does nothing."""
         if self._before is not None and gc.get_threshold() == self._tuned:
             gc.set_threshold(*self._before)
-        # If more objects are frozen than before, other code has frozen them: leave them.
-        if gc.get_freeze_count() <= self._frozen:
+        # If more objects are frozen than before, other code has frozen them: leave them. Counting visits each of them.
+        if self._frozen and gc.get_freeze_count() <= self._frozen:
             gc.unfreeze()
         self._before, self._tuned, self._frozen = None, None, 0
 
