@@ -143,10 +143,6 @@ class PartitionLedger(Generic[T]):
         if self._next is not None:
             self._next.stop_at(offset, reason)
 
-    def stops_before(self, offset: int) -> bool:
-        """Whether a record below `offset` was left undone, so that the records from it on are delivered again."""
-        return self.stopped_at is not None and self.stopped_at < offset
-
     @property
     def frontier(self) -> int:
         """The offset that may be committed: everything below it is finished (I2)."""

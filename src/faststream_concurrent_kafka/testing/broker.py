@@ -74,11 +74,6 @@ class FakeKafka:
         self.starts[partition] = before
         self.wake()
 
-    def truncate(self, partition: TopicPartition, end: int) -> None:
-        """Lose what lies at or above an offset, as an unclean leader election does."""
-        self.logs[partition] = [record for record in self.logs[partition] if record.offset < end]
-        self.wake()
-
     def fail_commits(self, error: Exception, times: int | None = 1) -> None:
         """Answer the next `times` commits with an error (None: all, until a call with 0).
 
