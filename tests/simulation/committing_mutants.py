@@ -29,7 +29,7 @@ from tests.simulation.mutant import mutant
 
 
 @mutant("committed <= first unfinished")
-def frontier_is_what_was_admitted(patch: pytest.MonkeyPatch) -> None:
+def frontier_is_the_admitted_mark(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(PartitionLedger, "frontier", property(lambda self: self.admitted))
 
 
@@ -39,7 +39,7 @@ def frontier_is_one_too_far(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(PartitionLedger, "frontier", property(lambda self: min(frontier(self) + 1, self.admitted)))
 
 
-@mutant("everything is committed in the end", "nothing is remembered")
+@mutant("everything is committed in the end", "no acknowledged record is remembered")
 def ack_forgets_nothing(patch: pytest.MonkeyPatch) -> None:
     def ack(self: Any, offset: int, finished: int = 0) -> None:
         self.acked, self.finished_acked = max(self.acked, offset), max(self.finished_acked, finished)
@@ -71,7 +71,7 @@ def nothing_is_adopted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Redeliverable, "absorb", lambda _self, _ledger: None)
 
 
-@mutant("handled once", "no overlap with itself", "the age of a record is told")
+@mutant("handled once", "no overlap with itself", "the age of a record is reported")
 def running_records_are_not_adopted(patch: pytest.MonkeyPatch) -> None:
     takes_over = CommittedConsumer._takes_over
     patch.setattr(
@@ -82,18 +82,18 @@ def running_records_are_not_adopted(patch: pytest.MonkeyPatch) -> None:
 
 
 @mutant("committed <= first unfinished", "everything is committed in the end", "order")
-def all_that_comes_back_counts_as_finished(patch: pytest.MonkeyPatch) -> None:
+def every_redelivered_record_counts_as_finished(patch: pytest.MonkeyPatch) -> None:
     claim = Redeliverable.claim
     patch.setattr(Redeliverable, "claim", lambda *arguments: claim(*arguments) and Earlier(None))
 
 
-@mutant("nothing is remembered")
-def what_others_have_committed_is_not_forgotten(patch: pytest.MonkeyPatch) -> None:
+@mutant("no acknowledged record is remembered")
+def records_committed_by_others_are_remembered(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Redeliverable, "begin", lambda _self, _offset: None)
 
 
-@mutant("the age of a record is told")
-def what_is_adopted_begins_anew(patch: pytest.MonkeyPatch) -> None:
+@mutant("the age of a record is reported")
+def adopted_records_are_as_old_as_their_last_delivery(patch: pytest.MonkeyPatch) -> None:
     takes_over = CommittedConsumer._takes_over
 
     def takes_over_as_new(self: Any, admission: Any, earlier: Any) -> bool:
@@ -132,8 +132,8 @@ def commits_are_never_released(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(KafkaBatchCommitter, "release", lambda _self, _consumer: None)
 
 
-@mutant("nothing begins in a partition that is gone")
-def what_has_not_begun_is_not_dropped(patch: pytest.MonkeyPatch) -> None:
+@mutant("no record begins in a revoked partition")
+def waiting_records_are_not_dropped(patch: pytest.MonkeyPatch) -> None:
     cancel = InFlight.cancel
 
     async def cancel_running(self: Any, belongs: Any) -> Any:
@@ -143,8 +143,8 @@ def what_has_not_begun_is_not_dropped(patch: pytest.MonkeyPatch) -> None:
 
 
 # It takes a stop, or another rebalance, and a handler that outlasts the one before and fails: a seed in a thousand.
-@mutant("nothing begins in a partition that is gone", first=2140, within=50)
-def what_outlasts_a_rebalance_is_tried_again(patch: pytest.MonkeyPatch) -> None:
+@mutant("no record begins in a revoked partition", first=2140, within=50)
+def fenced_records_are_retried(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Record, "is_fenced", property(lambda _self: False))
 
 
@@ -195,7 +195,7 @@ def nothing_wakes_the_committer_in_time(patch: pytest.MonkeyPatch) -> None:
 
 
 @mutant("commits go forward", "order", twist="thrown out")
-def commits_are_sent_by_who_is_no_member(patch: pytest.MonkeyPatch) -> None:
+def a_consumer_that_is_no_member_commits(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(hooks, "guard_commits", lambda _consumer: None)
 
 
@@ -215,14 +215,14 @@ def a_stop_and_a_rebalance_cancel_each_others_commit(patch: pytest.MonkeyPatch) 
     patch.setattr(CommitLoop, "__init__", unlocked)
 
 
-@mutant("what the metadata tells is not handled again")
+@mutant("records listed in metadata are not handled again")
 def metadata_is_not_read(patch: pytest.MonkeyPatch) -> None:
     committed = Positions.committed
     patch.setattr(Positions, "committed", lambda self, key, offset, _metadata: committed(self, key, offset, ""))
 
 
 @mutant("window", twist="seeks")
-def what_is_acknowledged_for_an_epoch_that_is_over_counts(patch: pytest.MonkeyPatch) -> None:
+def an_acknowledgement_of_an_earlier_epoch_counts(patch: pytest.MonkeyPatch) -> None:
     def acknowledge(self: Any, taken: Any) -> None:
         for key, each in taken.items():
             each.ledger.ack(each.frontier, each.finished)

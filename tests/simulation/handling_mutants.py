@@ -57,7 +57,7 @@ def there_is_one_slot_more(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Slots, "__init__", lambda self, limit, most: init(self, limit + 1 if limit else 0, most))
 
 
-@mutant("everything is committed in the end", "nothing is remembered", "no record is left by a stop")
+@mutant("everything is committed in the end", "no acknowledged record is remembered", "no record is left by a stop")
 def reservations_are_kept_after_a_retry(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Share, "release", lambda _self: None)
 
@@ -128,7 +128,7 @@ def a_halted_partition_goes_on(patch: pytest.MonkeyPatch) -> None:
     "no record is left by a stop",
     "committed by a clean stop",
     "no task is left",
-    "nothing begins in a partition that is gone",
+    "no record begins in a revoked partition",
 )
 def stop_neither_drains_nor_cancels(patch: pytest.MonkeyPatch) -> None:
     async def drain(_self: Any, _belongs: Any, **_options: Any) -> bool:

@@ -178,7 +178,7 @@ class Member:
                 )
         for topic, partition, ledger in handler.committer.partitions():
             if ledger.stopped_at is not None and not any(f"{topic}[{partition}]" in each for each in problems):
-                self.oracle.violated("what stands still is named", partition, "at", ledger.stopped_at, problems)
+                self.oracle.violated("a stalled partition is named", partition, "at", ledger.stopped_at, problems)
 
     # -- the user --------------------------------------------------------------------------------------------------
 

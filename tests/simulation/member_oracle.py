@@ -345,12 +345,12 @@ class MemberOracle(Witness):
         if number in self.finished_at:
             self.violated("handled once", number, "finished at", self.finished_at[number])
         if number in self._told:
-            self.violated("what the metadata tells is not handled again", number)
+            self.violated("records listed in metadata are not handled again", number)
         limit = self._settings.concurrency_limit
         if 0 < limit <= len(self.running):
             self.violated("slots", number, "beside", list(self.running))
         if script.partition not in self._positions:
-            self.violated("nothing begins in a partition that is gone", number)
+            self.violated("no record begins in a revoked partition", number)
         key = self._oracle.order_key(script)
         for other in self._oracle.by_key.get(key, ()):
             if other.number in self.running:
@@ -380,7 +380,7 @@ class MemberOracle(Witness):
         """Check how old a record that is being handled is said to be."""
         a_pass = self.running.get(self._oracle.offsets[partition][offset].number)
         if a_pass is not None and age_sec < self._oracle.now() - a_pass.began - _EXACT_SEC:
-            self.violated("the age of a record is told", a_pass.script.number, age_sec, "since", a_pass.began)
+            self.violated("the age of a record is reported", a_pass.script.number, age_sec, "since", a_pass.began)
 
     def ends(self, script: Script, error: BaseException | None) -> None:
         """Note what a pass comes to."""

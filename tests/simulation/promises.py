@@ -13,9 +13,9 @@ PROMISES = {
     "no commit after the end": "I11",
     "committed in time": "I12",
     "nothing is skipped by a reset": "I13",
-    "what the metadata tells is not handled again": "I15",
+    "records listed in metadata are not handled again": "I15",
     "committed before partitions go": "I17",
-    "nothing begins in a partition that is gone": "I18",
+    "no record begins in a revoked partition": "I18",
     "order": "I19",
     "no overlap of a key": "I19",
     "slots": "I20",
@@ -32,11 +32,11 @@ PROMISES = {
     "no record is left by a stop": "I29",
     "no task is left": "I29",
     "the singleton is reset": "I29",
-    "the age of a record is told": "I30",
-    "what stands still is named": "I30",
+    "the age of a record is reported": "I30",
+    "a stalled partition is named": "I30",
     "no error goes unnoticed": "I31",
     "no traceback": "I31",
-    "nothing is remembered": "I32",
+    "no acknowledged record is remembered": "I32",
 }
 
 

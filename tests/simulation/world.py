@@ -103,7 +103,7 @@ class World:
         self.oracle.has_epilogue = True
         self._until(self._is_drained, "everything is committed in the end")
         self.oracle.check_all_handled()
-        self._until(lambda: not any(self._leftovers()), "nothing is remembered", self._leftovers)
+        self._until(lambda: not any(self._leftovers()), "no acknowledged record is remembered", self._leftovers)
         self._stop_all()
 
     def _go_on_to(self, moment: float) -> None:
