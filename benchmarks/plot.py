@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from benchmarks.runner import Results, Spread
 from benchmarks.scenarios import NAMES, TUNED, Row, Scenario
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 _GREY, _ORANGE, _BLUE, _LIGHT_BLUE = "#8c8c8c", "#dd8452", "#1f4e9c", "#8fb4e3"
@@ -16,6 +17,10 @@ _GREY, _ORANGE, _BLUE, _LIGHT_BLUE = "#8c8c8c", "#dd8452", "#1f4e9c", "#8fb4e3"
 
 def draw(measured: Sequence[tuple[Scenario, Results]], path: Path) -> None:
     """Draw what was measured of throughput, costs and memory."""
+    # Here and not above: importing it takes seconds, which each worker of a test run would pay.
+    import matplotlib as mpl  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
     mpl.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True})
     figure = Figure(figsize=(11, 7.5), layout="constrained")
     painters = {"throughput": _throughput, "in-flight": _in_flight, "partitions": _partitions, "memory": _memory}
@@ -30,7 +35,7 @@ def draw(measured: Sequence[tuple[Scenario, Results]], path: Path) -> None:
     figure.savefig(path, dpi=130, metadata={"Software": None})
 
 
-def _throughput(axes: Axes, rows: Sequence[Row], results: Results) -> None:
+def _throughput(axes: "Axes", rows: Sequence[Row], results: Results) -> None:
     handlers = list(dict.fromkeys(row.cells[0] for row in rows))
     bars = {
         NAMES["sequential"]: (_GREY, 0),
@@ -58,7 +63,7 @@ def _throughput(axes: Axes, rows: Sequence[Row], results: Results) -> None:
     axes.legend(frameon=False, fontsize=8)
 
 
-def _in_flight(axes: Axes, rows: Sequence[Row], results: Results) -> None:
+def _in_flight(axes: "Axes", rows: Sequence[Row], results: Results) -> None:
     for gc in dict.fromkeys(row.cells[1] for row in rows):
         spreads = {
             row.trial.concurrency_limit: Spread.of(results.cpu_us(row.trial)) for row in rows if row.cells[1] == gc
@@ -67,14 +72,14 @@ def _in_flight(axes: Axes, rows: Sequence[Row], results: Results) -> None:
     axes.set_title("CPU µs per record, by records in flight")
 
 
-def _partitions(axes: Axes, rows: Sequence[Row], results: Results) -> None:
+def _partitions(axes: "Axes", rows: Sequence[Row], results: Results) -> None:
     for system, color in ((NAMES["sequential"], _GREY), (NAMES["concurrent"], _BLUE)):
         spreads = {row.trial.partitions: Spread.of(results.cpu_us(row.trial)) for row in rows if row.cells[1] == system}
         _line(axes, spreads, system, color)
     axes.set_title("CPU µs per record, by partitions")
 
 
-def _line(axes: Axes, spreads: Mapping[int, Spread], label: str, color: str) -> None:
+def _line(axes: "Axes", spreads: Mapping[int, Spread], label: str, color: str) -> None:
     """Draw medians with their noise over a logarithmic axis."""
     places = list(spreads)
     medians = [spread.median for spread in spreads.values()]
@@ -88,7 +93,7 @@ def _line(axes: Axes, spreads: Mapping[int, Spread], label: str, color: str) -> 
     axes.legend(frameon=False, fontsize=8)
 
 
-def _memory(axes: Axes, rows: Sequence[Row], results: Results) -> None:
+def _memory(axes: "Axes", rows: Sequence[Row], results: Results) -> None:
     for row in rows:
         for measured in results[row.trial]:
             records = [row.trial.rss_every * (index + 1) for index in range(len(measured.rss_mb))]

@@ -10,7 +10,7 @@ from hypothesis import settings
 
 from testkit.brokers import ApacheKafka, choose_broker, create_topic
 from testkit.brokers.apache import java_and_maven_answer
-from tests.running import SLOW_SEC, Scheduling, SharedKafka, shared_kafka, slow_without_reason, turn
+from tests.running import SLOW_SEC, Scheduling, SharedKafka, in_order, shared_kafka, slow_without_reason, turn
 
 
 # CI runs the same examples every time, `just test` (--hypothesis-profile=thorough) as many random ones, and a bare
@@ -58,8 +58,7 @@ def pytest_collection_modifyitems(config, items):
         if not _NEEDS_BROKER.isdisjoint(item.fixturenames):
             item.add_marker("integration")
     if _is_worker(config):
-        # A slow test that begins first ends before the others; one that runs alone waits for few others at the end.
-        items.sort(key=lambda item: (item.get_closest_marker("alone") is not None, not item.get_closest_marker("slow")))
+        items[:] = in_order(items)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # the time limit of a test begins with its turn

@@ -3,9 +3,11 @@
 import fcntl
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Client, Listener
 
+import pytest
 from typing_extensions import override
 from xdist.scheduler import LoadScopeScheduling
 
@@ -13,11 +15,12 @@ from testkit.brokers import BrokerError, External
 
 
 SLOW_SEC = 30
-# Their tests share brokers, or another costly fixture, of a module or of the package: a worker runs a whole file.
+# Their tests share something of a module or of the package: brokers, or the topics and the groups that a program names.
 _WHOLE_FILES = (
-    "tests/examples/test_demo.py",
+    "tests/examples/",
     "tests/faults/",
     "tests/integration/test_commit_held.py",
+    "tests/readme/",
     "tests/stop/test_deadline.py",
 )
 
@@ -36,6 +39,23 @@ class Scheduling(LoadScopeScheduling):
 def scope_of(nodeid: str) -> str:
     """Return what of a run goes to one worker at a time: a test, or the file that it is in."""
     return nodeid.partition("::")[0] if nodeid.startswith(_WHOLE_FILES) else nodeid
+
+
+def in_order(items: Sequence[pytest.Item]) -> list[pytest.Item]:
+    """Return tests in the order in which workers take them: what takes long first, what runs alone last.
+
+    A long test that begins last would keep one worker busy after the others have ended; one that runs alone waits at
+    the end for few others.
+    """
+    marked = {
+        name: {scope_of(item.nodeid) for item in items if item.get_closest_marker(name)} for name in ("alone", "slow")
+    }
+
+    def rank(item: pytest.Item) -> tuple[bool, bool, bool]:
+        scope = scope_of(item.nodeid)
+        return scope in marked["alone"], scope not in marked["slow"], scope == item.nodeid
+
+    return sorted(items, key=rank)
 
 
 @contextmanager

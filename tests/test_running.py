@@ -8,7 +8,7 @@ import pytest
 from typing_extensions import override
 
 from testkit.brokers import BrokerError, External
-from tests.running import SharedKafka, scope_of, shared_kafka, slow_without_reason, turn
+from tests.running import SharedKafka, in_order, scope_of, shared_kafka, slow_without_reason, turn
 
 
 async def test_a_test_that_is_alone_waits_for_the_others_and_lets_none_begin(tmp_path):
@@ -38,12 +38,34 @@ async def test_a_test_that_is_alone_waits_for_the_others_and_lets_none_begin(tmp
     ("nodeid", "scope"),
     [
         ("tests/faults/test_outage.py::test_it[a-b]", "tests/faults/test_outage.py"),
+        ("tests/readme/test_readme.py::test_it[a-b]", "tests/readme/test_readme.py"),
         ("tests/unit/test_slots.py::TestIt::test_it[a::b]", "tests/unit/test_slots.py::TestIt::test_it[a::b]"),
     ],
 )
 def test_tests_that_share_costly_fixtures_go_to_one_worker_and_others_one_by_one(nodeid, scope):
     """With pytest-xdist a broker for a module is started once."""
     assert scope_of(nodeid) == scope
+
+
+def test_what_takes_long_begins_first_and_what_runs_alone_last():
+    """A file that goes to one worker keeps its order."""
+
+    def item(nodeid, *marks):
+        return SimpleNamespace(nodeid=nodeid, get_closest_marker=lambda name: name in marks or None)
+
+    one, whole, alone = (
+        "tests/unit/test_it.py::test",
+        "tests/readme/test_it.py::test",
+        "tests/examples/test_it.py::test",
+    )
+    items = [
+        *(item(f"{alone}_1", "alone"), item(f"{alone}_2")),
+        *(item(f"{one}_1"), item(f"{one}_2", "slow"), item(f"{whole}_1"), item(f"{whole}_2")),
+    ]
+    assert [each.nodeid for each in in_order(items)] == [
+        *(f"{one}_2", f"{whole}_1", f"{whole}_2", f"{one}_1"),
+        *(f"{alone}_1", f"{alone}_2"),
+    ]
 
 
 def test_a_test_that_took_long_is_reported_unless_it_says_why():
