@@ -1,4 +1,4 @@
-"""Topics, patterns and partitions by hand; and that the user's own listener is kept, whatever it does (I23)."""
+"""Topics, patterns and manual partitions; and the user's own listener is called, whatever it does (I23)."""
 
 import asyncio
 import logging
@@ -28,14 +28,14 @@ from tests.integration.test_rebalance import QUICK
 
 
 REVOKED, ASSIGNED = "revoked", "assigned"
-# No batch is due: whatever is committed, a rebalance or a stop has committed.
+# Batch and timer are so large that only a rebalance or a stop commits.
 NO_BATCH: dict[str, Any] = {"commit_batch_timeout_sec": 600}
 SOON: dict[str, Any] = {"commit_batch_timeout_sec": 0.05}
 AT_ONCE: dict[str, Any] = {"rebalance_flush_timeout_sec": 0} | SOON
 
 
 class Keeps(ConsumerRebalanceListener):
-    """A user's listener: each of its calls, what was being handled then, and the partitions by themselves."""
+    """A user's listener, which records its calls, the running handlers at that time, and the partitions."""
 
     def __init__(self, seen):
         self.seen = seen
@@ -59,7 +59,7 @@ class Keeps(ConsumerRebalanceListener):
 
 
 class KeepsCommitted(Keeps):
-    """The same with coroutines, one of which asks what is committed."""
+    """The same with coroutines, one of which requests the committed offsets."""
 
     def __init__(self, seen):
         super().__init__(seen)
@@ -80,7 +80,7 @@ class KeepsCommitted(Keeps):
 
 
 class Does(Keeps):
-    """A listener that does something in one of its callbacks, each time."""
+    """A listener that calls a function in one of its callbacks."""
 
     def __init__(self, seen, callback, do):
         super().__init__(seen)
@@ -95,15 +95,15 @@ class Does(Keeps):
 
 
 def application(broker, *, late=False, **settings):
-    """Serve a broker's subscribers, found before the start, or else by their first record."""
+    """Serve a broker's subscribers, which are found before the start or by their first record."""
     return serving_plainly(broker, **settings) if late else serving(broker, **settings)
 
 
-# -- what is subscribed to -------------------------------------------------------------------------------------------
+# -- subscriptions ---------------------------------------------------------------------------------------------------
 
 
 async def test_a_topic_that_comes_to_match_the_pattern(cluster, new_broker, kafka):
-    """It is taken in by a rebalance, over which nothing of the others is lost or run twice."""
+    """A rebalance assigns it; no record of the other topics is lost or run twice."""
     name, held = f"pattern-{uuid4().hex}", Held(5)
     one, two = f"{name}.one", f"{name}.two"
     broker = new_broker(metadata_max_age_ms=300)
@@ -125,7 +125,7 @@ async def test_a_topic_that_comes_to_match_the_pattern(cluster, new_broker, kafk
 
 @pytest.mark.parametrize("metadata", [True, False])
 async def test_a_topic_that_is_subscribed_to_at_run_time(cluster, new_broker, new_topic, metadata):
-    """The rebalance drains and commits first, as any other: aiokafka has given the assignment up by then."""
+    """The rebalance drains and commits first, like any other, although aiokafka has given up the assignment by then."""
     one, two, held = await new_topic(), await new_topic(), Held(5)
     held.subscribe(broker := new_broker(), one)
     await cluster.send(one, range(10))
@@ -142,7 +142,7 @@ async def test_a_topic_that_is_subscribed_to_at_run_time(cluster, new_broker, ne
 
 
 async def test_one_of_several_topics_goes_to_another_member_and_comes_back(cluster, new_broker, new_topic):
-    """The other topic stays, and each has its own offset: what still runs counts for the one, and later for both."""
+    """The other topic stays, and each has its own offset: a running record counts for its topic, also later."""
     one, two, held = await new_topic(), await new_topic(), Held(5, 105)
     broker = new_broker()
     consuming(broker, one, two, listener=held.told, **QUICK)(held.handle)
@@ -162,7 +162,7 @@ async def test_one_of_several_topics_goes_to_another_member_and_comes_back(clust
 
 @pytest.mark.asyncio(**both_loops)
 async def test_partitions_by_hand_need_no_listener(cluster, new_broker, new_topic):
-    """None is called; a restart goes on at the committed offset, with what was not finished and what is new."""
+    """No listener is called; a restart goes on at the committed offset, with unfinished and new records."""
     topic, told = await new_topic(3), Rebalances()
     chosen = [TopicPartition(topic, 0), TopicPartition(topic, 2)]
 
@@ -186,7 +186,7 @@ async def test_partitions_by_hand_need_no_listener(cluster, new_broker, new_topi
 
 
 async def test_two_subscribers_share_out_partitions_by_hand(cluster, new_broker, new_topic):
-    """In one process and group: each commits its own, and what is stuck in the one does not hold up the other."""
+    """In one process and group, each commits its own topic, and a stuck record of one does not hold back the other."""
     topic, broker, stuck, free = await new_topic(2), new_broker(), Held(4), Held()
     for partition, held in enumerate((stuck, free)):
         broker.subscriber(partitions=[TopicPartition(topic, partition)], **manual(topic))(held.handle)
@@ -208,7 +208,7 @@ async def test_two_subscribers_share_out_partitions_by_hand(cluster, new_broker,
 async def test_a_listener_is_called_once_when_all_is_drained_and_committed(
     cluster, new_broker, new_topic, *, late, listener
 ):
-    """Each time with its partitions, also where the subscriber was found by its first record, or is started again."""
+    """Each time with its partitions, also if the subscriber was found by its first record, or is started again."""
     topic, broker, seen = await new_topic(), new_broker(logger=logging.getLogger("theirs")), Gated(free=1)
     told, here = listener(seen), [Place(topic, 0)]
     told.cluster = cluster
@@ -238,7 +238,7 @@ async def test_a_listener_is_called_once_when_all_is_drained_and_committed(
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("callback", [REVOKED, ASSIGNED])
 async def test_a_listener_that_raises(cluster, new_broker, new_topic, caplog, *, callback, late):
-    """aiokafka logs that and goes on; what is ours has been done, before and after the rebalance."""
+    """aiokafka logs the error and goes on; the library drains, commits and begins epochs as usual."""
     topic, broker, seen = await new_topic(), new_broker(), Seen()
 
     def fail(partitions):
@@ -268,7 +268,7 @@ async def test_a_listener_that_raises(cluster, new_broker, new_topic, caplog, *,
 
 
 async def test_a_listener_that_seeks(cluster, new_broker, new_topic):
-    """It decides where to begin; what it skips is not waited for, and is committed past."""
+    """It decides where to begin; the commit passes the records that it skips."""
     topic, broker, held = await new_topic(), new_broker(), Held()
     listener = Does(Seen(), ASSIGNED, lambda partitions: held.subscriber.consumer.seek(*partitions, 7))
     held.subscribe(broker, topic, listener=listener)
@@ -279,7 +279,7 @@ async def test_a_listener_that_seeks(cluster, new_broker, new_topic):
 
 
 async def test_a_listener_that_pauses(cluster, new_broker, new_topic):
-    """Its partition stands still until the user resumes it, whatever the library pauses and resumes beside it."""
+    """The partition stays paused until the user resumes it, whatever the library pauses and resumes meanwhile."""
     topic, broker, held = await new_topic(2), new_broker(), Held(3)
     paused = Place(topic, 1)
     listener = Does(Seen(), ASSIGNED, lambda _: held.subscriber.consumer.pause(paused))
@@ -299,7 +299,7 @@ async def test_a_listener_that_pauses(cluster, new_broker, new_topic):
 
 
 async def test_a_pause_of_the_users_outlasts_the_windows(cluster, new_broker, new_topic):
-    """Of a partition that the library had paused as well: its own resuming does not undo the user's pause."""
+    """Of a partition that the library has paused, too: the library's resume does not undo the user's pause."""
     topic, broker, held = await new_topic(), new_broker(), Held(0)
     held.subscribe(broker, topic)
     await cluster.send(topic, range(20))
@@ -318,7 +318,7 @@ async def test_a_pause_of_the_users_outlasts_the_windows(cluster, new_broker, ne
 @pytest.mark.parametrize("commit_metadata", [True, False])
 @pytest.mark.parametrize("kind", ["group", "by hand"])
 async def test_a_pause_right_after_the_start(cluster, new_broker, new_topic, kind, commit_metadata):
-    """Nothing is delivered before the user resumes, whatever the library does meanwhile at the assignment."""
+    """No record is delivered before the user resumes, whatever the library does at the assignment."""
     topic, broker, seen = await new_topic(), new_broker(), Seen()
     partition = Place(topic, 0)
     chosen: dict[str, Any] = {} if kind == "group" else {"partitions": [TopicPartition(topic, 0)]}
@@ -332,7 +332,7 @@ async def test_a_pause_right_after_the_start(cluster, new_broker, new_topic, kin
     await cluster.send(topic, range(20))
     async with serving(broker, commit_metadata=commit_metadata, **SOON):
         subscriber.consumer.pause(partition)
-        # By then it would have had them: the broker has answered another fetch of the same consumer.
+        # The records would have been delivered by now: the broker has answered a later fetch of the same consumer.
         await subscriber.consumer.end_offsets([partition])
         await cluster.until_committed(topic, {})
         assert subscriber.consumer.paused() == {partition}

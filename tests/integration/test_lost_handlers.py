@@ -11,7 +11,7 @@ from tests.integration.rebalancing import LEAVES_IT, TAKES_IT, Held, visit
 
 
 class Counted(Held):
-    """Keeps which handlers were cancelled."""
+    """Notes which handlers were cancelled."""
 
     def __init__(self, *held):
         super().__init__(*held)
@@ -30,7 +30,7 @@ class Counted(Held):
 @pytest.mark.parametrize("visitor", [TAKES_IT, LEAVES_IT])
 @pytest.mark.parametrize("cancels", [True, False])
 async def test_only_the_handlers_of_a_lost_partition_are_cancelled(cluster, new_broker, new_topic, cancels, visitor):
-    """And only if that is wanted; the cancelled one is run again when its partition is back, another one is not."""
+    """Only with that setting; the cancelled record is run again when its partition is back, a finished one is not."""
     topic, held = await new_topic(), Counted(1)
     held.subscribe(broker := new_broker(), topic)
     await cluster.send(topic, range(3))

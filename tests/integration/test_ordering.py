@@ -25,7 +25,7 @@ PATIENT = FailurePolicy(max_attempts=0, first_backoff_sec=0.02, max_backoff_sec=
 
 
 class Ordered(Seen):
-    """What was handled, when it started, and which records of one key were handled at once."""
+    """Notes which records were handled, when they started, and which of one key overlapped."""
 
     def __init__(self, lane_of):
         super().__init__()
@@ -47,7 +47,7 @@ class Ordered(Seen):
             await asyncio.sleep(random.uniform(0, 0.01))  # handler  # noqa: S311
 
     def assert_in_order(self):
-        """No two of a key at once, and none before an earlier one of its key."""
+        """Check that no two records of a key overlapped, and none started before an earlier one of its key."""
         assert not self.overlaps
         lanes = defaultdict(list)
         for number in self.started:
@@ -57,7 +57,7 @@ class Ordered(Seen):
 
 
 async def send(cluster, topic, numbers, key_of, partition_of=lambda _: 0):
-    """Produce numbers with keys; a key of None is no key."""
+    """Produce numbers with keys; None means no key."""
     keys = {number: key_of(number) for number in numbers}
     await produce(
         cluster.bootstrap_servers,
@@ -71,7 +71,7 @@ async def send(cluster, topic, numbers, key_of, partition_of=lambda _: 0):
 
 @pytest.mark.parametrize("ordering", ["key", "partition"])
 async def test_a_late_initialisation_keeps_the_order(cluster, new_broker, new_topic, ordering):
-    """The record that FastStream has in hand then keeps its place before those that come after it."""
+    """The record that FastStream has in hand at the initialisation keeps its place before later ones."""
     topic, broker, seen, go_on = await new_topic(), new_broker(), Ordered(lambda number: number % 3), asyncio.Event()
 
     @consuming(broker, topic)
@@ -102,9 +102,9 @@ async def test_a_late_initialisation_keeps_the_order(cluster, new_broker, new_to
 @pytest.mark.asyncio(**both_loops)
 @pytest.mark.parametrize("ordering", ["key", "partition"])
 async def test_no_overlap_and_no_inversion(cluster, new_broker, new_topic, ordering):
-    """Records of one key (or partition) start in the order of their offsets, one at a time; others run beside them."""
+    """Records of one key (or partition) start in the order of their offsets, one at a time; others run meanwhile."""
     topic, broker = await new_topic(3), new_broker()
-    # Ten keys, the same ones in each of three partitions, where they have nothing to do with each other.
+    # The same ten keys in each of three partitions; order is per partition.
     seen = Ordered(lambda number: number % (30 if ordering == "key" else 3))
     consuming(broker, topic)(seen_handler(seen))
     await send(cluster, topic, range(600), lambda number: number // 3 % 10, lambda number: number % 3)
@@ -126,7 +126,7 @@ def seen_handler(seen):
 
 
 async def test_records_without_a_key_are_unordered(cluster, new_broker, new_topic):
-    """They are all handled at once, beside records that have one."""
+    """All of them are handled at once, together with records that have a key."""
     topic, broker = await new_topic(), new_broker()
     seen = Gated().subscribe(broker, topic)
     await send(cluster, topic, range(25), lambda number: "key" if number < 5 else None)
@@ -139,7 +139,7 @@ async def test_records_without_a_key_are_unordered(cluster, new_broker, new_topi
 
 
 async def test_what_waits_holds_no_slot_and_pins_its_partition(cluster, new_broker, new_topic):
-    """Behind a stuck record of a hot key all other keys finish, with two slots; the offset stays at that record."""
+    """While a record of a hot key is stuck, all other keys finish, with two slots; the offset stays at that record."""
     topic, broker, gate = await new_topic(), new_broker(), asyncio.Event()
     seen = Ordered(lambda number: "hot" if number % 3 == 2 else number % 10)
 
@@ -198,7 +198,7 @@ async def test_batches_that_share_a_key_do_not_overlap(cluster, new_broker, new_
 @pytest.mark.parametrize("failure", [ValueError, NackMessage(delay=0.02)])
 @pytest.mark.parametrize("plainly", [False, True])
 async def test_a_key_waits_for_its_failing_record_while_others_go_on(cluster, new_broker, new_topic, failure, plainly):
-    """Record 0 fails until all other keys are done, with one slot; also as the first record of a plain broker."""
+    """Record 0 is retried until all other keys are done, with one slot; also as the first record of a plain broker."""
     topic, broker = await new_topic(), new_broker()
     seen = Ordered(lambda number: number % 4)
 
@@ -222,7 +222,7 @@ async def test_a_key_waits_for_its_failing_record_while_others_go_on(cluster, ne
 
 @pytest.mark.parametrize("ordering", ["key", "partition"])
 async def test_a_clean_stop_handles_what_waits_behind_its_key(cluster, new_broker, new_topic, ordering):
-    """Stopped while records wait for each other: each is handled once in all, in order over both runs."""
+    """After a stop while records wait for each other, each is handled once in all, in order over both runs."""
     topic = await new_topic(2)
     seen = Ordered(lambda number: number % 2)
     await send(cluster, topic, range(100), seen.lane_of, lambda number: number % 2)
@@ -242,7 +242,7 @@ async def test_a_clean_stop_handles_what_waits_behind_its_key(cluster, new_broke
 
 
 async def test_what_a_stop_cuts_off_begins_where_it_was_after_the_restart(cluster, new_broker, new_topic):
-    """A stuck record is cancelled at the deadline; those behind it never start before the next run has handled it."""
+    """A stuck record is cancelled at the deadline; those behind it start only after the next run has handled it."""
     topic, gate = await new_topic(), asyncio.Event()
     seen = Ordered(lambda number: number % 2)
 
@@ -268,7 +268,7 @@ async def test_what_a_stop_cuts_off_begins_where_it_was_after_the_restart(cluste
 
 
 async def test_a_partition_that_is_kept_over_a_rebalance_keeps_its_order(cluster, new_broker, new_topic):
-    """A record still in its handler when its partition comes back is not started again; the rest of its key waits."""
+    """A record that still runs when its partition comes back is not started again; the rest of its key waits for it."""
     topic, broker, gate, elsewhere = await new_topic(2), new_broker(), asyncio.Event(), []
     seen = Ordered(lambda number: number // 100)
 
@@ -302,7 +302,7 @@ async def test_a_partition_that_is_kept_over_a_rebalance_keeps_its_order(cluster
 @pytest.mark.asyncio(**both_loops)
 @pytest.mark.parametrize("ordering", ["key", "partition"])
 async def test_the_first_record_of_a_plain_broker_is_in_order_too(cluster, new_broker, new_topic, ordering):
-    """The subscriber is found by it, and nothing of its key starts before it has ended."""
+    """The subscriber is found by this record, and no other record of its key starts before it has ended."""
     topic, broker = await new_topic(), new_broker()
     seen = Ordered(lambda number: number % 3 if ordering == "key" else 0)
     consuming(broker, topic)(seen_handler(seen))
@@ -314,7 +314,7 @@ async def test_the_first_record_of_a_plain_broker_is_in_order_too(cluster, new_b
 
 
 async def others_per_sec(cluster, broker, topic, *, hot):
-    """Measure how many records of a hundred keys are handled per second, one key having 90 % of the traffic or none."""
+    """Measure records per second with a hundred keys; with or without one key that has 90 % of the traffic."""
     seen, hurry, loop, times = Seen(), asyncio.Event(), asyncio.get_running_loop(), []
 
     async def handle(number: int):
@@ -335,9 +335,9 @@ async def others_per_sec(cluster, broker, topic, *, hot):
 
 
 async def test_a_hot_key_does_not_starve_the_others(cluster, new_broker, new_topic):
-    """Beside a key with 90 % of the traffic the others keep 80 % of their throughput and more; it costs one slot."""
+    """With a key that has 90 % of the traffic, the others keep at least 80 % of their throughput; it takes one slot."""
     shares = []
-    # The machine may be busy with something else meanwhile.
+    # Repeated, because the machine may be busy.
     while len(shares) < 4 and max(shares, default=0) < 0.8:
         alone = await others_per_sec(cluster, new_broker(), await new_topic(), hot=False)
         beside = await others_per_sec(cluster, new_broker(), await new_topic(), hot=True)

@@ -1,4 +1,4 @@
-"""What a handler can say about its record: acknowledged, rejected, again, skipped, stop, or cancelled."""
+"""The ends of a handler: acknowledged, rejected, nacked, skipped, a stop, or a cancellation."""
 
 import asyncio
 import logging
@@ -40,7 +40,7 @@ async def say(how, message):
 
 @pytest.mark.parametrize("how", DONE)
 async def test_done_is_done_and_commits_nothing_of_others(cluster, new_broker, new_topic, how):
-    """One record says it is done while an earlier one is in its handler: the offset does not pass that one."""
+    """A record is acknowledged while an earlier one is in its handler: the commit does not pass that one."""
     topic, broker, seen, gate = await new_topic(2), new_broker(), Seen(), asyncio.Event()
 
     @consuming(broker, topic)
@@ -64,7 +64,7 @@ async def test_done_is_done_and_commits_nothing_of_others(cluster, new_broker, n
 @pytest.mark.asyncio(**both_loops)
 @pytest.mark.parametrize("how", AGAIN)
 async def test_again_is_soon_and_touches_no_other_record(cluster, new_broker, new_topic, how):
-    """It is handled again after a short delay, its slot free meanwhile; no other record runs twice."""
+    """It is handled again after a short delay, without a slot meanwhile; no other record runs twice."""
     topic, broker, seen, attempts = await new_topic(), new_broker(), Seen(), []
 
     @consuming(broker, topic)
@@ -87,7 +87,7 @@ async def test_again_is_soon_and_touches_no_other_record(cluster, new_broker, ne
 
 
 async def test_a_batch_that_is_not_acknowledged_is_handled_again_as_a_whole(cluster, new_broker, new_topic):
-    """The same records come once more, and other batches do not."""
+    """The records of this batch are handled once more, those of other batches are not."""
     topic, broker, batches = await new_topic(2), new_broker(), []
 
     @consuming(broker, topic, batch=True, max_records=5)
@@ -107,7 +107,7 @@ async def test_a_batch_that_is_not_acknowledged_is_handled_again_as_a_whole(clus
 
 
 async def test_not_acknowledged_at_a_stop_is_left_for_the_next(cluster, new_broker, new_topic):
-    """A record that goes on asking for another turn does not hold up the stop, and stays uncommitted."""
+    """A record that is nacked again and again does not delay the stop, and stays uncommitted."""
     topic, broker, seen = await new_topic(), new_broker(), Seen()
 
     @consuming(broker, topic)
@@ -140,7 +140,7 @@ async def raise_it():
 @pytest.mark.asyncio(**both_loops)
 @pytest.mark.parametrize("cancelled", [raise_it, leak_from_a_cancelled_task])
 async def test_a_handler_that_raises_cancelled_error_has_failed(cluster, new_broker, new_topic, caplog, cancelled):
-    """Its record is done, and the subscriber's loop lives: what comes later is handled."""
+    """Its record is done, and FastStream's loop goes on: later records are handled."""
     topic, seen = await new_topic(), Seen()
     broker = new_broker(logger=logging.getLogger("test.outcomes"))
 
@@ -160,7 +160,7 @@ async def test_a_handler_that_raises_cancelled_error_has_failed(cluster, new_bro
 
 
 async def test_stop_consume_stops_its_subscriber_after_a_drain(cluster, new_broker, new_topic):
-    """What that subscriber has in flight is finished and committed; the others go on."""
+    """Its records in flight are finished and committed; other subscribers go on."""
     topic, other = await new_topic(), await new_topic()
     broker, seen, handled = new_broker(), Seen(), Seen()
     subscriber = broker.subscriber(topic, **manual(topic))
@@ -191,7 +191,7 @@ async def test_stop_consume_stops_its_subscriber_after_a_drain(cluster, new_brok
 
 
 class PanicError(BaseException):
-    """As `pyo3_runtime.PanicException`, of a Rust extension."""
+    """Like `pyo3_runtime.PanicException`, of a Rust extension."""
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def _silent(kind):
     ),
 )
 async def test_a_failure_is_logged_once_with_its_traceback(cluster, new_broker, new_topic, caplog, case):
-    """By FastStream where it has a logger, else by the library."""
+    """By FastStream if it has a logger, otherwise by the library."""
     kind, then = case
     topic, dead = await new_topic(), await new_topic()
     broker = new_broker(logger=logging.getLogger("test.loud") if kind == "on" else _silent(kind))

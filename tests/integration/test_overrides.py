@@ -1,4 +1,4 @@
-"""Settings of one router or broker beside those of all: `KafkaConcurrentProcessingMiddleware.configured`."""
+"""Settings of one router or broker: `KafkaConcurrentProcessingMiddleware.configured`."""
 
 import asyncio
 from types import MappingProxyType
@@ -27,7 +27,7 @@ SOON: dict[str, Any] = {"commit_batch_timeout_sec": 0.05}
 
 
 def retrying(attempts):
-    """Return a policy of so many attempts."""
+    """Return a policy with so many attempts."""
     return FailurePolicy(max_attempts=attempts, first_backoff_sec=0.01)
 
 
@@ -50,14 +50,14 @@ class Slow(Seen):
 
 
 class Halting(Ours):
-    """Ours with settings of its own, as a class."""
+    """A configured middleware, as a class."""
 
     overrides: ClassVar[Any] = MappingProxyType({"on_failure": FailurePolicy(max_attempts=2, then="halt")})
 
 
 @pytest.mark.parametrize("run", RUNS)
 async def test_two_routers_and_a_broker_each_have_their_own(cluster, new_broker, new_topic, run):
-    """The router's, the broker's or everybody's: the nearest one that is given."""
+    """The nearest setting counts: the router's, else the broker's, else that of the initialisation."""
     broker = new_broker(Ours.configured(on_failure=retrying(2)))
     three, four, inherits = (
         KafkaRouter(middlewares=[Ours.configured(on_failure=retrying(3))]),
@@ -81,7 +81,7 @@ async def test_two_routers_and_a_broker_each_have_their_own(cluster, new_broker,
 
 @pytest.mark.parametrize("run", RUNS)
 async def test_what_is_not_given_is_everybodys(cluster, new_broker, new_topic, run):
-    """A router with an ordering of its own has the time limit of its broker, and the failure policy of all."""
+    """A router with its own ordering has the time limit of its broker, and the failure policy of the initialisation."""
     topic, letters = await new_topic(), await new_topic()
     broker = new_broker(Ours.configured(handler_timeout_sec=0.1))
     router, seen = KafkaRouter(middlewares=[Ours.configured(ordering="partition")]), Gated(free=1)
@@ -98,7 +98,7 @@ async def test_what_is_not_given_is_everybodys(cluster, new_broker, new_topic, r
 
 @pytest.mark.parametrize("run", RUNS)
 async def test_ordering_of_one_router_alone(cluster, new_broker, new_topic, run):
-    """One at a time there, many at once on the broker's own subscriber."""
+    """One at a time on the router, many at once on the broker's own subscriber."""
     topic, other, broker = await new_topic(), await new_topic(), new_broker()
     router, ordered, free = KafkaRouter(middlewares=[Ours.configured(ordering="partition")]), Slow(), Gated(free=1)
     consuming(router, topic)(ordered.handle)
@@ -114,7 +114,7 @@ async def test_ordering_of_one_router_alone(cluster, new_broker, new_topic, run)
 
 
 async def test_back_to_the_default(cluster, new_broker, new_topic):
-    """A default value that is given is an override as well."""
+    """A given value is an override, even if it is the default."""
     topic = await new_topic()
     broker = new_broker(Ours.configured(on_failure=retrying(3), ordering="partition", handler_timeout_sec=0.01))
     plain = Ours.configured(on_failure=FailurePolicy(), ordering="unordered", handler_timeout_sec=0)
@@ -140,7 +140,7 @@ async def test_back_to_the_default(cluster, new_broker, new_topic):
 
 @pytest.mark.parametrize("run", RUNS)
 async def test_the_innermost_of_nested_routers_has_the_last_word(cluster, new_broker, new_topic, run):
-    """What it leaves open comes from the router around it."""
+    """Settings that it does not have come from the outer router."""
     topic, letters, broker, seen = await new_topic(), await new_topic(), new_broker(), Failing()
     policy = FailurePolicy(max_attempts=3, first_backoff_sec=0.01, then=DeadLetter(letters))
     outer = KafkaRouter(middlewares=[Ours.configured(on_failure=policy, ordering="key")])
@@ -156,7 +156,7 @@ async def test_the_innermost_of_nested_routers_has_the_last_word(cluster, new_br
 
 
 async def test_configured_twice_is_both(cluster, new_broker, new_topic):
-    """What is configured further keeps what it had."""
+    """A second `configured` keeps the settings of the first one."""
     topic, seen = await new_topic(), Failing()
     broker = new_broker(Ours.configured(on_failure=retrying(2)).configured(ordering="partition"))
     consuming(broker, topic)(seen.handle)
@@ -168,7 +168,7 @@ async def test_configured_twice_is_both(cluster, new_broker, new_topic):
 
 @pytest.mark.parametrize("run", RUNS)
 async def test_a_subclass_with_settings_of_its_own(cluster, new_broker, new_topic, run):
-    """It counts like a configured one, with its own subclasses too; what comes after it is halted."""
+    """A subclass with overrides counts like a configured one, and so do its own subclasses."""
     topic, broker, seen = await new_topic(), new_broker(), Failing()
     router = KafkaRouter(middlewares=[Halting.configured(ordering="partition")])
     consuming(router, topic)(seen.handle)
@@ -193,13 +193,13 @@ BAD: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("bad", BAD)
 def test_bad_values_are_refused_where_they_are_given(bad):
-    """The text names the setting."""
+    """The error names the setting."""
     with pytest.raises(SettingsError, match=next(iter(bad))):
         Ours.configured(**bad)
 
 
 async def test_what_does_not_go_with_the_others_is_refused_when_it_is_found(new_broker, new_topic):
-    """Halting without commits, and dead letters to the same topic: at initialising, not at the first failure."""
+    """A halt without commits, or dead letters to the same topic: refused at the initialisation."""
     topic = await new_topic()
     broker = new_broker(Halting)
     consuming(broker, topic)(Failing().handle)

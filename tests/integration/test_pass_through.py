@@ -1,4 +1,4 @@
-"""What is not made concurrent, and says so once; what is concurrent without commits; what is refused."""
+"""Subscribers that stay sequential, with one warning; concurrent ones without commits; refused settings."""
 
 import asyncio
 import logging
@@ -28,7 +28,7 @@ OTHERS = [policy for policy in AckPolicy if policy is not AckPolicy.MANUAL]
 async def test_another_ack_policy_passes_through_with_one_warning(  # noqa: PLR0917 - two of them are parameters
     cluster, new_broker, new_topic, caplog, policy, serve
 ):
-    """FastStream handles and acknowledges one record at a time as ever; the warning says why and what to do."""
+    """FastStream handles and acknowledges one record at a time as usual; the warning says why and what to do."""
     topic, broker, seen = await new_topic(), new_broker(), Seen()
 
     @consuming(broker, topic, ack_policy=policy)
@@ -60,7 +60,7 @@ async def test_without_batch_commits_the_library_commits_nothing(cluster, new_br
 
 
 async def test_get_one_and_async_for_are_left_alone(cluster, new_broker, new_topic, caplog):
-    """A subscriber without a handler is read by its owner, while another one is concurrent."""
+    """The application reads a subscriber without a handler itself, while another one is concurrent."""
     topic, read = await new_topic(), await new_topic()
     broker = new_broker()
     seen, reader = Gated().subscribe(broker, topic), broker.subscriber(read, **manual(read))
@@ -92,7 +92,7 @@ async def test_max_workers_are_refused(new_broker, new_topic):
 
 @pytest.mark.parametrize("policy", [AckPolicy.MANUAL, AckPolicy.ACK_FIRST], ids=lambda policy: policy.name)
 async def test_max_workers_on_a_subscriber_that_is_found_late(cluster, new_broker, new_topic, caplog, policy):
-    """Found at its first record, too late to refuse to start: it says so once, and FastStream handles the records."""
+    """Found by its first record, too late to refuse the start: one warning, and FastStream handles the records."""
     topic, broker, seen = await new_topic(), new_broker(), Seen()
 
     @consuming(broker, topic, max_workers=3, ack_policy=policy)
@@ -139,7 +139,7 @@ async def test_initialising_twice(new_broker, caplog):
     ],
 )
 async def test_a_bad_setting_is_named_with_what_is_allowed(new_broker, name, value, allowed):
-    """The error says which setting, what was given and what may be; a good one works right afterwards."""
+    """The error names the setting, the given value and what is allowed; a valid one works afterwards."""
     app = FastStream(new_broker(), logger=None)
     with pytest.raises(SettingsError) as raised:
         await initialize_concurrent_processing(app.context, **{name: value})
@@ -153,7 +153,7 @@ async def test_a_bad_setting_is_named_with_what_is_allowed(new_broker, name, val
 
 @pytest.mark.parametrize(("context", "broker"), [(None, None), ("context", None), ("good", object())])
 async def test_wrong_arguments_are_named(new_broker, context, broker):
-    """Something else than a context or a broker is refused by name."""
+    """An argument that is no context or broker is refused by an error that names it."""
     chosen = new_broker().context if context == "good" else context
     with pytest.raises(TypeError, match="broker must be" if context == "good" else "context must be"):
         await initialize_concurrent_processing(chosen, broker=broker)

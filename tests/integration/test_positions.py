@@ -16,7 +16,7 @@ PARTITIONS = 3
 
 
 def chosen_by(kind, topic):
-    """Return arguments of a subscriber that gets the topic's partitions."""
+    """Return arguments of a subscriber to the topic's partitions."""
     if kind == "partitions":
         return (), {"partitions": [TopicPartition(topic, partition) for partition in range(PARTITIONS)]}
     if kind == "pattern":
@@ -27,7 +27,7 @@ def chosen_by(kind, topic):
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("kind", ["topic", "pattern", "partitions"])
 async def test_what_comes_between_two_runs_is_handled(cluster, new_broker, new_topic, kind, late):
-    """Of partitions that have had no records as well, by group or by hand."""
+    """Also partitions without records, with group or manual assignment."""
     topic, seen = await new_topic(PARTITIONS), Seen()
     topics, chosen = chosen_by(kind, topic)
 
@@ -46,7 +46,7 @@ async def test_what_comes_between_two_runs_is_handled(cluster, new_broker, new_t
     first: Any = broker()
     async with serving_plainly(first) if late else serving(first):
         if late:
-            # Its first record, of one partition, is what makes it known to the library.
+            # The library finds the subscriber by its first record, of one partition.
             await first.subscribers[0].consumer.position(Place(topic, 0))
             await cluster.send(topic, [0], 0)
         await cluster.until_committed(topic, {0: 2 if late else 1, 1: 1, 2: 1})
@@ -57,7 +57,7 @@ async def test_what_comes_between_two_runs_is_handled(cluster, new_broker, new_t
 
 
 async def test_what_was_in_hand_at_a_stop_that_could_not_wait_comes_again(cluster, new_broker, new_topic):
-    """Nothing had finished yet, so nothing but the beginning was committed: 100 records of 100 are handled."""
+    """No record had finished, so only the beginning was committed: 100 records of 100 are handled."""
     topic, seen = await new_topic(), Gated()
     seen.subscribe(first := new_broker(), topic, **LATEST)
     await cluster.send(topic, [-1])
@@ -74,7 +74,7 @@ async def test_what_was_in_hand_at_a_stop_that_could_not_wait_comes_again(cluste
 
 
 async def test_a_partition_that_is_added_later_begins_where_it_was_found(cluster, new_broker, new_topic):
-    """It is committed without a record, like the others."""
+    """A new partition's offset is committed without a record, like those of the others."""
     topic, seen = await new_topic(), Seen()
 
     def broker():
@@ -107,7 +107,7 @@ async def test_a_partition_that_is_added_later_begins_where_it_was_found(cluster
 
 @pytest.mark.apache
 async def test_a_position_that_fell_out_of_the_log_is_committed_before_it_is_followed(cluster, new_broker, new_topic):
-    """Retention overtakes a paused consumer: what it gets after the reset is not skipped by the next run."""
+    """Retention deletes records of a paused consumer: the next run skips no record that came after the reset."""
     topic, seen = await new_topic(), Gated(free=5)
     place = Place(topic, 0)
     subscriber: Any = (broker := new_broker()).subscriber(topic, **manual(topic, **LATEST))

@@ -1,4 +1,4 @@
-"""The result of a handler is published by publishers and replies, and a publish that fails is its record's failure."""
+"""The result of a handler is published by publishers and replies; if that fails, the record has failed."""
 
 import asyncio
 import logging

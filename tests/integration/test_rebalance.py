@@ -1,4 +1,4 @@
-"""A second member comes and goes while handlers are in flight; and the user moves the position (I3, I16, I17)."""
+"""A second member joins and leaves while handlers run; and the user seeks (I3, I16, I17)."""
 
 import asyncio
 from collections import Counter
@@ -17,7 +17,7 @@ QUICK: dict[str, Any] = {"heartbeat_interval_ms": 200, "session_timeout_ms": 600
 
 @asynccontextmanager
 async def another_member(cluster, topic, values):
-    """Join the group as another member, take what comes, commit it at once, and leave."""
+    """Join the group as another member, fetch records, commit them at once, and leave."""
     consumer = AIOKafkaConsumer(
         topic,
         bootstrap_servers=cluster.bootstrap_servers,
@@ -46,7 +46,7 @@ async def another_member(cluster, topic, values):
 
 
 async def send_in_the_background(cluster, topic, count, done):
-    """Produce to all partitions by and by, from 0 to as many as are wanted."""
+    """Produce ascending numbers to all partitions, one after the other."""
     for first in range(0, count, 8):
         for number in range(first, min(first + 8, count)):
             await cluster.send(topic, [number], partition=number % 4)
@@ -88,7 +88,7 @@ async def test_nothing_is_lost_or_doubled_when_a_member_joins_and_leaves(cluster
 
 
 async def test_two_subscribers_of_one_group_share_its_partitions(cluster, new_broker, new_topic):
-    """The second one starts while the first has records in flight; each record is handled once, by either."""
+    """The second process starts while the first has records in flight; each record is handled once, by either."""
     topic, broker, seen = await new_topic(4), new_broker(), Seen()
 
     async def handle(number: int):
@@ -114,7 +114,7 @@ async def test_two_subscribers_of_one_group_share_its_partitions(cluster, new_br
 
 
 async def test_what_outlasts_the_drain_is_handled_by_the_next_owner(cluster, new_broker, new_topic):
-    """A record still in its handler when the partitions go is delivered again; those behind it never passed it."""
+    """A record that outlasts the revocation is delivered again; no commit for later ones has passed it."""
     topic, broker, elsewhere = await new_topic(2), new_broker(), []
     seen = Gated(free=0)
     seen.subscribe(broker, topic, **QUICK)
@@ -132,7 +132,7 @@ async def test_what_outlasts_the_drain_is_handled_by_the_next_owner(cluster, new
 
 
 async def test_finished_before_the_deadline_is_not_delivered_again(cluster, new_broker, new_topic):
-    """At the drain's deadline, all that lies below the first unfinished record is committed and stays done."""
+    """At the drain's deadline, all records below the first unfinished one are committed, and are not run again."""
     topic, broker, elsewhere, seen, gate = await new_topic(), new_broker(), [], Seen(), asyncio.Event()
 
     @consuming(broker, topic, **QUICK)
@@ -142,7 +142,7 @@ async def test_finished_before_the_deadline_is_not_delivered_again(cluster, new_
                 await gate.wait()
 
     await cluster.send(topic, range(20))
-    # No batch is due before the rebalance: it is the drain that commits.
+    # Batch and timer are so large that the rebalance commits.
     async with serving(broker, rebalance_flush_timeout_sec=0.3, commit_batch_timeout_sec=600):
         await seen.until(19)
         assert await cluster.committed(topic) == {}
@@ -155,7 +155,7 @@ async def test_finished_before_the_deadline_is_not_delivered_again(cluster, new_
 
 
 async def test_an_old_epoch_never_moves_the_offset_back(cluster, new_broker, new_topic):
-    """What ran when a partition went finishes while another member owns it, and commits nothing when it returns."""
+    """A record that outlasts the revocation finishes while another member owns its partition, and commits nothing."""
     topic, broker, elsewhere, seen, told = await new_topic(2), new_broker(), [], Seen(), Rebalances()
     gate = asyncio.Event()
 
@@ -177,7 +177,7 @@ async def test_an_old_epoch_never_moves_the_offset_back(cluster, new_broker, new
             gate.set()
             await cluster.until_committed(topic, {theirs: 30, 1 - theirs: 10})
         await wait_until(lambda: len(told.assigned) == 3, 20, "the partition is back")
-        # One request carries all partitions that have news.
+        # One request has all dirty partitions.
         await cluster.send(topic, [500], 1 - theirs)
         await cluster.until_committed(topic, {theirs: 30, 1 - theirs: 11})
     assert await cluster.committed(topic) == {theirs: 30, 1 - theirs: 11}
@@ -187,7 +187,7 @@ async def test_an_old_epoch_never_moves_the_offset_back(cluster, new_broker, new
 @pytest.mark.asyncio(**both_loops)
 @pytest.mark.parametrize("in_flight", [False, True])
 async def test_a_seek_back_delivers_again(cluster, new_broker, new_topic, in_flight):
-    """The user's own seek begins a new epoch: all from there on is handled again, whatever was finished before."""
+    """A user's seek begins a new epoch: all records from there on are handled again, also finished ones."""
     topic, broker, seen = await new_topic(), new_broker(), Gated(free=5)
     if not in_flight:
         seen.gate.set()
@@ -210,7 +210,7 @@ async def test_a_seek_back_delivers_again(cluster, new_broker, new_topic, in_fli
 
 
 async def test_a_seek_forward_skips(cluster, new_broker, new_topic):
-    """What was skipped is not waited for, and the offset goes past it."""
+    """The commit passes the skipped records."""
     topic, broker, seen = await new_topic(), new_broker(), Seen()
     subscriber = broker.subscriber(topic, **manual(topic))
 

@@ -16,7 +16,7 @@ POLL_SEC = 1.0
 
 @pytest.mark.parametrize("ordering", ["unordered", "key"])
 async def test_slow_handlers_are_not_evicted_also_after_a_rebalance(cluster, new_broker, new_topic, ordering):
-    """The limit is full of them twice: no rebalance but those of a member that joins and leaves, each handled once."""
+    """They fill the limit twice: the only rebalances are those of a member that joins and leaves; each runs once."""
     topic, broker, seen, told, elsewhere = await new_topic(4), new_broker(), Seen(), Rebalances(), []
     poll: dict[str, Any] = {"max_poll_interval_ms": int(POLL_SEC * 1000), "heartbeat_interval_ms": 300}
 
@@ -46,7 +46,7 @@ async def test_slow_handlers_are_not_evicted_also_after_a_rebalance(cluster, new
 
 @pytest.mark.parametrize("what", ["stop", "rebalance"])
 async def test_who_waits_for_slow_handlers_counts_as_polling(cluster, new_broker, new_topic, what):
-    """In the drain of a stop and of a rebalance: the member is not evicted, so what has ended is committed."""
+    """During the drain of a stop or a rebalance: the member is not evicted, so finished records are committed."""
     topic, other, broker, seen, elsewhere = await new_topic(2), await new_topic(), new_broker(), Seen(), []
     poll: dict[str, Any] = {"max_poll_interval_ms": int(POLL_SEC * 1000), "heartbeat_interval_ms": 100}
 
@@ -55,7 +55,7 @@ async def test_who_waits_for_slow_handlers_counts_as_polling(cluster, new_broker
         with seen.handling(number):
             await asyncio.sleep(3 * POLL_SEC)  # handler
 
-    # The group is not empty when a stop commits, or the broker would take that from anybody.
+    # A bystander, because an empty group accepts commits of any client.
     async with (
         bystander(cluster.bootstrap_servers, f"{topic}-group", other),
         serving(broker, concurrency_limit=2, commit_batch_timeout_sec=100, rebalance_flush_timeout_sec=5),

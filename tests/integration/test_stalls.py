@@ -1,4 +1,4 @@
-"""Nothing arrives: when that is a stall, and when there is nothing to arrive (I30)."""
+"""No record arrives: when this is a stall, and when there simply are no records (I30)."""
 
 import asyncio
 from typing import Any
@@ -22,12 +22,12 @@ from tests.integration.rebalancing import delete_topic
 
 LIMIT_SEC = 2.0
 SETTINGS = {"stall_timeout_sec": LIMIT_SEC, "commit_batch_timeout_sec": 0.05}
-# The observer looks once a second.
+# The observer takes a sample per second.
 LONG_ENOUGH_SEC = LIMIT_SEC + 2.5
 
 
 async def until_red(app, *words, timeout_sec=PATIENCE_SEC):
-    """Wait until health is red, and says so; it is nothing that a restart would mend."""
+    """Wait until health is red with these words; check that the process stays alive."""
 
     def problems():
         return get_kafka_handler_report(app.context).problems
@@ -41,7 +41,7 @@ async def until_red(app, *words, timeout_sec=PATIENCE_SEC):
 
 
 async def assert_green(app):
-    """Look for longer than the limit."""
+    """Check that health stays green for longer than the limit."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + LONG_ENOUGH_SEC
     while loop.time() < deadline:
@@ -50,7 +50,7 @@ async def assert_green(app):
 
 
 class Counting(Seen):
-    """Keeps the numbers that it gets."""
+    """A handler that notes its records."""
 
     subscriber: Any
 
@@ -70,7 +70,7 @@ def counting(broker, *topics, **more):
 
 @pytest.mark.cluster
 async def test_a_broker_that_falls_silent_is_noticed_although_nothing_is_to_be_committed(own_kafka, new_topic):
-    """Red after the limit, with the reason; green when it answers again, and the records come."""
+    """Health is red after the limit, with the reason, and green when the broker answers again; records arrive."""
     server = own_kafka()
     cluster = Cluster(server.bootstrap_servers)
     topic = await new_topic(bootstrap=server.bootstrap_servers)
@@ -93,7 +93,7 @@ async def test_a_broker_that_falls_silent_is_noticed_although_nothing_is_to_be_c
 
 
 async def test_a_consumer_that_is_not_asked_for_records_is_noticed(cluster, new_broker, new_topic):
-    """Its loop is alive, and stuck somewhere: there is lag, and nothing is delivered."""
+    """FastStream's loop is alive but stuck: there is lag, and no record is delivered."""
     topic = await new_topic()
     broker = new_broker()
     seen = counting(broker, topic)
@@ -108,7 +108,7 @@ async def test_a_consumer_that_is_not_asked_for_records_is_noticed(cluster, new_
             return await get_msg(consumer)
 
         seen.subscriber.get_msg = get_stuck
-        # The fetch that is under way brings one more.
+        # The pending fetch returns one more record.
         await cluster.send(topic, range(5, 25))
         await until_red(app, f"{topic}[0]", "before the end")
         stuck.set()
@@ -119,7 +119,7 @@ async def test_a_consumer_that_is_not_asked_for_records_is_noticed(cluster, new_
 
 @pytest.mark.apache
 async def test_without_an_offset_to_begin_at_it_says_that_it_cannot(cluster, new_broker, new_topic, caplog):
-    """`auto_offset_reset="none"`, and nothing committed: red with the reason, and once in the log."""
+    """With `auto_offset_reset="none"` and no committed offset, health is red with the reason, logged once."""
     topic = await new_topic()
     await cluster.send(topic, range(5))
     broker = new_broker()
@@ -134,7 +134,7 @@ async def test_without_an_offset_to_begin_at_it_says_that_it_cannot(cluster, new
 @pytest.mark.apache
 @pytest.mark.parametrize("isolation", ["read_committed", "read_uncommitted"])
 async def test_an_idle_topic_that_ends_in_an_aborted_transaction_is_green(cluster, new_broker, new_topic, isolation):
-    """Behind the last record there is nothing to deliver."""
+    """At the end of the log health stays green."""
     topic = await new_topic()
     broker = new_broker()
     seen = counting(broker, topic, isolation_level=isolation)
@@ -154,7 +154,7 @@ async def test_an_idle_topic_that_ends_in_an_aborted_transaction_is_green(cluste
 
 
 async def test_a_subscriber_that_is_never_started_is_noticed(cluster, new_broker, new_topic):
-    """An application may go on without its broker after a start that has failed; a late start turns it green."""
+    """An application may go on without its broker after a failed start; a late start turns health green."""
     topic, broker = await new_topic(), new_broker()
     seen = counting(broker, topic)
     handler = await initialize_concurrent_processing(broker.context, broker=broker, stall_timeout_sec=1.0)
@@ -173,7 +173,7 @@ async def test_a_subscriber_that_is_never_started_is_noticed(cluster, new_broker
 
 
 async def test_who_is_busy_or_paused_is_green(cluster, new_broker, new_topic):
-    """All slots are taken, or the user has paused a partition, for longer than the limit: both on purpose."""
+    """Health stays green while all slots are taken, or the user has paused a partition, for longer than the limit."""
     busy, paused = await new_topic(), await new_topic()
     broker = new_broker()
     gated = Gated().subscribe(broker, busy)
@@ -193,7 +193,7 @@ async def test_who_is_busy_or_paused_is_green(cluster, new_broker, new_topic):
 
 
 async def test_a_partition_that_waits_behind_a_stuck_record_is_red_and_names_it(cluster, new_broker, new_topic):
-    """Its window is full: the record, where it is, and its age; not while the user has paused it anyway."""
+    """Health names the record behind which the window is full, its place and age; not while the user has paused."""
     topic = await new_topic(2)
     broker, seen, stuck, go_on = new_broker(), Seen(), 6, asyncio.Event()
     subscriber = broker.subscriber(topic, **manual(topic))
@@ -222,7 +222,7 @@ async def test_a_partition_that_waits_behind_a_stuck_record_is_red_and_names_it(
 
 
 async def test_a_record_that_fails_and_fails_is_named_by_its_next_attempt(cluster, new_broker, new_topic):
-    """Behind it the window is full; nothing hangs, and nothing moves."""
+    """Its window is full behind a record that is retried, and no task hangs."""
     topic = await new_topic()
     broker, is_mended = new_broker(), asyncio.Event()
     policy = FailurePolicy(max_attempts=0, first_backoff_sec=0.2, max_backoff_sec=0.2)
@@ -242,7 +242,7 @@ async def test_a_record_that_fails_and_fails_is_named_by_its_next_attempt(cluste
 
 @pytest.mark.apache
 async def test_members_that_evict_each_other_are_named(cluster, new_broker, new_topic):
-    """Two with one `group_instance_id`: each fences the other, for ever."""
+    """Two processes with one `group_instance_id` fence each other, for ever."""
     topic = await new_topic(2)
     twins = {"group_instance_id": "twin", "session_timeout_ms": 6000, "heartbeat_interval_ms": 200}
     broker = new_broker()
@@ -261,7 +261,7 @@ async def test_members_that_evict_each_other_are_named(cluster, new_broker, new_
 
 @pytest.mark.cluster
 async def test_a_topic_that_is_deleted_is_named_and_found_when_it_is_back(own_kafka, new_topic):
-    """The consumer asks every few seconds, and not only after five minutes; its other topic goes on."""
+    """The consumer requests metadata every few seconds, not only after five minutes; its other topic goes on."""
     server = own_kafka(settings={"auto.create.topics.enable": "false"})
     cluster = Cluster(server.bootstrap_servers)
     kept, deleted = [await new_topic(bootstrap=server.bootstrap_servers) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""Stops that a record itself calls, on a real broker: the producer is closed as soon as such a call returns."""
+"""Stops that a record's handler calls, on a real broker: the producer is closed as soon as such a call returns."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ from tests.integration.helpers import consuming, manual, publishing, serving, se
 
 
 async def published(cluster, topic):
-    """Return what a topic holds."""
+    """Return the values in a topic."""
     async with AIOKafkaConsumer(topic, bootstrap_servers=cluster.bootstrap_servers, auto_offset_reset="earliest") as it:
         batches = await it.getmany(timeout_ms=3000)
     return sorted(record.value.decode() for records in batches.values() for record in records)
@@ -21,7 +21,7 @@ async def published(cluster, topic):
 @pytest.mark.parametrize("what", ["broker", "processing"])
 @pytest.mark.parametrize("way", ["awaited", "within a time limit", "in a task"])
 async def test_the_results_of_all_others_are_published(cluster, new_broker, new_topic, way, what):
-    """Committed is what was published, and the stopping record's own result where nothing awaits the stop there."""
+    """Committed records have a published result; so has the stopping record, if it does not await the stop."""
     topic, results, broker, begun = await new_topic(), await new_topic(), new_broker(), []
 
     async def stop():
@@ -52,7 +52,7 @@ async def test_the_results_of_all_others_are_published(cluster, new_broker, new_
 
 
 async def test_a_synchronous_handler_may_stop_its_broker_from_its_thread(cluster, new_broker, new_topic):
-    """It waits for the others as one on the event loop would; the stop does not take until its deadline."""
+    """A stop from a thread waits for the other records, and does not take until the deadline."""
     topic, broker, ended = await new_topic(), new_broker(), []
 
     @consuming(broker, topic)
@@ -73,7 +73,7 @@ async def test_a_synchronous_handler_may_stop_its_broker_from_its_thread(cluster
 @pytest.mark.apache
 @pytest.mark.parametrize("how", ["await", "task"])
 async def test_a_record_restarts_its_own_subscriber(cluster, new_broker, new_topic, how):
-    """One member is left in the group, health is right to be green, and each record is handled once."""
+    """One member is left in the group, health is green, and each record is handled once."""
     topic, broker, seen, tasks = await new_topic(), new_broker(), [], []
     subscriber = broker.subscriber(topic, **manual(topic))
 

@@ -25,13 +25,13 @@ ORDERS = ["ours first", "ours last"]
 
 
 def in_order(order, theirs):
-    """Return the middlewares with ours before or after the other."""
+    """Return the middlewares, with the library's before or after the other one."""
     both = [KafkaConcurrentProcessingMiddleware, theirs]
     return both if order == "ours first" else both[::-1]
 
 
 def add_handler(broker, topic, out, during=lambda: None, *, batch=False):
-    """Subscribe a handler that publishes what it returns, and fails now and then."""
+    """Subscribe a handler that publishes its result, and sometimes fails."""
     seen = Seen()
 
     async def work(number: int) -> int:
@@ -56,21 +56,21 @@ def add_handler(broker, topic, out, during=lambda: None, *, batch=False):
 
 
 async def send_numbers(cluster, topic, *, batch=False):
-    """Produce the numbers, one request's id for all, so that runs can be compared; for batches each twice."""
+    """Produce the numbers with the same correlation id, so that runs can be compared; for batches, each twice."""
     numbers = [number for number in NUMBERS for _ in range(2)] if batch else NUMBERS
     await cluster.send(topic, numbers, headers=[("correlation_id", b"one for all")])
     return len(numbers)
 
 
 async def without_the_library(broker, seen):
-    """Let FastStream handle all records by itself, one at a time; it commits nothing."""
+    """Let FastStream alone handle all records, one at a time, without commits."""
     await broker.start()
     await seen.until(len(NUMBERS))
     await broker.stop()
 
 
 def tracing():
-    """Return a middleware and where its spans go."""
+    """Return a middleware and the exporter of its spans."""
     spans, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
     return KafkaTelemetryMiddleware(tracer_provider=provider), spans
@@ -124,7 +124,7 @@ async def test_spans_are_the_same_as_without_the_library(cluster, new_broker, ne
 
 @pytest.mark.parametrize("order", ORDERS)
 async def test_spans_are_the_same_when_attached_at_the_first_record(cluster, new_broker, new_topic, caplog, order):
-    """A broker that was not named: its first record, in hand at the attachment, has its spans like all others."""
+    """Without `broker=`, the first record, which is in hand at the attachment, has the same spans as all others."""
     topic, out = await new_topic(), await new_topic()
     await send_numbers(cluster, topic)
     middleware, alone = tracing()
@@ -160,7 +160,7 @@ def metrics_of(registry):
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("batch", [False, True])
 async def test_metrics_are_the_same_as_without_the_library(cluster, new_broker, new_topic, order, batch):
-    """Same counts, statuses, exceptions and sizes; real durations; `in process` counts up, and ends at nothing."""
+    """Same counts, statuses, exceptions and sizes; real durations; `in process` rises, and ends at 0."""
     topic, out = await new_topic(), await new_topic()
     await send_numbers(cluster, topic, batch=batch)
     registry = CollectorRegistry()

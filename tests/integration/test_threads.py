@@ -1,4 +1,4 @@
-"""Synchronous handlers on a real broker: how many at once, and what becomes of those that have no thread yet."""
+"""Synchronous handlers on a real broker: how many run at once, and how others wait for a thread."""
 
 import threading
 import time
@@ -15,7 +15,7 @@ from tests.integration.helpers import both_loops, consuming, serving
 
 @pytest.mark.asyncio(**both_loops)
 async def test_as_many_run_at_once_as_there_are_slots(cluster, new_broker, new_topic):
-    """Seventy handlers wait for each other, and for a hundredth thread at most."""
+    """Seventy handlers run at once, in a hundred threads at most."""
     topic, broker, done = await new_topic(), new_broker(), []
     together = threading.Barrier(70)
 
@@ -33,7 +33,7 @@ async def test_as_many_run_at_once_as_there_are_slots(cluster, new_broker, new_t
 
 @pytest.mark.parametrize("kind", ["handler", "dependency", "parameter"])
 async def test_who_has_no_thread_yet_has_not_begun(cluster, new_broker, new_topic, kind):
-    """All are handled, one after the other, though each waits longer than it may take; and they count as waiting."""
+    """All are handled one after the other, although they wait longer than their time limit; they count as waiting."""
     topic, broker, begun, waiting = await new_topic(), new_broker(), [], []
     current_default_thread_limiter().total_tokens = 1
 

@@ -20,7 +20,7 @@ WANTED = {"own", "absent", "unreadable"}
 
 
 async def send_all_kinds(cluster, topic, rounds=5):
-    """Produce records for this group, for another one, for anybody, and with a header that is not text."""
+    """Produce records for this group, for another one, for every group, and with a header that is not UTF-8."""
     headers = {
         "own": [("topic_group", f"{topic}-group".encode()), ("other", b"header")],
         "other": [("topic_group", b"another-group")],
@@ -33,7 +33,7 @@ async def send_all_kinds(cluster, topic, rounds=5):
 
 
 async def test_records_of_another_group_are_skipped_and_count_as_done(cluster, new_broker, new_topic, caplog):
-    """Nothing is handled or published for them; all others are, those with an unreadable header with a warning."""
+    """They are not handled, and have no results; all others are, those with an unreadable header with a warning."""
     topic, out = await new_topic(), await new_topic()
     broker, seen = new_broker(), Seen()
 
@@ -53,7 +53,7 @@ async def test_records_of_another_group_are_skipped_and_count_as_done(cluster, n
 
 
 async def test_a_batch_holds_only_the_records_of_its_group(cluster, new_broker, new_topic, caplog):
-    """Others are taken out of the batch and done; a batch without any record left is not handled at all."""
+    """They are removed from the batch and done; a batch without other records is not handled."""
     topic, broker, batches = await new_topic(), new_broker(), []
 
     @consuming(broker, topic, batch=True, max_records=4)
@@ -70,7 +70,7 @@ async def test_a_batch_holds_only_the_records_of_its_group(cluster, new_broker, 
 
 
 async def test_each_of_two_groups_handles_its_own_records(cluster, new_broker, new_topic):
-    """Two subscribers of two groups on one topic share it by the header, and both commit all of it."""
+    """Two subscribers of two groups on one topic handle records by the header, and both commit all offsets."""
     topic, broker = await new_topic(), new_broker()
     seen = {group: Seen() for group in (f"{topic}-blue", f"{topic}-green")}
 
@@ -94,7 +94,7 @@ async def test_each_of_two_groups_handles_its_own_records(cluster, new_broker, n
 
 @pytest.mark.parametrize("first", ["other", "own"])
 async def test_the_record_that_attaches_is_filtered_as_well(cluster, new_broker, new_topic, caplog, first):
-    """The very first record of a plain broker is skipped or handled by the same rule, and committed."""
+    """The first record of a plain broker is skipped or handled by the same rule, and committed."""
     topic, out = await new_topic(), await new_topic()
     broker, seen = new_broker(logger=logging.getLogger("test.topic-group")), Seen()
 
@@ -116,7 +116,7 @@ async def test_the_record_that_attaches_is_filtered_as_well(cluster, new_broker,
 
 @asynccontextmanager
 async def not_initialised(broker):
-    """Run the broker by itself."""
+    """Run the broker without the library."""
     await broker.start()
     try:
         yield broker
@@ -125,7 +125,7 @@ async def not_initialised(broker):
 
 
 def not_committing(broker):
-    """Concurrent, while the subscriber's own policy acknowledges."""
+    """Concurrent, with the acknowledgements of the subscriber's own policy."""
     return serving(broker, enable_batch_commit=False)
 
 
@@ -133,7 +133,7 @@ OTHERS = [
     Record(b"theirs", None, [("topic_group", b"another-group")]),
     Record(b"theirs", None, [("topic_group", b"another-group"), ("topic_group", b"GROUP")]),
     Record(b"theirs", None, [("topic_group", b"\xff"), ("topic_group", b"another-group")]),
-    # FastStream can't parse it, and would have it delivered again and again.
+    # FastStream can't parse it, and would let it be delivered again and again.
     Record(b"theirs", None, [("topic_group", b"another-group"), ("note", b"\xff")]),
     Record(b"\xff", None, [("topic_group", b"another-group")]),
 ]
@@ -167,7 +167,7 @@ def in_group(record, group):
     ids=lambda case: f"{case[0].name} {case[1].__name__}",
 )
 async def test_it_is_the_same_where_records_are_not_concurrent(cluster, new_broker, new_topic, case, batch):
-    """Another ack policy, not initialised: the handler has its group's records alone, and the rest counts as done."""
+    """With another ack policy, or not initialised: the handler gets its group's records only, the rest is done."""
     policy, run = case
     topic, out, seen = await new_topic(), await new_topic(), Seen()
     broker, router = new_broker(), KafkaRouter(middlewares=[Ours])
@@ -201,7 +201,7 @@ async def test_it_is_the_same_where_records_are_not_concurrent(cluster, new_brok
 
 @pytest.mark.parametrize("batch", [False, True], ids=["records", "batches"])
 async def test_it_is_the_same_in_memory(new_broker, batch):
-    """TestKafkaBroker skips what is meant for others, and publishes nothing for it."""
+    """TestKafkaBroker skips records for other groups, and publishes no result for them."""
     broker, seen, published = new_broker(), [], []
 
     async def handle(name: str) -> str:
@@ -226,7 +226,7 @@ async def test_it_is_the_same_in_memory(new_broker, batch):
 
 
 async def test_get_one_and_async_for_return_every_record(cluster, new_broker, new_topic):
-    """`get_one` and `async for` have no handler to keep records from: the header is theirs to read."""
+    """`get_one` and `async for` return all records; the caller can read the header."""
     topic, broker = await new_topic(), new_broker()
     one, many = (broker.subscriber(topic, auto_offset_reset="earliest") for _ in range(2))
     await cluster.send(topic, ["theirs"], headers=[("topic_group", b"another-group")])

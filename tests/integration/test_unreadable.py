@@ -1,4 +1,4 @@
-"""Records that FastStream can't read are malformed, whatever it raises; what others raise on the way is tried again."""
+"""Records that FastStream can't read are malformed, for any exception; errors of middlewares are retried."""
 
 from typing import Annotated, Any
 
@@ -14,7 +14,7 @@ FOR_EVER = FailurePolicy(max_attempts=0, first_backoff_sec=0.01, max_backoff_sec
 
 
 class OddError(Exception):
-    """Of a library that parses something."""
+    """An exception of a parsing library."""
 
 
 async def odd(*_args):
@@ -35,7 +35,7 @@ UNREADABLE: dict[str, tuple[Any, dict[str, Any]]] = {
 
 
 class Translating(BaseMiddleware):
-    """Makes another error of one."""
+    """A middleware that translates errors."""
 
     @override
     async def after_processed(self, exc_type=None, exc_val=None, exc_tb=None):
@@ -47,7 +47,7 @@ class Translating(BaseMiddleware):
 @pytest.mark.parametrize("batch", [False, True], ids=["one by one", "batch"])
 @pytest.mark.parametrize("kind", [*UNREADABLE, "translated by a middleware"])
 async def test_a_record_that_can_not_be_read_is_not_tried_again(cluster, new_broker, new_topic, kind, batch):
-    """It is given up after one pass, though whatever else failed would be tried for ever."""
+    """It is given up after one pass, although other failures would be retried for ever."""
     topic, passes = await new_topic(), []
 
     class Counting(BaseMiddleware):
@@ -70,7 +70,7 @@ async def test_a_record_that_can_not_be_read_is_not_tried_again(cluster, new_bro
 
 
 async def test_a_type_in_retry_on_has_an_unreadable_record_tried_again(cluster, new_broker, new_topic):
-    """Say one of a decoder that asks a schema registry which is down."""
+    """For example the error of a decoder whose schema registry is down."""
     topic, seen, broker, asked = await new_topic(), Seen(), new_broker(), []
 
     async def decode(message):
@@ -94,7 +94,7 @@ async def test_a_type_in_retry_on_has_an_unreadable_record_tried_again(cluster, 
 @pytest.mark.parametrize("where", ["on_receive", "consume_scope", "a dependency"])
 @pytest.mark.parametrize("order", ["ours first", "ours last"])
 async def test_what_fails_on_the_way_to_the_handler_is_tried_again(cluster, new_broker, new_topic, where, order):
-    """A middleware's database, or a dependency's, may be back the next time, though the handler was never called."""
+    """The database of a middleware or a dependency may be back at the next attempt."""
     topic, failures, handled = await new_topic(), [], []
 
     def fail_twice(here):

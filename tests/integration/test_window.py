@@ -1,4 +1,4 @@
-"""The window of a partition: how many records may be uncommitted, and that only a full one is paused (I24)."""
+"""The window of a partition limits its uncommitted records; only a partition with a full window is paused (I24)."""
 
 import asyncio
 
@@ -13,7 +13,7 @@ WINDOW = 10
 
 
 def window_of(app, partition):
-    """Return what is fetched and uncommitted of a partition, by the public report."""
+    """Return the number of fetched and uncommitted records of a partition, from the report."""
     partitions = get_kafka_handler_report(app.context).partitions
     return next((each.uncommitted for each in partitions if each.partition == partition), None)
 
@@ -21,11 +21,11 @@ def window_of(app, partition):
 @pytest.mark.asyncio(**both_loops)
 @pytest.mark.parametrize("limit", [0, 50])
 async def test_a_full_window_pauses_its_own_partition_alone(cluster, new_broker, new_topic, limit):
-    """Behind a stuck record a partition stops at its window, others go on; after the acknowledgement it goes on too."""
+    """Behind a stuck record a partition is paused at its window, others go on; an acknowledgement resumes it."""
     topic, broker, seen, gate = await new_topic(2), new_broker(), Seen(), asyncio.Event()
     windows = []
 
-    # A resumed partition waits for the fetch that is under way: by default half a second each time.
+    # A resumed partition waits for the pending fetch: by default half a second each time.
     @consuming(broker, topic, fetch_max_wait_ms=20)
     async def handle(number: int):
         with seen.handling(number):
@@ -49,7 +49,7 @@ async def test_a_full_window_pauses_its_own_partition_alone(cluster, new_broker,
 
 
 async def test_a_full_window_does_not_wait_for_batch_or_timer(cluster, new_broker, new_topic):
-    """When the record that it waits for has ended, it is committed at once, and the partition goes on."""
+    """When the record behind which it is full has ended, it is committed at once, and the partition goes on."""
     topic, broker, seen, gate = await new_topic(), new_broker(), Seen(), asyncio.Event()
 
     @consuming(broker, topic, fetch_max_wait_ms=20)
@@ -68,7 +68,7 @@ async def test_a_full_window_does_not_wait_for_batch_or_timer(cluster, new_broke
 
 
 async def test_what_room_a_stuck_record_leaves_is_used(cluster, new_broker, new_topic):
-    """A window that was full goes on to its end, although more than half of it stays uncommitted."""
+    """A partition with a full window is resumed, although more than half of the window stays uncommitted."""
     topic, broker, seen = await new_topic(), new_broker(), Seen()
     slow, stuck = asyncio.Event(), asyncio.Event()
 
@@ -104,7 +104,7 @@ async def test_memory_is_bounded_without_a_limit_and_without_commits(cluster, ne
 
 
 async def test_the_smallest_window_still_makes_progress(cluster, new_broker, new_topic):
-    """With a window of one record each is committed before the next is fetched, and nothing hangs."""
+    """With a window of one record, each is committed before the next is fetched, and no task hangs."""
     topic, broker, seen = await new_topic(), new_broker(), Seen()
 
     @consuming(broker, topic)
@@ -120,7 +120,7 @@ async def test_the_smallest_window_still_makes_progress(cluster, new_broker, new
 
 
 async def test_a_batch_may_overrun_its_window_once(cluster, new_broker, new_topic):
-    """What `getmany` has returned is admitted; then the partition is paused until its batches are acknowledged."""
+    """All records of a `getmany` are admitted; then the partition is paused until its batches are acknowledged."""
     topic, broker, seen, gate = await new_topic(), new_broker(), Seen(), asyncio.Event()
 
     @consuming(broker, topic, batch=True, max_records=8)

@@ -1,4 +1,4 @@
-"""Ledgers, adoption, rebalances and commits, deliberately broken."""
+"""Mutants of ledgers, adoption, rebalances and commits."""
 
 import asyncio
 from typing import Any
@@ -142,7 +142,7 @@ def waiting_records_are_not_dropped(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(InFlight, "cancel", cancel_running)
 
 
-# It takes a stop, or another rebalance, and a handler that outlasts the one before and fails: a seed in a thousand.
+# Needs a stop or another rebalance, and a handler that outlasts the one before and fails: one seed in a thousand.
 @mutant("no record begins in a revoked partition", first=2140, within=50)
 def fenced_records_are_retried(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Record, "is_fenced", property(lambda _self: False))

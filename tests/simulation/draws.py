@@ -1,4 +1,4 @@
-"""Draws a plan from its seed: first what every world may have in it, then, for some of them, what is rarer."""
+"""Draws a plan from its seed: first what every world may have, then, for some worlds, rarer events (twists)."""
 
 import random
 from typing import get_args
@@ -26,7 +26,7 @@ _FAULTS: dict[Fault, int] = {
 
 
 def make_plan(seed: int, twist: Twist | None = None) -> Plan:
-    """Draw everything from the seed; with a `twist`, that one is in it for certain and alone."""
+    """Draw everything from the seed; with a `twist`, the plan has this twist and no other."""
     return twisted(_plan(seed), twist)
 
 

@@ -1,4 +1,4 @@
-"""What the processes of a world share with this one: the log, signals, randomness, and what makes producers."""
+"""Replaces what the processes of a world share with this process: the log, signals, randomness, producers."""
 
 import logging
 import random
@@ -28,7 +28,7 @@ class _LogHandler(logging.Handler):
 
 @contextmanager
 def environment(world: World) -> Generator[None]:
-    """Have what all processes share be the world's for a while."""
+    """Replace the shared objects by the world's until the end of the block."""
     parts: Any = subscribers
     make_producer, random_state, propagates = parts.make_producer, random.getstate(), _library.propagate
     log_handler = _LogHandler(world)
@@ -48,7 +48,7 @@ def environment(world: World) -> Generator[None]:
 
 @contextmanager
 def _own_signals() -> Generator[None]:
-    """Handle the signals as an application would: the library leaves them alone then."""
+    """Install signal handlers as an application would, so that the library installs none."""
 
     def end(number: int, _frame: object) -> None:
         signal.signal(number, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""Order, slots, windows, failures and stops, deliberately broken."""
+"""Mutants of order, slots, windows, failures and stops."""
 
 import asyncio
 from typing import Any

@@ -1,4 +1,4 @@
-"""The simulated broker: the public fake, with a network in between that is late, fails and falls silent."""
+"""The simulated broker: the public fake behind a network that delays answers, fails and falls silent."""
 
 import asyncio
 import contextvars
@@ -20,36 +20,36 @@ from tests.simulation.plan import DEAD_TOPIC, Plan
 TOPIC = "orders"
 GROUP = "billing"
 LATE_SEC = 0.5
-"""An answer that is later than this may come too late for what waits for it."""
+"""A later answer may come after the timeout of the request."""
 _RESOLUTION_SEC = 1e-6
-# Of the commit that is on its way: its offsets are of that moment, however often it is tried again.
+# The number of the commit in flight: its offsets are of that moment, however often aiokafka retries it.
 _sent_at: contextvars.ContextVar[float] = contextvars.ContextVar("sent_at")
 
 
 class Witness(Protocol):
-    """Sees what passes between one member and the broker."""
+    """Is called for each event between one member and the broker."""
 
     def asks(self) -> int:
-        """A request is on its way; return its number."""
+        """A request is sent; return its number."""
         ...
 
     def is_answered(self, request: int, error: Exception | None) -> None:
-        """It has come to its end."""
+        """A request has ended."""
 
     def is_refused(self, partitions: Mapping[int, Exception]) -> None:
-        """The broker takes it, but not of these partitions."""
+        """The broker takes a commit, except of these partitions."""
 
     def sends_commit(self) -> None:
-        """A commit leaves the member."""
+        """The member sends a commit."""
 
     def has_committed(self, offsets: dict[TopicPartition, int], sent_at: float) -> None:
         """The broker accepts a commit."""
 
-    def is_told_of_commit(self, offsets: dict[TopicPartition, int], sent_at: float) -> None:
-        """The member learns what is committed, of what it has sent at that moment."""
+    def knows_committed(self, offsets: dict[TopicPartition, int], sent_at: float) -> None:
+        """The member gets the broker's committed offsets."""
 
     def gets(self, record: Record) -> None:
-        """A record is delivered."""
+        """A record is delivered to the member."""
 
     def revoking(self) -> None:
         """The revoke callback begins."""
@@ -58,20 +58,20 @@ class Witness(Protocol):
         """The revoke callback has ended."""
 
     def assigned(self, positions: dict[TopicPartition, int]) -> None:
-        """Partitions are assigned, and read from these offsets on."""
+        """Partitions are assigned, with these positions."""
 
     def resets(self, positions: dict[TopicPartition, int]) -> None:
-        """Nothing is committed of these, and they are read from these offsets on."""
+        """A reset has found these positions, because nothing is committed."""
 
     def is_evicted(self) -> None:
-        """It has not fetched for too long, and leaves its group."""
+        """The member leaves its group, because it has not fetched for too long."""
 
     def published(self, value: bytes | None) -> None:
-        """A dead letter is acknowledged, and the member knows it."""
+        """The member gets the acknowledgement of a dead letter."""
 
 
 class SimulatedKafka(FakeKafka):
-    """A broker at the other end of a network."""
+    """A broker behind a network."""
 
     def __init__(self, partitions: int, rng: random.Random, witness: Callable[[], Witness]) -> None:
         super().__init__({TOPIC: partitions})
@@ -82,7 +82,7 @@ class SimulatedKafka(FakeKafka):
         self._refusals: dict[int, tuple[float, Exception]] = {}
 
     def refuse(self, partition: int, until: float, error: Exception) -> None:
-        """Answer commits of one partition with an error for a while."""
+        """Refuse commits of one partition with this error, until a moment."""
         self._refusals[partition] = (until, error)
 
     def refuse_no_more(self) -> None:
@@ -90,7 +90,7 @@ class SimulatedKafka(FakeKafka):
         self._refusals.clear()
 
     def latency_sec(self) -> float:
-        """Draw how long something is on its way."""
+        """Draw the delay of a message."""
         draw = self.rng.random()
         if draw < 0.4:
             return 0.0
@@ -99,7 +99,7 @@ class SimulatedKafka(FakeKafka):
         return self.rng.uniform(LATE_SEC, 4)
 
     async def travel(self) -> None:
-        """Be on the way for a while, and wait for a broker that is silent."""
+        """Wait for the delay of a message, and while the broker is silent."""
         loop = asyncio.get_running_loop()
         await asyncio.sleep(self.latency_sec())
         while self.silent_until > loop.time():  # noqa: ASYNC110 - it says until when
@@ -129,7 +129,7 @@ class SimulatedKafka(FakeKafka):
 
 
 class SimulatedConsumer(FakeKafkaConsumer):
-    """A member's consumer, which reports what it does to a witness; FastStream takes it for aiokafka's."""
+    """A member's consumer, which reports its events to a witness; FastStream uses it like aiokafka's."""
 
     def __init__(self, kafka: SimulatedKafka, witness: Witness, plan: Plan, **options: Any) -> None:
         super().__init__(kafka=kafka, group_id=options["group_id"], auto_offset_reset=plan.reset)
@@ -137,7 +137,7 @@ class SimulatedConsumer(FakeKafkaConsumer):
         self._witness = witness
         self._fetches_late = 0.1 if plan.delays_fetches else 0.0
         self._max_poll_interval_ms = plan.max_poll_sec * 1000
-        # There are no heartbeats meanwhile, which is where aiokafka looks at the time since the last fetch.
+        # Heartbeats, which check the time since the last fetch, pause meanwhile.
         self.is_joining = True
         self._polls = _Polls(asyncio.get_running_loop(), plan.max_poll_sec, self._leave_idle)
         self._subscription.fetch_context = self._polls.one
@@ -181,26 +181,26 @@ class SimulatedConsumer(FakeKafkaConsumer):
     async def committed(self, partition: TopicPartition) -> int | None:
         offset = await super().committed(partition)
         if offset is not None:
-            self._tell_of_commit({partition: offset})
+            self._report_commit({partition: offset})
         return offset
 
     def _ask(self, fetch: Callable[[Any], Awaitable[Offsets]]) -> Any:
         async def ask(partitions: Iterable[TopicPartition]) -> Offsets:
             offsets = await fetch(partitions)
-            self._tell_of_commit({tp: entry.offset for tp, entry in offsets.items()})
+            self._report_commit({tp: entry.offset for tp, entry in offsets.items()})
             return offsets
 
         return ask
 
-    def _tell_of_commit(self, offsets: dict[TopicPartition, int]) -> None:
-        self._witness.is_told_of_commit(offsets, _sent_at.get(asyncio.get_running_loop().time()))
+    def _report_commit(self, offsets: dict[TopicPartition, int]) -> None:
+        self._witness.knows_committed(offsets, _sent_at.get(asyncio.get_running_loop().time()))
 
     def position_of(self, tp: TopicPartition) -> int | None:
         """Return the offset of the next record; None until it is found."""
         return self._assigned(tp).position
 
     def begins_at(self, tp: TopicPartition) -> int:
-        """Return where an assignment of now will be read from."""
+        """Return the positions of an assignment that is made now."""
         if (entry := self._group.committed.get(tp)) is not None:
             return entry.offset
         return self._simulated.starts[tp] if self._auto_offset_reset == "earliest" else self._simulated.end(tp)
@@ -226,7 +226,7 @@ class SimulatedConsumer(FakeKafkaConsumer):
         await self._witnessed(super().commit(offsets), commit_structure_validate(offsets))
 
     def _watch_outgoing(self, commit_offsets: Callable[[Any, Offsets], Awaitable[None]]) -> Any:
-        """See what is committed for an assignment that a `subscribe` at run time has given up."""
+        """Report commits for an assignment that a `subscribe` at run time has given up."""
 
         async def commit(assignment: Any, offsets: Offsets) -> None:
             sending = commit_offsets(assignment, offsets)
@@ -238,11 +238,11 @@ class SimulatedConsumer(FakeKafkaConsumer):
         self._witness.sends_commit()
         _sent_at.set(asyncio.get_running_loop().time())
         await sending
-        self._tell_of_commit({tp: entry.offset for tp, entry in offsets.items()})
+        self._report_commit({tp: entry.offset for tp, entry in offsets.items()})
 
 
 class _Polls:
-    """When a consumer last fetched: as aiokafka has it, a fetch that waits counts for as long as it waits."""
+    """When a consumer last fetched; as in aiokafka, a pending fetch counts as long as it is pending."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, limit_sec: float, leave: Callable[[], None]) -> None:
         self._loop = loop
@@ -250,11 +250,11 @@ class _Polls:
         self._leave = leave
         self._waiting = 0
         self._last_ended = loop.time()
-        self._timer = loop.call_later(limit_sec, self._look)
+        self._timer = loop.call_later(limit_sec, self._check)
 
     @contextmanager
     def one(self) -> Generator[None]:
-        """Be a fetch."""
+        """Count as a fetch until the end of the block."""
         self._waiting += 1
         try:
             yield
@@ -262,21 +262,21 @@ class _Polls:
             self._waiting -= 1
             self._last_ended = self._loop.time()
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         idle_sec = 0.0 if self._waiting else self._loop.time() - self._last_ended
         left_sec = self._limit_sec - idle_sec
         if left_sec < _RESOLUTION_SEC:
             self._leave()
             left_sec = self._limit_sec
-        self._timer = self._loop.call_later(left_sec, self._look)
+        self._timer = self._loop.call_later(left_sec, self._check)
 
     def end(self) -> None:
-        """Look no more."""
+        """Stop checking."""
         self._timer.cancel()
 
 
 class _Watched(ConsumerRebalanceListener):
-    """Around the listener that FastStream and the library have made."""
+    """A listener around that of FastStream and the library, which reports its calls."""
 
     def __init__(self, listener: ConsumerRebalanceListener | None, consumer: Any, witness: Witness) -> None:
         self._listener: Any = listener
@@ -301,7 +301,7 @@ class _Watched(ConsumerRebalanceListener):
 
 
 class SimulatedProducer:
-    """Publishes dead letters; now and then the broker refuses."""
+    """A producer of dead letters; sometimes the broker refuses."""
 
     def __init__(self, kafka: SimulatedKafka, witness: Witness) -> None:
         self._kafka = kafka

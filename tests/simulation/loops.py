@@ -1,4 +1,4 @@
-"""Several event loops in one thread, under one clock and one scheduler: each is a process of its own."""
+"""Several event loops in one thread, each for one process, with one clock and one scheduler."""
 
 import asyncio
 import math
@@ -16,14 +16,14 @@ _MOST_TURNS_AT_ONCE = 20_000
 
 
 class Clock:
-    """Virtual seconds, the same for all."""
+    """The virtual time of all loops."""
 
     def __init__(self) -> None:
         self.now = 0.0
 
 
 class _OneTurn(selectors.DefaultSelector):
-    """Has its loop stop after one turn, and learns how long it could have waited."""
+    """A selector that ends its loop's turn at once, and notes how long the loop could have waited."""
 
     could_wait_sec: float | None = 0.0
     clock: Clock
@@ -33,14 +33,14 @@ class _OneTurn(selectors.DefaultSelector):
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         self.could_wait_sec = timeout
         if timeout is not None and 0 < timeout < _RESOLUTION_SEC:
-            # asyncio fires a timer that is so close, and code that looks at the clock then would wait once more.
+            # asyncio fires a timer that is this close; code that then reads the clock would wait once more.
             self.clock.now = math.nextafter(self.clock.now + timeout, FOREVER)
         self.stop()
         return []
 
 
 class ProcessLoop(asyncio.SelectorEventLoop):
-    """The event loop of one process; it makes one turn at a time, and can be left standing at any of them."""
+    """The event loop of one process, which makes one turn at a time and may be stopped after any of them."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -62,29 +62,29 @@ class ProcessLoop(asyncio.SelectorEventLoop):
 
     @override
     def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:
-        # Whoever has it wait must look at its timers again.
+        # The scheduler has to read the loop's timers again.
         self.is_ready = True
         # A wait that is too small to be added to the time moves it on: `VirtualTimeLoop` does the same.
         return super().call_at(max(when, math.nextafter(self.time(), FOREVER)), callback, *args, context=context)
 
     def turn(self) -> None:
-        """Run what is ready now, and nothing of what that makes ready."""
+        """Run the callbacks that are ready now, and none that these make ready."""
         self.is_ready = False
         self.turns += 1
         self.run_forever()
         waits = self._turn.could_wait_sec
         self.wakes_at = FOREVER if waits is None else self._clock.now + waits
         if waits == 0:
-            # What has run may have set timers.
+            # The callbacks may have set timers.
             self.is_ready = True
 
 
 class TimeStandsStillError(RuntimeError):
-    """A loop is never done with what it has to do."""
+    """A loop always has callbacks that are ready, so time does not pass."""
 
 
 class Scheduler:
-    """Gives turns to loops, in an order drawn from the seed; time passes only when no loop has anything to do."""
+    """Runs the loops, one turn at a time, in an order drawn from the seed; time passes only when none is ready."""
 
     def __init__(self, clock: Clock, rng: random.Random, around: Callable[[ProcessLoop], Any], check: Any) -> None:
         self._clock = clock
@@ -96,7 +96,7 @@ class Scheduler:
         self._turned_at = 0.0
 
     def turn(self) -> bool:
-        """Give one loop a turn; False if none has anything to do now."""
+        """Run one turn of a loop; return False if none is ready."""
         ready = [loop for loop in self.loops if loop.is_ready]
         if not ready:
             return False
@@ -112,7 +112,7 @@ class Scheduler:
         return True
 
     def run_to(self, moment: float, *, until: Callable[[], bool] | None = None) -> bool:
-        """Go on to a moment, or until something holds while nothing is ready to run; return whether it did."""
+        """Run until a moment, or until a condition holds while no loop is ready; return whether it holds."""
         while True:
             while self.turn():
                 pass
@@ -130,7 +130,7 @@ class Scheduler:
 
 
 def dispose(loop: ProcessLoop, clock: Clock) -> list[asyncio.Task[Any]]:
-    """Cancel what is left on a loop; return what would not end."""
+    """Cancel the tasks of a loop; return those that do not end."""
     loop.set_exception_handler(lambda *_: None)
     left = asyncio.all_tasks(loop)
     for _ in range(100):

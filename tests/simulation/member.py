@@ -1,4 +1,4 @@
-"""One process of the group: FastStream's broker and this library as they are, on a simulated consumer."""
+"""One process of the group: the real FastStream broker and library, with a simulated consumer."""
 
 import asyncio
 import logging
@@ -31,16 +31,16 @@ from tests.simulation.plan import NACK_DELAY_SEC, SWALLOWS_SEC, Plan, Script, op
 
 
 _EXACT_SEC = 1e-6
-# Who runs the record again would do it again.
+# If the record is run again, its handler does the same again.
 _MOST_STOPS_FROM_WITHIN = 2
 
 
 class HandlingError(Exception):
-    """What a handler raises by its script."""
+    """The exception of a handler, by its script."""
 
 
 class PanicError(BaseException):
-    """What a handler raises that is no `Exception`: so does what is written in Rust."""
+    """A handler's exception that is no `Exception`, as raised by Rust extensions."""
 
 
 _OF_HANDLERS = (
@@ -63,7 +63,7 @@ class Member:
         self.loop = ProcessLoop(clock)
         self.oracle = MemberOracle(oracle, name, lambda: self.loop.turns)
         self.loop.set_exception_handler(self._complain)
-        # KafkaConcurrentHandler's singleton, as far as this process is concerned.
+        # The KafkaConcurrentHandler of this process.
         self.singleton: KafkaConcurrentHandler | None = None
         self.handler: KafkaConcurrentHandler | None = None
         self.consumer: SimulatedConsumer | None = None
@@ -82,7 +82,7 @@ class Member:
         self.oracle.violated("no error goes unnoticed", context["message"], repr(context.get("exception")))
 
     def logs(self, record: logging.LogRecord) -> None:
-        """Take note of a line in the log: a traceback is a fault of the library, unless it is of a handler's error."""
+        """Note a log line: a traceback is a fault of the library, unless it is that of a handler's error."""
         error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
         if error is not None and not isinstance(error, _OF_HANDLERS) and not self.oracle.is_broken:
             self.oracle.violated("no traceback", record.getMessage(), repr(error))
@@ -98,7 +98,7 @@ class Member:
         )
         consuming(broker, TOPIC, group=GROUP)(self.handle)
         await broker.connect()
-        # What makes the consumers; `connect` has put aiokafka's there.
+        # Replaces the function that makes consumers; `connect` has set aiokafka's.
         config: Any = broker.config.broker_config
         config.builder = self._make_consumer
         if not (after_sec := self._plan.initialises_after_sec):
@@ -137,13 +137,13 @@ class Member:
         self._stop_wanted.set_result(by_broker)
 
     def crash(self) -> None:
-        """Stop dead: nothing of it happens any more."""
+        """Crash: no code of this process runs any more."""
         self.oracle.note("crashes")
         self.is_running = False
         self.oracle.is_gone = True
 
     def leftovers(self) -> list[str]:
-        """Name what is remembered when there is nothing to do."""
+        """Describe what the library still remembers when it is idle."""
         handler, consumer = self.handler, self.consumer
         if handler is None or consumer is None or self._broker is None:
             return []
@@ -165,7 +165,7 @@ class Member:
         return left
 
     def check_health(self) -> None:
-        """Check that a partition which stands still is named, for as long as it does, and how old records are."""
+        """Check that stalled partitions are named as long as they are stalled, and the reported ages of records."""
         handler = self.handler
         if handler is None or self._broker is None or not self.is_running or self.oracle.is_rebalancing:
             return
@@ -173,9 +173,7 @@ class Member:
         problems = report.problems
         for each in report.partitions:
             if each.oldest_unfinished_offset is not None and each.oldest_unfinished_age_sec is not None:
-                self.oracle.is_told_of_age(
-                    each.partition, each.oldest_unfinished_offset, each.oldest_unfinished_age_sec
-                )
+                self.oracle.reports_age(each.partition, each.oldest_unfinished_offset, each.oldest_unfinished_age_sec)
         for topic, partition, ledger in handler.committer.partitions():
             if ledger.stopped_at is not None and not any(f"{topic}[{partition}]" in each for each in problems):
                 self.oracle.violated("a stalled partition is named", partition, "at", ledger.stopped_at, problems)
@@ -183,7 +181,7 @@ class Member:
     # -- the user --------------------------------------------------------------------------------------------------
 
     def pause(self, place: int) -> Callable[[], None] | None:
-        """Pause one of the partitions; return what resumes it."""
+        """Pause one of the partitions; return a function that resumes it."""
         consumer, tp = self._one_of_mine(place)
         if tp is None or tp in consumer.paused():
             return None
@@ -198,12 +196,12 @@ class Member:
         return resume
 
     def seek_back(self, place: int) -> bool:
-        """Move the position of one of the partitions back, once all that was delivered of it has finished."""
+        """Seek back in one of the partitions, when all of its delivered records have finished."""
         consumer, tp = self._one_of_mine(place)
         if tp is None or not self.oracle.has_all_of(tp.partition):
             return False
         began, position = self._oracle.began[tp.partition], consumer.position_of(tp)
-        # Not further than what is committed: of an epoch that a seek ends, nothing below its place is known any more.
+        # Not below the committed offset: after a seek, records below it are not known any more.
         end = 0 if position is None else min(position, self._oracle.committed[tp.partition] + 1)
         behind = [at for at in sorted(self._oracle.offsets[tp.partition]) if began <= at < end]
         if not behind:
@@ -214,7 +212,7 @@ class Member:
         return True
 
     def subscribe(self) -> None:
-        """Subscribe to the same topic again, as users do who add another."""
+        """Subscribe to the same topic again, as users do to add another topic."""
         if self.consumer is not None and self.is_running:
             self.oracle.subscribes()
             self.consumer.subscribe([TOPIC])
@@ -233,7 +231,7 @@ class Member:
         }
 
     def check_nothing_left(self) -> None:
-        """Check that a process that has stopped has let go of everything."""
+        """Check that a stopped process has kept no record, task or singleton."""
         handler = self.handler
         if self.singleton is not None:
             self.oracle.violated("the singleton is reset")
@@ -243,7 +241,7 @@ class Member:
     # -- records ---------------------------------------------------------------------------------------------------
 
     async def handle(self, number: int) -> None:
-        """Do what the script says."""
+        """Handle a record as its script says."""
         if self._broker is None:
             raise RuntimeError
         context = self._broker.context
@@ -275,7 +273,7 @@ class Member:
                 await self._stop_from_within(self._broker)
 
     async def _stop_from_within(self, broker: KafkaBroker) -> None:
-        """Stop the broker from one of its handlers; the process does the rest when that has returned."""
+        """Stop the broker from one of its handlers; the process goes on with its stop afterwards."""
         if not self.is_running or self._oracle.stopped_from_within >= _MOST_STOPS_FROM_WITHIN:
             return
         self._oracle.stopped_from_within += 1
@@ -309,7 +307,7 @@ class Member:
 
 
 class _Watching(BaseMiddleware):
-    """The outermost middleware: sees each pass from its first line to its last."""
+    """The outermost middleware, which notes the beginning and the end of each pass."""
 
     member: ClassVar[Member]
 

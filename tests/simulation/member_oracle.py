@@ -1,4 +1,4 @@
-"""What must hold for one process of the group."""
+"""Checks what must hold for one process of the group."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -15,16 +15,16 @@ from tests.simulation.oracle import Oracle
 from tests.simulation.plan import Script
 
 
-# A commit that nothing is in the way of is with the broker so long after it is due.
+# Without a fault, a commit arrives at the broker this long after it is due.
 COMMIT_LATENCY_SEC = 0.9
 NEVER = float("inf")
-# A few dozen records may be taken before all else has its turn.
+# At most this many records may be fetched before other tasks run.
 _MOST_GETS_AT_ONCE = 64
 _EXACT_SEC = 1e-6
 
 
 class MemberOracle(Witness):
-    """What one process of the group does, from its start to its end."""
+    """What one process of the group has done since its start."""
 
     def __init__(self, oracle: Oracle, name: str, turns: Callable[[], int]) -> None:
         self._oracle = oracle
@@ -43,19 +43,20 @@ class MemberOracle(Witness):
         self._delivered: dict[int, dict[int, float]] = {}
         self._unacked: dict[int, deque[int]] = {}
         self._walls: dict[int, tuple[int, float]] = {}
-        self._told: set[int] = set()
+        self._listed: set[int] = set()
         self._sent_at = self._stop_sent_at = NEVER
         self._requests = 0
         self._pending: dict[int, float] = {}
         self._disturbed_at = -1.0
-        # Until one of their commits is accepted: they are tried now and then, and after the others.
+        # Refused partitions, until one of their commits is accepted: their commits are sent rarely, and after the
+        # others.
         self._refused: set[int] = set()
         self._held_up_until = 0.0
         self._paused: set[int] = set()
         self._moved_at: dict[int, float] = {}
         self._sought: dict[int, float] = {}
         self._may_run_again: set[int] = set()
-        # When what had finished, and is wanted again since a seek, came again.
+        # When finished records that are handled again after a seek were delivered.
         self._again_at: dict[int, float] = {}
         self._since = self._stopping_since = 0.0
         self._is_between = True
@@ -63,7 +64,7 @@ class MemberOracle(Witness):
 
     @property
     def is_rebalancing(self) -> bool:
-        """Whether its partitions are being taken away, or not given yet."""
+        """Whether its partitions are being revoked, or are not assigned yet."""
         return self._is_between
 
     def note(self, what: str, *more: Any) -> None:
@@ -87,7 +88,7 @@ class MemberOracle(Witness):
         now = self._oracle.now()
         if error is not None:
             self.note("gets an error", repr(error))
-            # Nothing that a broker can say: no more commits of this process.
+            # An error that no broker sends: this process commits no more.
             self.is_broken |= not isinstance(error, KafkaError)
         if now - self._pending.pop(request) >= LATE_SEC or error is not None:
             self._disturbed_at = now
@@ -97,7 +98,7 @@ class MemberOracle(Witness):
         self.note("is refused", *partitions)
         self._refused |= partitions.keys()
         if any(isinstance(error, KafkaError) and error.retriable for error in partitions.values()):
-            # aiokafka goes on with it, and the library lets it for so long.
+            # aiokafka goes on with the request, and the library allows it this long.
             self._held_up_until = self._oracle.now() + COMMIT_REQUEST_TIMEOUT_SEC
 
     def _was_calm_since(self, moment: float) -> bool:
@@ -117,7 +118,7 @@ class MemberOracle(Witness):
         if count >= _MOST_GETS_AT_ONCE:
             self.violated("the event loop gets its turn", script.number)
         if self.is_stopping:
-            # By a `getone` that was pending: it is not taken any more.
+            # Delivered by a pending `getone`: the library does not admit it.
             return
         self._delivered[script.partition][script.offset] = self._oracle.now()
         if script.number in self._again_at:
@@ -146,10 +147,10 @@ class MemberOracle(Witness):
             self._oracle.committed[tp.partition] = offset
             self._oracle.has_commit.add(tp.partition)
             self._refused.discard(tp.partition)
-            self._oracle.told[tp.partition] = (offset, self._finished_above(tp.partition, offset, sent_at))
+            self._oracle.listed[tp.partition] = (offset, self._finished_above(tp.partition, offset, sent_at))
             for number in self._unfinished_between(tp.partition, before, offset):
                 if self._again_at.get(number, -1.0) >= sent_at:
-                    # It had finished when this was sent, and came again only then.
+                    # The record had finished when the commit was sent, and was delivered again only later.
                     continue
                 self.violated("committed <= first unfinished", tp.partition, offset, "record", number)
 
@@ -159,11 +160,11 @@ class MemberOracle(Witness):
                 yield script.number
 
     def _has_finished(self, number: int) -> bool:
-        """Whether this process knows that a record needs no more work; with metadata, also by that of others."""
+        """Whether this process knows that a record has finished; with metadata, also by that of other members."""
         return number in (self._oracle.finished if self._settings.commit_metadata else self.finished_at)
 
     def _finished_above(self, partition: int, committed: int, sent_at: float) -> set[int]:
-        """Return the records that the metadata of a commit which has just been accepted has to name."""
+        """Return the records that the metadata of a commit must list."""
         if not self._settings.commit_metadata:
             return set()
         delivered = self._delivered.get(partition, {})
@@ -173,13 +174,14 @@ class MemberOracle(Witness):
             for offset, each in scripts.items()
             if offset in delivered and self.finished_at.get(each.number, NEVER) < sent_at
         }
-        return finished | self._told.intersection(each.number for each in scripts.values())
+        return finished | self._listed.intersection(each.number for each in scripts.values())
 
     @override
-    def is_told_of_commit(self, offsets: dict[TopicPartition, int], sent_at: float) -> None:
+    def knows_committed(self, offsets: dict[TopicPartition, int], sent_at: float) -> None:
         for tp, offset in offsets.items():
             if sent_at < self._moved_at.get(tp.partition, -1.0):
-                # It is about records that have come again since; what is sent at the very moment may be of either.
+                # For records that were delivered again since: a commit sent at that very moment may be of either
+                # delivery.
                 continue
             unacked = self._unacked.get(tp.partition, deque())
             while unacked and unacked[0] < offset:
@@ -196,7 +198,7 @@ class MemberOracle(Witness):
         self.note("revoked")
         if self._was_calm_since(self._since):
             self.check_committed("committed before partitions go", min(self._sent_at, self._oracle.now()))
-        # A seek is gone with the assignment: what it has not brought back by now may be handled again, or not.
+        # A seek ends with the assignment: records that were not delivered again by now may be handled again, or not.
         for number, finished_at in self._sought.items():
             if self._again_at[number] == NEVER:
                 self.finished_at[number] = finished_at
@@ -212,11 +214,11 @@ class MemberOracle(Witness):
         self._delivered = {tp.partition: {} for tp in positions}
         self._unacked = {tp.partition: deque() for tp in positions}
         self._walls = {}
-        self._told = set()
+        self._listed = set()
         for partition, offset in self._positions.items():
-            committed, told = self._oracle.told.get(partition, (-1, set()))
+            committed, listed = self._oracle.listed.get(partition, (-1, set()))
             if committed == offset:
-                self._told |= told
+                self._listed |= listed
         self.has_lost_membership = False
         self._is_between = False
         self._since = self._oracle.now()
@@ -258,22 +260,22 @@ class MemberOracle(Witness):
         self._paused.discard(partition)
 
     def has_all_of(self, partition: int) -> bool:
-        """Whether everything that was delivered of a partition has finished."""
+        """Whether all delivered records of a partition have finished."""
         delivered, offsets = self._delivered.get(partition, {}), self._oracle.offsets[partition]
         if any(each.script.partition == partition for each in self.running.values()):
-            # It may go on from an earlier assignment, and not have come again.
+            # It may still run since an earlier assignment, and not be delivered again yet.
             return False
         return bool(delivered) and all(offsets[offset].number in self.finished_at for offset in delivered)
 
     def seeks(self, partition: int, to: int) -> None:
-        """Note that the user moves the position of a partition back."""
+        """Note that the user seeks back in a partition."""
         self.note("seeks", partition, to)
         again = {script.number for at, script in self._oracle.offsets[partition].items() if at >= to}
         for number in again:
             if (finished_at := self.finished_at.pop(number, None)) is not None:
                 self._again_at[number] = NEVER
                 self._sought[number] = finished_at
-        self._told -= again
+        self._listed -= again
         self._attempts = {number: count for number, count in self._attempts.items() if number not in again}
         self._delivered[partition], self._unacked[partition] = {}, deque()
         self._moved_at[partition] = self._oracle.now()
@@ -291,7 +293,7 @@ class MemberOracle(Witness):
         self._stopping_since, self._stop_sent_at = self._oracle.now(), NEVER
 
     def stopped(self) -> bool:
-        """Check what a clean stop has committed; return whether nothing was in its way."""
+        """Check what a clean stop has committed; return whether no fault was in its way."""
         self.note("stopped")
         was_calm = self._was_calm_since(self._stopping_since)
         if was_calm:
@@ -301,7 +303,7 @@ class MemberOracle(Witness):
         return was_calm
 
     def check_timely(self) -> None:
-        """Check that what could be committed was, where nothing has gone wrong since the assignment."""
+        """Check that everything is committed in time, if there was no fault since the assignment."""
         due = self._oracle.now() - self._settings.commit_batch_timeout_sec - COMMIT_LATENCY_SEC
         if due < self._held_up_until:
             return
@@ -309,24 +311,24 @@ class MemberOracle(Witness):
             self.check_committed("committed in time", due)
 
     def check_committed(self, invariant: str, finished_before: float) -> None:
-        """Check that everything up to the first unfinished record is committed, but for what has just finished."""
+        """Check that everything up to the first unfinished record is committed, except what has just finished."""
         for partition, delivered in self._delivered.items():
             if partition in self._refused:
                 continue
             end = self._positions[partition]
             for offset, at in sorted(delivered.items()):
                 finished_at = self.finished_at.get(self._oracle.offsets[partition][offset].number, NEVER)
-                # What has ended before it is delivered again counts from then on.
+                # A record that has finished before its second delivery counts from that delivery on.
                 if max(finished_at, at) >= finished_before:
                     break
                 end = offset + 1
             committed = self._oracle.committed[partition]
-            # Told to be finished is as good as committed.
-            _, told = self._oracle.told.get(partition, (0, set()))
+            # Records listed in metadata count as committed.
+            _, listed = self._oracle.listed.get(partition, (0, set()))
             numbers = {
                 self._oracle.offsets[partition][offset].number for offset in delivered if committed <= offset < end
             }
-            if committed < end and not numbers <= told:
+            if committed < end and not numbers <= listed:
                 self.violated(invariant, partition, "is at", committed, "and not at", end)
 
     # -- records ---------------------------------------------------------------------------------------------------
@@ -344,7 +346,7 @@ class MemberOracle(Witness):
             self.finished_at.pop(number, None)
         if number in self.finished_at:
             self.violated("handled once", number, "finished at", self.finished_at[number])
-        if number in self._told:
+        if number in self._listed:
             self.violated("records listed in metadata are not handled again", number)
         limit = self._settings.concurrency_limit
         if 0 < limit <= len(self.running):
@@ -362,7 +364,7 @@ class MemberOracle(Witness):
         self.running[number] = Pass(script, self._oracle.now())
 
     def handles(self, number: int, attempt: int) -> "Pass":
-        """Note that the handler was called, and check which attempt it is."""
+        """Note that the handler was called, and check the number of the attempt."""
         a_pass = self.running[number]
         before = self._attempts.get(number, 0)
         if attempt not in {1, before + 1}:
@@ -376,14 +378,14 @@ class MemberOracle(Witness):
         offset, since = self._walls.get(script.partition, (NEVER, NEVER))
         return offset < script.offset and since < self._oracle.now()
 
-    def is_told_of_age(self, partition: int, offset: int, age_sec: float) -> None:
-        """Check how old a record that is being handled is said to be."""
+    def reports_age(self, partition: int, offset: int, age_sec: float) -> None:
+        """Check the reported age of a record that is being handled."""
         a_pass = self.running.get(self._oracle.offsets[partition][offset].number)
         if a_pass is not None and age_sec < self._oracle.now() - a_pass.began - _EXACT_SEC:
             self.violated("the age of a record is reported", a_pass.script.number, age_sec, "since", a_pass.began)
 
     def ends(self, script: Script, error: BaseException | None) -> None:
-        """Note what a pass comes to."""
+        """Note the end of a pass."""
         number = script.number
         a_pass = self.running.pop(number)
         self.note("ends", number, a_pass.attempt, type(error).__name__ if error else "")

@@ -1,4 +1,4 @@
-"""A library that is deliberately broken: how, and which promise that breaks."""
+"""A mutant: a deliberate fault in the library, and the promises that it breaks."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,21 +13,21 @@ Patch = Callable[[pytest.MonkeyPatch], None]
 
 @dataclasses.dataclass(frozen=True)
 class Mutant:
-    """A way to break the library, and the promises that it breaks."""
+    """A deliberate fault in the library, and the promises that it may break."""
 
     name: str
     breaks: tuple[str, ...]
-    """One of these is what the simulation says."""
+    """The simulation has to report one of these."""
     apply: Patch
     first: int = 0
     within: int = 400
-    """So many seeds from the first on are enough."""
+    """How many seeds, from the first on, are enough to find it."""
     twist: Twist | None = None
-    """In each of their worlds, if it takes one."""
+    """The twist of all these worlds, if it needs one."""
 
     @property
     def seeds(self) -> range:
-        """Return which seeds are played."""
+        """Return the seeds to play."""
         return range(self.first, self.first + self.within)
 
 

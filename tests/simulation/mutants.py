@@ -1,4 +1,4 @@
-"""The library, deliberately broken: each mutant breaks a promise, and the simulation has to notice."""
+"""All mutants: each has a deliberate fault in the library, which the simulation has to find."""
 
 from tests.simulation import committing_mutants, handling_mutants
 from tests.simulation.mutant import Mutant

@@ -1,4 +1,4 @@
-"""What must hold at every moment, known from the plan and from what was seen of the members, never from the library."""
+"""Checks the promises at every moment, by the plan and the events of the members, never by the library's state."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -8,7 +8,7 @@ from tests.simulation.plan import Plan, Script
 from tests.simulation.promises import numbered
 
 
-# A commit that nothing is in the way of is with the broker so long after it is due.
+# Without a fault, a commit arrives at the broker this long after it is due.
 COMMIT_LATENCY_SEC = 0.9
 NEVER = float("inf")
 
@@ -18,7 +18,7 @@ class ViolationError(AssertionError):
 
 
 class Oracle:
-    """Knows what was committed and what was finished, by whomever, and keeps the trace."""
+    """Knows which records were committed and finished, by any member, and keeps the trace."""
 
     def __init__(self, plan: Plan, now: Callable[[], float]) -> None:
         self.plan = plan
@@ -31,16 +31,16 @@ class Oracle:
         self.has_epilogue = False
         for script in self.scripts.values():
             self._place(script)
-        # Where the group is: what is committed, or what a reset has found while nothing is.
+        # The group's offsets: committed ones, or positions of a reset while nothing is committed.
         self.committed = dict.fromkeys(range(plan.partitions), 0)
         self.has_commit: set[int] = set()
-        # Where it began; what lies below, it never had.
+        # Where the group began; records below were never delivered.
         self.began = dict.fromkeys(range(plan.partitions), 0)
-        # How far the user has moved it back: one commit may follow each time.
+        # How far back the user has moved the position: one commit may go back each time.
         self._moved_back: dict[int, list[int]] = defaultdict(list)
         self.finished: set[int] = set()
-        # By partition, the committed offset and the records that its metadata names as finished above it.
-        self.told: dict[int, tuple[int, set[int]]] = {}
+        # By partition, the committed offset and the finished records that its metadata lists.
+        self.listed: dict[int, tuple[int, set[int]]] = {}
         self.passes = 0
         self.begun: set[int] = set()
         self.stopped_from_within = 0
@@ -51,7 +51,7 @@ class Oracle:
             self.by_key[key].append(script)
 
     def replace(self, scripts: Iterable[Script]) -> None:
-        """Note that other records are where some were, which are gone."""
+        """Note that other records have taken the offsets of lost ones."""
         for script in scripts:
             gone = self.offsets[script.partition][script.offset]
             del self.scripts[gone.number]
@@ -59,22 +59,22 @@ class Oracle:
                 self.by_key[key].remove(gone)
             self.scripts[script.number] = script
             self._place(script)
-            # The metadata may or may not be believed now.
-            self.told.pop(script.partition, None)
+            # The next owner may or may not use the metadata now.
+            self.listed.pop(script.partition, None)
 
     def moves_back(self, partition: int, to: int) -> None:
-        """Note that the user moves a position back."""
+        """Note a seek back by the user."""
         self._moved_back[partition].append(to)
 
     def may_go_back(self, partition: int, to: int) -> bool:
-        """Return whether the user has moved the position back so far that a commit of this offset follows; once."""
+        """Return whether a seek back by the user explains a commit of this offset; each seek does once."""
         moves = [move for move in self._moved_back[partition] if move <= to]
         if moves:
             self._moved_back[partition].remove(max(moves))
         return bool(moves)
 
     def resets(self, partition: int, offset: int) -> None:
-        """Note where reading begins in a partition of which nothing is committed."""
+        """Note the position of a partition without a committed offset."""
         if partition not in self.has_commit:
             self.note("world", "has reset", partition, offset)
             skipped = [
@@ -87,7 +87,7 @@ class Oracle:
             self.committed[partition] = self.began[partition] = offset
 
     def note(self, who: str, what: str, *more: Any) -> None:
-        """Put something on the trace."""
+        """Add an event to the trace."""
         self.trace.append((self.now(), who, what, *more))
 
     def violated(self, who: str, promise: str, *more: Any) -> None:
@@ -96,7 +96,7 @@ class Oracle:
         self.violations.append(f"{numbered(promise)}: {who} {' '.join(map(str, more))}")
 
     def order_key(self, script: Script) -> Any:
-        """Return what records that must not overlap share; None if a record is in order with no other."""
+        """Return the lane of a record, which records that must not overlap share; None if it has no order."""
         ordering = self.plan.settings.ordering
         if ordering == "unordered" or (ordering == "key" and script.key is None):
             return None
@@ -108,22 +108,22 @@ class Oracle:
             raise ViolationError(self.violations[0])
 
     def expected(self) -> dict[int, int]:
-        """Return what is to be committed in the end: everything, or up to the first record that halts."""
+        """Return the offsets to be committed in the end: everything, or up to the first record that halts."""
         return {
             partition: next(
                 (offset for offset, script in sorted(scripts.items()) if self.plan.is_wall(script)),
-                # Without the epilogue it ends where that begins.
+                # Without the epilogue's records.
                 max(scripts) + self.has_epilogue,
             )
             for partition, scripts in self.offsets.items()
         }
 
     def walls(self) -> set[int]:
-        """Return the partitions that halt somewhere."""
+        """Return the partitions with a record that halts."""
         return {script.partition for script in self.scripts.values() if self.plan.is_wall(script)}
 
     def missing(self) -> list[Script]:
-        """Return what is to be committed in the end, and is not yet."""
+        """Return the offsets that are not committed yet, of those to be committed in the end."""
         return [
             script
             for partition, end in self.expected().items()

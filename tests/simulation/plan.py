@@ -1,4 +1,4 @@
-"""What happens in one simulated world: settings, records, faults. All of it is known before the world begins."""
+"""The plan of one simulated world: settings, records and faults, all drawn before the world begins."""
 
 import dataclasses
 from typing import Any, Literal
@@ -48,7 +48,7 @@ SLOTS = 3
 FOREVER = float("inf")
 NACK_DELAY_SEC = 0.2
 SWALLOWS_SEC = 0.7
-# Nobody cancels a handler that is not slow, as far as the script goes.
+# Only slow handlers are cancelled by their script.
 _DONE: frozenset[End] = frozenset(
     {"return", "ack and raise", "raise RejectMessage", "swallow its cancellation", "stop the broker"}
 )
@@ -64,7 +64,7 @@ class Step:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Script:
-    """A record, when it comes, and what its handler does at each attempt; the last step is repeated."""
+    """A record, the time of its arrival, and what its handler does at each attempt; the last step is repeated."""
 
     number: int
     partition: int
@@ -75,18 +75,18 @@ class Script:
     steps: tuple[Step, ...]
 
     def step(self, attempt: int) -> Step:
-        """Return what is done at an attempt, from 1 on."""
+        """Return the handler's step of an attempt, from 1 on."""
         return self.steps[min(attempt, len(self.steps)) - 1]
 
     @property
     def value(self) -> bytes:
-        """Return the bytes of the record: a number, or what is none."""
+        """Return the value of the record: a number, or bytes that are none."""
         return b"?%d" % self.number if self.kind == "malformed" else b"%d" % self.number
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Event:
-    """Something that goes wrong, or is done, so many turns after a moment."""
+    """A fault or an action, so many turns of the loop after a moment."""
 
     at: float
     after_turns: int
@@ -95,42 +95,42 @@ class Event:
     for_sec: float
     times: int
     place: int = 0
-    """Of which partition, or how far in it, where that matters; any number."""
+    """A number that chooses a partition, or a place in it, for kinds that need one."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Plan:
-    """All of it."""
+    """The whole plan."""
 
     seed: int
     settings: Settings
     partitions: int
     scripts: tuple[Script, ...]
     epilogue: tuple[Script, ...]
-    """One more record for each partition, once all is over: it flushes what was remembered."""
+    """One more record for each partition at the end, after which nothing may be remembered."""
     events: tuple[Event, ...]
     ends_at: float
     session_sec: float
     reset: Reset = "earliest"
-    """Where reading begins in a partition of which nothing is committed."""
+    """`auto_offset_reset`: where a partition without a committed offset begins."""
     max_poll_sec: float = 300.0
-    """A member that has not fetched for so long leaves its group."""
+    """The seconds without a fetch after which a member leaves its group."""
     initialises_after_sec: float = 0.0
-    """How long the broker runs before the library does."""
+    """How long the broker runs before concurrent processing is initialised."""
     delays_fetches: bool = True
-    """Whether the next record has to be fetched now and then; else all of them are buffered."""
+    """Whether fetches sometimes suspend; otherwise all records are buffered."""
 
     @property
     def policy(self) -> FailurePolicy:
-        """What becomes of failures."""
+        """The failure policy."""
         return self.settings.on_failure
 
     def fails_for_good(self, script: Script, attempt: int) -> bool:
-        """Whether this attempt, which is not cancelled, is the last one and has failed."""
+        """Whether this attempt is the last one and fails, without being cancelled."""
         return not self.is_done(script, attempt) and not self.goes_on(script, attempt)
 
     def is_done(self, script: Script, attempt: int) -> bool:
-        """Whether this attempt does the record's work, or says that there is none."""
+        """Whether this attempt finishes the record."""
         return script.kind != "malformed" and not self.is_slow(script, attempt) and script.step(attempt).end in _DONE
 
     def is_slow(self, script: Script, attempt: int) -> bool:

@@ -1,6 +1,6 @@
 """The promises that the simulation checks, each with the number of the invariant that it is a case of.
 
-docs/invariants.md has the list. A mutant names promises, and so cites their invariants.
+docs/invariants.md has the list of invariants. A mutant names promises, and thereby cites their invariants.
 """
 
 PROMISES = {
@@ -41,5 +41,5 @@ PROMISES = {
 
 
 def numbered(promise: str) -> str:
-    """Return a promise as violations name it: with its invariant."""
+    """Return the text of a promise in violations: with the number of its invariant."""
     return f"{PROMISES[promise]} {promise}"

@@ -23,7 +23,7 @@ _KEPT = (KafkaConcurrentHandler, Admission, PartitionLedger, Record)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Play:
-    """What came of a seed."""
+    """The result of a seed."""
 
     seed: int
     twist: Twist | None
@@ -32,7 +32,7 @@ class Play:
     passes: int
 
     def report(self, lines: int = 60) -> str:
-        """Say what broke, how to see it again, and what led to it."""
+        """Describe the violation, how to replay it, and the events before it."""
         story = self.story().splitlines()
         omitted = [f"... {len(story) - lines} lines before"] if len(story) > lines else []
         twist = f" --twist '{self.twist}'" if self.twist else ""
@@ -45,7 +45,7 @@ class Play:
 
 
 def simulate(seed: int, twist: Twist | None = None) -> Play:
-    """Play the world of a seed; with a twist, that one is in it."""
+    """Play the world of a seed; with a twist, if one is given."""
     world = World(make_plan(seed, twist))
     violation = None
     with environment(world):
@@ -73,14 +73,14 @@ def play_all(seeds: Iterable[int], twist: Twist | None = None, progress: Callabl
 
 
 def what_is_kept() -> list[object]:
-    """Return what of the library is still in memory."""
+    """Return the objects of the library that are still in memory."""
     gc.collect()
     return [each for each in gc.get_objects() if isinstance(each, _KEPT)]
 
 
 @contextmanager
 def _collecting_by_hand() -> Generator[None]:
-    # A seed takes milliseconds, and the collector would go through everything that was imported.
+    # A seed takes milliseconds, and the collector would traverse all imported objects.
     gc.collect()
     gc.freeze()
     gc.disable()

@@ -11,7 +11,7 @@ import pytest
     ("seed", "twist"), [(17, []), (144, []), (14, ["--twist", "seeks"]), (30, ["--twist", "bursts"])]
 )
 def test_replay_in_other_processes(seed, twist):
-    """Two interpreters, whose hashes of strings differ, play a seed in the same way."""
+    """Two interpreters with different string hashes play a seed in the same way."""
     stories = [
         subprocess.run(
             [sys.executable, "-m", "tests.simulation", str(seed), *twist],

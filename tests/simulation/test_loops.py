@@ -1,4 +1,4 @@
-"""The clock that all simulated processes share."""
+"""The shared clock of all simulated processes."""
 
 import asyncio
 import contextlib
@@ -8,7 +8,7 @@ from tests.simulation.loops import Clock, ProcessLoop, Scheduler
 
 
 def test_a_wait_that_is_too_small_for_the_time_ends():
-    """The clock of a process does not stand still because what is left to wait can't be added to it."""
+    """The clock advances even if the remaining wait is too small to change its value."""
 
     async def main(loop, step_sec):
         for number in range(2000):

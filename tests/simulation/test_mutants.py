@@ -1,4 +1,4 @@
-"""The simulation bites: whatever is broken in the library, it notices, and says what."""
+"""The simulation finds each deliberate fault in the library, and reports the broken promise."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from tests.simulation.run import play_all
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_a_broken_library_is_caught(mutant, monkeypatch):
-    """A bounded number of seeds finds it, by one of the promises that it breaks."""
+    """A bounded number of seeds finds it, by one of its promises."""
     mutant.apply(monkeypatch)
     caught = play_all(mutant.seeds, mutant.twist)
     assert caught is not None, "it was not caught"
@@ -18,7 +18,7 @@ def test_a_broken_library_is_caught(mutant, monkeypatch):
 
 
 def test_the_report_replays():
-    """A violation comes with the line that replays it, and with what led to it."""
+    """A violation has a command that replays it, and the events before it."""
     with pytest.MonkeyPatch.context() as patch:
         MUTANTS[0].apply(patch)
         caught = play_all(range(10))
@@ -28,5 +28,5 @@ def test_the_report_replays():
 
 
 def test_there_are_enough():
-    """At least fifteen ways to break it, each with a name of its own."""
+    """There are at least fifteen mutants, each with its own name."""
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 15

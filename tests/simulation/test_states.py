@@ -1,4 +1,4 @@
-"""The table of a record's transitions is what happens: no more, and no less."""
+"""The table of a record's transitions has exactly the transitions that happen."""
 
 from faststream_concurrent_kafka._record.record import Record
 from faststream_concurrent_kafka._record.state import TRANSITIONS
@@ -7,7 +7,7 @@ from tests.states import SeenStates
 
 
 def test_every_transition_of_the_table_happens_and_no_other(monkeypatch):
-    """In random worlds, as many as it takes."""
+    """In as many random worlds as needed."""
     seen = SeenStates()
     monkeypatch.setattr(Record, "state", seen)
     table = {(before, after) for before, afters in TRANSITIONS.items() for after in afters}

@@ -1,6 +1,6 @@
-"""What only some worlds have in them: each twist changes a plan, by random numbers of its own.
+"""Rarer events that only some worlds have: each twist changes a plan, by its own random numbers.
 
-So a seed that has no twist stays what it was, whatever is added here.
+So the worlds of seeds without a twist do not change when a twist is added here.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ _DRAWN: tuple[Twist, ...] = (
 
 
 def twisted(plan: Plan, twist: Twist | None) -> Plan:
-    """Return the plan with what its seed adds to it, or with a certain twist alone."""
+    """Return the plan with the twists of its seed, or with the given twist only."""
     rng = random.Random(f"twists of {plan.seed}")  # noqa: S311 - a simulation, no secret
     draw = rng.random()
     chosen = rng.sample(_DRAWN, (draw < _HAS_ONE) + (draw < _HAS_TWO)) if twist is None else [twist]
@@ -56,7 +56,7 @@ def twisted(plan: Plan, twist: Twist | None) -> Plan:
 
 
 def in_order(scripts: Sequence[Script]) -> tuple[Script, ...]:
-    """Have the records of each partition come in the order of their offsets."""
+    """Let the records of each partition arrive in the order of their offsets."""
     ordered = list(scripts)
     for partition in {script.partition for script in scripts}:
         places = [place for place, script in enumerate(scripts) if script.partition == partition]
@@ -67,7 +67,7 @@ def in_order(scripts: Sequence[Script]) -> tuple[Script, ...]:
 
 
 def epilogue_of(scripts: Sequence[Script], partitions: int) -> tuple[Script, ...]:
-    """Return one more record for each partition, behind all others."""
+    """Return one more record for each partition, after all others."""
     ends = [1 + max((each.offset for each in scripts if each.partition == it), default=-1) for it in range(partitions)]
     step = Step(0.0, "return")
     return tuple(
@@ -80,7 +80,7 @@ def epilogue_of(scripts: Sequence[Script], partitions: int) -> tuple[Script, ...
 
 
 def _latest(plan: Plan, rng: random.Random) -> Plan:
-    """Reading begins at the end; some partitions have their first record late, and processes come and go meanwhile."""
+    """Partitions begin at the end; some have their first record late, while processes start and stop."""
     quiet = [rng.choice([0.0, 0.3, 0.6]) * plan.ends_at for _ in range(plan.partitions)]
     scripts = [
         dataclasses.replace(script, at=rng.uniform(quiet[script.partition], plan.ends_at * 0.95))
@@ -95,16 +95,16 @@ def _latest(plan: Plan, rng: random.Random) -> Plan:
 
 
 def _one_refused(plan: Plan, rng: random.Random) -> Plan:
-    """Commits of one partition are refused for a while, and the group rebalances or stops meanwhile."""
+    """Commits of one partition are refused for some time, in which the group rebalances or stops."""
     events = list(plan.events)
     for _ in range(rng.choice([1, 2])):
         at = rng.uniform(0, plan.ends_at * 0.6)
         events.append(_event(rng, at, "refuse a partition", for_sec=rng.choice([0.5, 3.0, 9.0])))
         after: list[Fault] = ["rebalance", "rebalance", "stop", "start"]
-        # Whatever of it is due by then.
+        # At any time of its retries.
         events += [_event(rng, at + rng.uniform(0.2, 6), rng.choice(after), slot=0) for _ in range(3)]
     if rng.random() < 0.7:
-        # That it is one alone shows when others are committed with it.
+        # That a single partition is refused shows only when others are committed with it.
         settings = dataclasses.replace(
             plan.settings, rebalance_flush_timeout_sec=3.0, commit_batch_timeout_sec=0.5, commit_batch_size=1000
         )
@@ -113,7 +113,7 @@ def _one_refused(plan: Plan, rng: random.Random) -> Plan:
 
 
 def _wide_gaps(plan: Plan, rng: random.Random) -> Plan:
-    """Compaction has left little."""
+    """Compaction has left few records."""
     often = rng.choice([0.1, 1.0])
     shifts = [0] * plan.partitions
     scripts = []
@@ -125,14 +125,14 @@ def _wide_gaps(plan: Plan, rng: random.Random) -> Plan:
 
 
 def _another_tail(plan: Plan, rng: random.Random) -> Plan:
-    """All processes crash, and the leader that is elected has other records where they had read some."""
+    """All processes crash, and the new leader has other records at offsets that were delivered."""
     at = rng.uniform(0.4, 1.0) * plan.ends_at
     cut = _event(rng, at, "cut the log")
     events = (*plan.events, cut, _event(rng, at + rng.random(), "start", slot=0))
     plan = dataclasses.replace(plan, events=events)
     mine = [place for place, script in enumerate(plan.scripts) if script.partition == cut.place % plan.partitions]
     if mine and rng.random() < 0.8:
-        # A record that is still being handled, so that commits name what has finished behind it.
+        # A record that is still being handled, so that commits have metadata.
         stuck = mine[rng.randrange(len(mine)) // 2]
         scripts = list(plan.scripts)
         scripts[stuck] = dataclasses.replace(scripts[stuck], kind="good", steps=(Step(at, "return"),))
@@ -148,7 +148,7 @@ def _another_tail(plan: Plan, rng: random.Random) -> Plan:
 
 
 def _thrown_out(plan: Plan, rng: random.Random) -> Plan:
-    """A member loses its membership unnoticed; another one takes over, commits, and leaves the group empty."""
+    """A member is evicted without noticing; another one takes over, commits, and leaves the group empty."""
     events = list(plan.events)
     for _ in range(rng.choice([2, 4])):
         at = rng.uniform(0.1, 0.8) * plan.ends_at
@@ -160,7 +160,7 @@ def _thrown_out(plan: Plan, rng: random.Random) -> Plan:
 
 
 def _polls(plan: Plan, rng: random.Random) -> Plan:
-    """Handlers, drains and stops may all outlast what a member may take between two fetches."""
+    """Handlers, drains and stops may take longer than `max_poll_interval_ms`."""
     return dataclasses.replace(plan, max_poll_sec=rng.choice([0.3, 0.8, 2.0]))
 
 
@@ -168,7 +168,7 @@ def _polls(plan: Plan, rng: random.Random) -> Plan:
 
 
 def _late(plan: Plan, rng: random.Random) -> Plan:
-    """The library is initialised when the broker runs already, and may have a record in hand."""
+    """The library is initialised when the broker runs already, and FastStream may have a record in hand."""
     return dataclasses.replace(plan, initialises_after_sec=rng.choice([0.0, 0.05, 0.5, 2.0]) * rng.random())
 
 
@@ -190,7 +190,7 @@ def _user_does(what: Fault) -> Callable[[Plan, random.Random], Plan]:
 
 
 def _bursts(plan: Plan, rng: random.Random) -> Plan:
-    """Far more records than a window, all of them buffered."""
+    """There are far more records than the window has places, all of them buffered."""
     steps = (Step(rng.choice([0.0, 0.005, 0.05]), "return"),)
     scripts, ends = list(plan.scripts), [script.offset for script in epilogue_of(plan.scripts, plan.partitions)]
     at = rng.choice([0.0, 0.0, plan.ends_at / 2])
@@ -211,7 +211,7 @@ def _bursts(plan: Plan, rng: random.Random) -> Plan:
 
 
 def _panics(plan: Plan, rng: random.Random) -> Plan:
-    """Some of what handlers raise is no `Exception`."""
+    """Some exceptions of handlers are no `Exception`."""
     kinds: list[End] = ["panic", "exit its generator"]
     scripts = [
         dataclasses.replace(
@@ -237,7 +237,7 @@ def _stops_itself(plan: Plan, rng: random.Random) -> Plan:
     step = Step(rng.random() * 0.3, "stop the broker")
     scripts[chosen] = dataclasses.replace(scripts[chosen], kind="good", steps=(step,))
     again = _event(rng, rng.uniform(0.5, 1) * plan.ends_at, "start")
-    # It waits for all others, for an unknown time.
+    # It waits for all other records, for an unknown time.
     settings = dataclasses.replace(plan.settings, handler_timeout_sec=0.0)
     return dataclasses.replace(plan, settings=settings, scripts=tuple(scripts), events=(*plan.events, again))
 

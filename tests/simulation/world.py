@@ -1,4 +1,4 @@
-"""A seed's world: members, a broker and a clock, and everything that the plan does to them."""
+"""The world of a seed: members, a broker and a clock, and the events of the plan."""
 
 import asyncio
 import contextlib
@@ -29,12 +29,12 @@ from tests.simulation.plan import SLOTS, Event, Plan, Script
 
 # Long enough for every retry and dead letter of a plan.
 PATIENCE_SEC = 300.0
-# How long a process that was told to stop may still be leaving its group.
+# How long a stopping process may take to leave its group.
 LINGERS_SEC = 15.0
 _FAILURES = (GroupCoordinatorNotAvailableError, RequestTimedOutError)
 _REFUSALS = (TopicAuthorizationFailedError, UnknownMemberIdError, RebalanceInProgressError)
 _PARTLY = (TopicAuthorizationFailedError, UnknownTopicOrPartitionError)
-# Numbers of records that come in the place of others.
+# The first number of records that replace lost ones.
 _ANOTHER = 1000
 _library = logging.getLogger("faststream_concurrent_kafka")
 
@@ -60,7 +60,7 @@ class World:
 
     @contextmanager
     def _as_process_of(self, loop: ProcessLoop) -> Generator[None]:
-        """Have the library's singleton, its log and what it publishes by be those of one process."""
+        """Switch the library's singleton, its log and its producers to those of one process."""
         member = self._now_running = self._members[loop]
         KafkaConcurrentHandler._instance = member.singleton
         try:
@@ -76,18 +76,18 @@ class World:
         return self._now_running
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Hand a line of the log to whose it is."""
+        """Pass a log line to its process."""
         if self._now_running is not None:
             self._now_running.logs(record)
 
     def make_producer(self, _subscriber: Any) -> SimulatedProducer:
-        """Stand in for `subscribers.make_producer`."""
+        """Replace `subscribers.make_producer`."""
         return SimulatedProducer(self._kafka, self._running.oracle)
 
     # -- the play --------------------------------------------------------------------------------------------------
 
     def play(self) -> None:
-        """Play it to its end; raises ViolationError."""
+        """Play the plan to its end; raises ViolationError."""
         for event in self.plan.events:
             self._go_on_to(event.at)
             for _ in range(event.after_turns):
@@ -124,7 +124,7 @@ class World:
 
     def _append(self, script: Script) -> None:
         headers = [("topic_group", b"shipping")] if script.kind == "of another group" else []
-        # Later than that of whatever was at its offset before.
+        # Later than that of the record that had its offset before.
         timestamp = int(self.clock.now * 1000) + script.number
         more: Any = {"key": script.key, "headers": headers, "offset": script.offset, "timestamp": timestamp}
         self._kafka.append(TOPIC, script.partition, script.value, **more)
@@ -157,7 +157,7 @@ class World:
     # -- the end ---------------------------------------------------------------------------------------------------
 
     def _calm_down(self) -> None:
-        """End all faults, and have at least one process that can commit."""
+        """End all faults, and make sure that at least one process can commit."""
         self.oracle.note("world", "calms down")
         self._kafka.fail_commits(ZeroDivisionError(), 0)
         for hold in self._holds:
@@ -166,7 +166,7 @@ class World:
         self._kafka.silent_until = self._kafka.publishing_fails_until = 0.0
         for member in self._alive():
             if member.is_running and member.oracle.is_broken:
-                # As a probe would have it.
+                # As a liveness probe would do.
                 member.stop(by_broker=True)
         self._until(lambda: all(member.is_running for member in self._alive()), "starts and stops end")
         if not self._alive():
@@ -201,10 +201,10 @@ class World:
                 self._crash(slot)
 
     def dispose(self) -> None:
-        """End what a crash has left standing; nothing of it counts any more."""
+        """End the tasks of crashed processes; their events do not count."""
         for member in self._members.values():
             member.oracle.is_gone = True
-        # Whoever leaves the group may have those join again that have left it.
+        # A member that leaves the group makes the others join again, also stopping ones.
         while any(map(asyncio.all_tasks, self._members)):
             for loop, member in self._members.items():
                 with self._as_process_of(loop):
@@ -269,7 +269,7 @@ class World:
                 self._cut(event.place)
 
     def _in_process(self, member: Member, action: Callable[[], object]) -> None:
-        """Have something done by code of a process."""
+        """Run a function as code of a process."""
         member.loop.call_soon(action)
 
     def _pause(self, member: Member, event: Event) -> None:
@@ -284,14 +284,14 @@ class World:
         self._in_process(member, seek)
 
     def _cut(self, place: int) -> None:
-        """Have other records in a partition, from an offset on that nothing is committed of."""
+        """Replace the records of a partition from an uncommitted offset on."""
         partition = place % self.plan.partitions
         log = self._kafka.logs[TopicPartition(TOPIC, partition)]
         committed = self.oracle.committed[partition]
         uncommitted = [record for record in log if record.offset >= committed]
         if not uncommitted:
             return
-        # That what the next one begins with is still there makes it hard to see.
+        # The next owner's first record stays, which makes the replacement hard to detect.
         cut = uncommitted[self._rng.choice([0, 1, 1, 1, 2, 3]) % len(uncommitted)].offset
         gone = [self.oracle.offsets[partition][record.offset] for record in log if record.offset >= cut]
         del log[-len(gone) :]
@@ -317,7 +317,7 @@ class World:
         member.crash()
         consumer = member.consumer
         if consumer is not None:
-            # Its requests may still arrive, but nothing of its own; the broker waits for its heartbeats in vain.
+            # Its earlier requests may still arrive, but no new ones; the broker waits for its heartbeats in vain.
             self._timers.append((self.clock.now + self.plan.session_sec, consumer.lose_membership))
 
     def _bury(self, slot: int, member: Member) -> None:
