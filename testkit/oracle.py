@@ -263,8 +263,8 @@ class Oracle:
     def _was_told(self, seen: Sequence[int], place: int, first: Delivery) -> bool:
         """Whether every record that a process left out at its beginning had been finished by then, in any process."""
         left_out = seen[place : bisect_left(seen, first.number)]
-        told = self._history.tells and bool(left_out)
-        return told and all(self._first_ends[each] < first.start_ns for each in left_out)
+        may_skip = self._history.tells and bool(left_out)
+        return may_skip and all(self._first_ends[each] < first.start_ns for each in left_out)
 
     def _past_the_adopted(self, seen: Sequence[int], place: int, first: Delivery) -> int:
         """Skip records that are delivered again to the process that has finished them: they are not run again."""

@@ -1,4 +1,4 @@
-"""The virtual clock, and what a test can have the fake Kafka do."""
+"""The virtual clock, and what a test can make the fake Kafka do."""
 
 import asyncio
 import time
@@ -65,7 +65,7 @@ class TestVirtualTime:
         assert run_virtual(main()) == pytest.approx(60)
 
     def test_what_is_ready_comes_before_time_passes(self):
-        """As long as anything can run, the clock stands still."""
+        """While any task is ready, the clock does not advance."""
 
         async def main():
             for _ in range(1000):
@@ -102,7 +102,7 @@ class TestVirtualTime:
         run_virtual(main())
 
     def test_a_wait_that_is_too_small_for_the_time_keeps_the_order(self):
-        """After it comes what was set for later; a timer for a moment that has passed runs at once."""
+        """Later timers fire after it; a timer for a past moment fires at once."""
         ran = []
 
         async def main():
@@ -129,7 +129,7 @@ class TestVirtualTime:
             run_virtual(main())
 
     def test_leftover_tasks_are_named_and_cancelled(self):
-        """What still runs when the coroutine has returned is cancelled, awaited and reported."""
+        """Tasks that still run when the coroutine has returned are cancelled, awaited and reported."""
         ended = []
 
         async def forgotten():
@@ -149,7 +149,7 @@ class TestVirtualTime:
         assert ended == [True]
 
     def test_an_error_comes_before_leftover_tasks(self):
-        """The coroutine's own error is what is raised, and its tasks are cancelled all the same."""
+        """The coroutine's own error is raised, and its tasks are cancelled all the same."""
         tasks = []
 
         async def main():
@@ -161,7 +161,7 @@ class TestVirtualTime:
         assert tasks[0].cancelled()
 
     def test_loop_can_be_used_by_itself(self):
-        """It is an ordinary event loop, for programs with a runner of their own."""
+        """It is an ordinary event loop, for programs with their own runner."""
         with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
             assert runner.run(asyncio.sleep(86_400 * 3, "slept")) == "slept"
             assert runner.get_loop().time() == pytest.approx(86_400 * 3)
@@ -216,7 +216,7 @@ class TestRecords:
             kafka.append("topic", 0, b"", offset=6)
 
     def test_kafka_outlives_event_loops(self, kafka):
-        """A consumer of a second loop goes on where one of the first has committed."""
+        """A consumer in a second loop goes on at the offset that one in the first loop has committed."""
         for _ in range(4):
             kafka.append("topic", 0, b"")
 
@@ -249,7 +249,7 @@ class TestCommits:
         assert kafka.groups["group"].committed == kafka.commits[-1][1]
 
     def test_hook_sees_each_and_can_refuse_it(self, kafka):
-        """`on_commit` is called for each that arrives, and what it raises is the answer."""
+        """`on_commit` is called for each commit that arrives; its exception is the answer."""
         seen = []
 
         def watch(group_id, offsets):
@@ -301,7 +301,7 @@ class TestCommits:
         assert [what for what, _ in listener.calls] == ["revoked", "assigned"] * 2
 
     def test_retriable_failures_are_tried_again_for_ever(self, kafka):
-        """As in aiokafka: with the broker down `commit` doesn't return, and goes through once it is back."""
+        """As in aiokafka: while the broker is down `commit` does not return; it succeeds when the broker is back."""
         kafka.fail_commits(GroupCoordinatorNotAvailableError(), times=None)
 
         async def main():
@@ -317,7 +317,7 @@ class TestCommits:
         assert kafka.groups["group"].committed[ZERO].offset == 1
 
     def test_retried_across_a_rebalance_moves_another_members_offset_back(self, kafka):
-        """The hazard itself: a commit that is being retried goes out under the new generation."""
+        """The hazard itself: a retried commit is sent under the new generation."""
 
         async def main():
             first = await member(kafka)
@@ -353,7 +353,7 @@ class TestCommits:
         run_virtual(main())
 
     def test_held_across_a_rebalance_are_fenced(self, kafka):
-        """A request that was sent before it carries the old generation."""
+        """A request that was sent before the rebalance has the old generation."""
 
         async def main():
             consumer = await member(kafka)
@@ -392,7 +392,7 @@ class TestCommits:
 
 class TestGroups:
     def test_rebalance_on_demand(self, kafka):
-        """`groups[id].rebalance()` revokes and assigns everything anew, without anyone coming or going."""
+        """`groups[id].rebalance()` revokes and assigns all partitions anew, with the same members."""
         listener = Noting()
 
         async def main():
@@ -410,7 +410,7 @@ class TestGroups:
         ]
 
     def test_waits_for_the_slowest_revoke_callback(self, kafka):
-        """Nobody is assigned anything before all have let go."""
+        """No member is assigned a partition before all have given up theirs."""
 
         async def main():
             first = await member(kafka, Noting(revoke_sec=5))
@@ -423,7 +423,7 @@ class TestGroups:
         run_virtual(main())
 
     def test_member_dropped_during_its_revoke_callback(self, kafka):
-        """The others go on without it, and its commit at the end of the callback is refused."""
+        """The other members go on without it, and its commit at the end of the callback is refused."""
         outcome = []
 
         class CommitsLate(Noting):
@@ -455,7 +455,7 @@ class TestGroups:
         assert kafka.commits == []
 
     def test_refused_commit_makes_a_member_join_again_at_once(self, kafka):
-        """It doesn't wait for a heartbeat to learn that."""
+        """The member learns that at once, not by a heartbeat."""
         listener = Noting()
 
         async def main():
@@ -472,7 +472,7 @@ class TestGroups:
         assert [what for what, _ in listener.calls] == ["revoked", "assigned"] * 2
 
     def test_member_dropped_while_it_waits_for_the_others(self, kafka):
-        """It joins again under a new id, and gets its share with them."""
+        """It joins again with a new member id, and is assigned its share together with the others."""
 
         async def main():
             first = await member(kafka, Noting(revoke_sec=5))
@@ -502,7 +502,7 @@ class TestGroups:
         assert len(kafka.groups["group"].members) == 1
 
     def test_stop_waits_for_a_rebalance_that_is_under_way(self, kafka):
-        """It leaves the group when the callbacks are through."""
+        """It leaves the group when the callbacks have ended."""
         listener = Noting(revoke_sec=5)
 
         async def main():

@@ -195,7 +195,7 @@ def test_a_lost_record_is_caught():
     assert Claim.LOST in story.kinds
 
 
-def test_a_record_that_a_kill_interrupted_and_nobody_took_up_is_lost():
+def test_a_record_that_a_kill_interrupted_and_no_process_handled_again_is_lost():
     """An attempt that a kill has interrupted does not count as handled."""
     story = Story(short())
     story.handle(*range(59))

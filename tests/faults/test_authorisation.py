@@ -44,7 +44,7 @@ async def test_commits_are_refused_to_the_group(strict):
         refused = Busyness()
         seen.gate.set()
         await seen.until(100)
-        await wait_until(lambda: _says(app, "GroupAuthorizationFailed"), 20, lambda: f"told: {watch.problems}")
+        await wait_until(lambda: _says(app, "GroupAuthorizationFailed"), 20, lambda: f"problems: {watch.problems}")
         await cluster.send(topic, range(100, 150))
         await wait_until(lambda: refused.seconds > SESSION_SEC + 2, 20, "it is a member no more")
         assert refused.share < 0.5
@@ -129,7 +129,7 @@ async def test_one_of_two_topics_is_refused(strict, in_flight):
             await wait_until(lambda last=first + 99: last in seen.values, 20, lambda: f"handled: {len(seen.values)}")
         await until_all_committed(cluster, free, group=group, timeout_sec=10)
         if in_flight:
-            await wait_until(lambda: _says(app, "TopicAuthorizationFailed"), 20, lambda: f"told: {watch.problems}")
+            await wait_until(lambda: _says(app, "TopicAuthorizationFailed"), 20, lambda: f"problems: {watch.problems}")
         await allow_reading(servers, TOPIC, refused)
         await cluster.send(refused, range(60, 70))
         await wait_until(lambda: set(seen.values) >= set(range(50, 70)), 30, lambda: f"handled: {sorted(seen.values)}")

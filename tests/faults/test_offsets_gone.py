@@ -98,14 +98,14 @@ async def test_without_a_policy_it_says_that_it_cannot_go_on(strict, gone, caplo
     broker = broker_at(strict.bootstrap_servers, logger=logger)
     seen = Busy().subscribe(broker, topic, auto_offset_reset="none")
 
-    def told():
+    def reported():
         said = [repr(each.exc_info[1]) for each in caplog.records if each.name == logger.name and each.exc_info]
         return [*said, *get_kafka_handler_report(app.context).problems]
 
     async with serving(broker, **SETTINGS) as app:
         idle = Busyness()
         wanted = "OffsetOutOfRangeError" if gone == "records" else "NoOffsetForPartitionError"
-        await wait_until(lambda: sum(wanted in each for each in told()) >= 2, 20, lambda: f"told: {told()}")
+        await wait_until(lambda: sum(wanted in each for each in reported()) >= 2, 20, lambda: f"reported: {reported()}")
         assert idle.share < 0.5
         # An operator who knows where to go on commits that offset.
         for subscriber in broker.subscribers:

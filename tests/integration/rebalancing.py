@@ -27,19 +27,19 @@ class Held:
         self.held = {number: asyncio.Event() for number in held}
         self.started = []
         self.ended = []
-        self.told = Rebalances()
+        self.rebalances = Rebalances()
         self.subscriber: Any = None
 
     def subscribe(self, broker, topic, **more):
         """Subscribe the handler, with a listener that records the rebalances."""
-        keywords: dict[str, Any] = {"listener": self.told} | QUICK | more
+        keywords: dict[str, Any] = {"listener": self.rebalances} | QUICK | more
         self.subscriber = broker.subscriber(topic, **manual(topic, **keywords))
         self.subscriber(self.handle)
         return self
 
     def subscribe_batches(self, broker, topic, **more):
         """Subscribe to batches of up to four records."""
-        keywords: dict[str, Any] = {"batch": True, "max_records": 4, "listener": self.told} | QUICK | more
+        keywords: dict[str, Any] = {"batch": True, "max_records": 4, "listener": self.rebalances} | QUICK | more
         consuming(broker, topic, **keywords)(self.handle_batch)
         return self
 
@@ -76,21 +76,23 @@ class Held:
         await wait_until(lambda: set(numbers) <= set(self.started), PATIENCE_SEC, lambda: f"{numbers}: {self.started}")
 
 
-class Told(Protocol):
+class HasAssigned(Protocol):
     """A listener that records its calls."""
 
     assigned: list[list[TopicPartition]]
 
 
-async def until_rebalances(told: Told, count):
+async def until_rebalances(rebalances: HasAssigned, count):
     """Wait until partitions have been assigned so many times."""
-    await wait_until(lambda: len(told.assigned) >= count, PATIENCE_SEC, lambda: f"{count} rebalances: {told.assigned}")
+    await wait_until(
+        lambda: len(rebalances.assigned) >= count, PATIENCE_SEC, lambda: f"{count} rebalances: {rebalances.assigned}"
+    )
 
 
 @asynccontextmanager
-async def visit(cluster, topic, told: Told | None, client_id):
-    """Join the group, and leave it again; returns both times when the others have their partitions, if `told`."""
-    before = len(told.assigned) if told is not None else 0
+async def visit(cluster, topic, rebalances: HasAssigned | None, client_id):
+    """Join the group, and leave it again; returns both times when the others have their partitions, if `rebalances`."""
+    before = len(rebalances.assigned) if rebalances is not None else 0
     consumer = AIOKafkaConsumer(
         topic,
         bootstrap_servers=cluster.bootstrap_servers,
@@ -101,14 +103,14 @@ async def visit(cluster, topic, told: Told | None, client_id):
     )
     await consumer.start()
     try:
-        if told is not None:
-            await until_rebalances(told, before + 1)
-            assert bool(told.assigned[-1]) == (client_id == LEAVES_IT)
+        if rebalances is not None:
+            await until_rebalances(rebalances, before + 1)
+            assert bool(rebalances.assigned[-1]) == (client_id == LEAVES_IT)
         yield consumer
     finally:
         await consumer.stop()
-        if told is not None:
-            await until_rebalances(told, before + 2)
+        if rebalances is not None:
+            await until_rebalances(rebalances, before + 2)
 
 
 async def until_delivered(app, uncommitted, unfinished):

@@ -51,7 +51,7 @@ async def test_a_handler_that_outlasts_the_drain_is_run_once(cluster, new_broker
     await cluster.send(topic, range(10))
     async with serving(broker, **SOON, rebalance_flush_timeout_sec=drain_sec) as app:
         await five_is_held(cluster, topic, held)
-        async with visit(cluster, topic, held.told, visitor):
+        async with visit(cluster, topic, held.rebalances, visitor):
             pass
         await until_delivered(app, 5, 1)
         (partition,) = get_kafka_handler_report(app.context).partitions
@@ -71,7 +71,7 @@ async def test_a_handler_that_ends_while_its_partition_is_away_is_not_run_again(
     await cluster.send(topic, range(10))
     async with serving(broker, **AT_ONCE):
         await five_is_held(cluster, topic, held)
-        async with visit(cluster, topic, held.told, TAKES_IT):
+        async with visit(cluster, topic, held.rebalances, TAKES_IT):
             held.let_go()
             await held.until_ended(5)
             await cluster.send(topic, [10, 11])
@@ -106,7 +106,7 @@ async def test_handlers_that_end_while_the_revokes_commit_is_under_way(
             return await commit(offsets) if ends == BEFORE else answer
 
         monkeypatch.setattr(consumer, "commit", commit_while_they_end)
-        async with visit(cluster, topic, held.told, visitor):
+        async with visit(cluster, topic, held.rebalances, visitor):
             if visitor is TAKES_IT:
                 assert await cluster.committed(topic) == {0: 3}
         # The stop commits at the latest; the records have to be delivered before it.
@@ -132,11 +132,11 @@ async def test_a_partition_that_leaves_and_returns_in_two_quick_rebalances(clust
         await held.until_started(*held.held)
         for visitor in (TAKES_IT, LEAVES_IT):
             for _ in range(2):
-                before = len(held.told.revoked)
+                before = len(held.rebalances.revoked)
                 async with visit(cluster, topic, None, visitor):
                     # The member leaves before its partitions are assigned.
-                    await wait_until(lambda seen=before: len(held.told.revoked) > seen, PATIENCE_SEC, "revoked")
-        await wait_until(lambda: len(held.told.assigned[-1]) == 3, PATIENCE_SEC, "all of them are back")
+                    await wait_until(lambda seen=before: len(held.rebalances.revoked) > seen, PATIENCE_SEC, "revoked")
+        await wait_until(lambda: len(held.rebalances.assigned[-1]) == 3, PATIENCE_SEC, "all of them are back")
         if limit > len(held.held):
             await until_delivered(app, 9 + 5 + 1, 4)
         held.let_go()
@@ -153,7 +153,7 @@ async def test_what_another_owner_has_committed_is_theirs(cluster, new_broker, n
     await cluster.send(topic, range(10))
     async with serving(broker, **AT_ONCE), watching_offsets(cluster, topic) as offsets:
         await five_is_held(cluster, topic, held)
-        async with visit(cluster, topic, held.told, TAKES_IT) as owner:
+        async with visit(cluster, topic, held.rebalances, TAKES_IT) as owner:
             await cluster.send(topic, range(10, 15))
             await owner.commit({TopicPartition(topic, 0): theirs})
             if ends == "while away":
@@ -221,7 +221,7 @@ async def test_a_seek_back_after_a_rebalance_gets_everything(cluster, new_broker
     await cluster.send(topic, range(10))
     async with serving(broker, **AT_ONCE) as app:
         await five_is_held(cluster, topic, held)
-        async with visit(cluster, topic, held.told, LEAVES_IT):
+        async with visit(cluster, topic, held.rebalances, LEAVES_IT):
             await until_delivered(app, 5, 1)
             held.subscriber.consumer.seek(TopicPartition(topic, 0), 5)
             await wait_until(lambda: all(held.runs[each] == 2 for each in range(5, 10)), 10, lambda: str(held.runs))
@@ -246,7 +246,9 @@ async def test_a_topic_that_was_made_anew_has_new_records(cluster, new_broker, n
         await cluster.until_committed(topic, {0: stuck} if stuck else {})
         await delete_topic(cluster, topic)
         # Without the topic, no partition is assigned.
-        await wait_until(lambda: not held.told.assigned[-1], PATIENCE_SEC, lambda: f"gone: {held.told.assigned}")
+        await wait_until(
+            lambda: not held.rebalances.assigned[-1], PATIENCE_SEC, lambda: f"gone: {held.rebalances.assigned}"
+        )
         with contextlib.suppress(TopicAlreadyExistsError):  # the consumer's metadata request may have created it
             await create_topic(cluster.bootstrap_servers, topic)
         await cluster.send(topic, range(100, 110))
@@ -263,12 +265,12 @@ async def test_a_batch_that_comes_back_with_other_borders(cluster, new_broker, n
     topic, held = await new_topic(), Held(0)
     held.subscribe_batches(broker := new_broker(), topic)
     async with serving(broker, **AT_ONCE) as app:
-        await until_rebalances(held.told, 1)
+        await until_rebalances(held.rebalances, 1)
         await cluster.send(topic, [0, 1])
         await held.until_started(0, 1)
         await cluster.send(topic, [2, 3, 4])
         await held.until_ended(2, 3, 4)
-        async with visit(cluster, topic, held.told, TAKES_IT) as owner:
+        async with visit(cluster, topic, held.rebalances, TAKES_IT) as owner:
             await cluster.send(topic, range(5, 12))
             if committed is not None:
                 await owner.commit({TopicPartition(topic, 0): committed})

@@ -49,7 +49,7 @@ class Fails(Held):
             raise ValueError(f"number {number}")
 
     def subscribe_attempts(self, broker, topic):
-        consuming(broker, topic, listener=self.told, **QUICK)(self.handle_attempt)
+        consuming(broker, topic, listener=self.rebalances, **QUICK)(self.handle_attempt)
         return self
 
 
@@ -70,7 +70,7 @@ async def test_a_record_in_backoff_is_dropped_and_starts_anew(cluster, new_broke
     async with serving(broker, on_failure=LONG_BACKOFF, **AT_ONCE) as app:
         await seen.until_ended(*range(10))
         await wait_until(lambda: get_kafka_handler_report(app.context).retrying, PATIENCE_SEC, "in backoff")
-        async with visit(cluster, topic, seen.told, TAKES_IT):
+        async with visit(cluster, topic, seen.rebalances, TAKES_IT):
             await wait_until(lambda: not get_kafka_handler_report(app.context).in_flight, PATIENCE_SEC, "dropped")
             seen.poison.clear()
         await cluster.until_committed(topic, {0: 10})
@@ -86,7 +86,7 @@ async def test_a_running_record_goes_on_with_its_attempts(cluster, new_broker, n
     await cluster.send(topic, range(10))
     async with serving(broker, on_failure=policy(letters), **AT_ONCE) as app:
         await seen.until_ended(*range(5), *range(6, 10))
-        async with visit(cluster, topic, seen.told, visitor):
+        async with visit(cluster, topic, seen.rebalances, visitor):
             pass
         await until_delivered(app, 5, 1)
         seen.let_go()
@@ -103,7 +103,7 @@ async def test_a_record_that_fails_while_its_partition_is_away_is_up_to_the_owne
     await cluster.send(topic, range(10))
     async with serving(broker, on_failure=policy(letters), **AT_ONCE) as app:
         await seen.until_ended(*range(5), *range(6, 10))
-        async with visit(cluster, topic, seen.told, TAKES_IT):
+        async with visit(cluster, topic, seen.rebalances, TAKES_IT):
             seen.let_go()
             await wait_until(lambda: not get_kafka_handler_report(app.context).in_flight, PATIENCE_SEC, "ended")
         await cluster.until_committed(topic, {0: 10})
@@ -119,7 +119,7 @@ async def test_a_failure_that_counts_as_done_counts_also_while_away(cluster, new
     await cluster.send(topic, range(10))
     async with serving(broker, **AT_ONCE) as app:
         await seen.until_ended(*range(5), *range(6, 10))
-        async with visit(cluster, topic, seen.told, TAKES_IT):
+        async with visit(cluster, topic, seen.rebalances, TAKES_IT):
             seen.let_go()
             await wait_until(lambda: not get_kafka_handler_report(app.context).in_flight, PATIENCE_SEC, "ended")
         await cluster.until_committed(topic, {0: 10})
@@ -130,7 +130,7 @@ async def test_a_failure_that_counts_as_done_counts_also_while_away(cluster, new
 @pytest.mark.parametrize("visitor", [LEAVES_IT, TAKES_IT])
 async def test_order_by_key_holds_across_an_adoption(cluster, new_broker, new_topic, visitor, fails):
     """Records behind an adopted one wait for it, also during its retries; each is run once after it."""
-    topic, letters, told = await new_topic(), await new_topic(), Rebalances()
+    topic, letters, rebalances = await new_topic(), await new_topic(), Rebalances()
     seen, gate, broker, tries = Ordered(lambda number: number % 3), asyncio.Event(), new_broker(), Counter()
 
     async def handle(number: int):
@@ -141,13 +141,13 @@ async def test_order_by_key_holds_across_an_adoption(cluster, new_broker, new_to
                 if fails:
                     raise ValueError
 
-    consuming(broker, topic, listener=told, **QUICK)(handle)
+    consuming(broker, topic, listener=rebalances, **QUICK)(handle)
     await send(cluster, topic, range(12), lambda number: number % 3)
     async with serving(broker, ordering="key", on_failure=policy(letters), **AT_ONCE) as app:
         await seen.until(9)
         await seen.until_running(1)
         await cluster.until_committed(topic, {0: 4})
-        async with visit(cluster, topic, told, visitor):
+        async with visit(cluster, topic, rebalances, visitor):
             await send(cluster, topic, range(12, 18), lambda number: number % 3)
         await until_delivered(app, 14, 5)
         assert {number for number in tries if number % 3 == 1} == {1, 4}
@@ -167,7 +167,7 @@ async def test_a_halted_partition_is_tried_again(cluster, new_broker, new_topic)
         await seen.until_ended(*range(3), *range(4, 10))
         seen.let_go()
         await wait_until(lambda: not is_kafka_handler_healthy(app.context), PATIENCE_SEC, "halted")
-        async with visit(cluster, topic, seen.told, LEAVES_IT):
+        async with visit(cluster, topic, seen.rebalances, LEAVES_IT):
             await wait_until(lambda: len(seen.attempts[3]) == 2, PATIENCE_SEC, "tried again")
             await wait_until(lambda: not is_kafka_handler_healthy(app.context), PATIENCE_SEC, "halted again")
             seen.poison.clear()
@@ -200,7 +200,7 @@ async def test_nothing_is_remembered_of_what_is_committed(cluster, new_broker, n
         await held.until_ended(*range(5), *range(6, 100))
         await cluster.until_committed(topic, {0: 5})
         for _ in range(visits):
-            async with visit(cluster, topic, held.told, TAKES_IT):
+            async with visit(cluster, topic, held.rebalances, TAKES_IT):
                 assert may_come_back(held) == [95]
             await until_delivered(app, 95, 1)
             assert may_come_back(held) == []
@@ -208,7 +208,7 @@ async def test_nothing_is_remembered_of_what_is_committed(cluster, new_broker, n
         await cluster.until_committed(topic, {0: 100})
         await until_delivered(app, 0, 0)
         assert kept() == {}
-        async with visit(cluster, topic, held.told, TAKES_IT):
+        async with visit(cluster, topic, held.rebalances, TAKES_IT):
             assert sum(may_come_back(held)) == 0
     assert held.runs == dict.fromkeys(range(100), 1)
 
@@ -220,7 +220,7 @@ async def test_what_ends_elsewhere_leaves_no_record_behind(cluster, new_broker, 
     await cluster.send(topic, range(50))
     async with serving(broker, **AT_ONCE) as app:
         await held.until_started(*range(50))
-        async with visit(cluster, topic, held.told, TAKES_IT):
+        async with visit(cluster, topic, held.rebalances, TAKES_IT):
             held.let_go()
             await wait_until(lambda: not get_kafka_handler_report(app.context).in_flight, PATIENCE_SEC, "ended")
             assert kept()[Record] == 0

@@ -128,11 +128,11 @@ class Proxy:
 
     async def _give_answers(self, answers, writer) -> None:
         # Replaces the broker's own address in its answers by the proxy's.
-        told, true = (self._host.encode() + port.to_bytes(4) for port in (self._own_port, self._port))
+        own_address, broker_address = (self._host.encode() + port.to_bytes(4) for port in (self._own_port, self._port))
         while True:
             answer = await (await answers.get())()
             await self.is_up.wait()
-            await _write(writer, answer.replace(true, told))
+            await _write(writer, answer.replace(broker_address, own_address))
 
     def _treatment_of(self, frame: bytes) -> str | bytes:
         """Return an awaitable of the answer to a request."""
@@ -197,11 +197,13 @@ def broker_behind(proxy, **more: Any):
 
 
 @asynccontextmanager
-async def taken_over(cluster, topic, told):
+async def taken_over(cluster, topic, rebalances):
     """Partition 0 goes to a new owner, which finds 5 committed, handles the records up to 19, and commits them."""
     async with visit(cluster, topic, None, TAKES_IT) as owner:
         partition = TopicPartition(topic, 0)
-        await wait_until(lambda: told.assigned[-1] == [TopicPartition(topic, 1)], PATIENCE_SEC, "partition 0 is gone")
+        await wait_until(
+            lambda: rebalances.assigned[-1] == [TopicPartition(topic, 1)], PATIENCE_SEC, "partition 0 is gone"
+        )
         await cluster.send(topic, range(10, 20), 0)
         taken = []
         async with asyncio.timeout(PATIENCE_SEC):
@@ -227,7 +229,7 @@ async def test_a_commit_that_is_being_retried_is_not_sent_under_the_new_generati
         seen, proxy.treatment = len(proxy.commits), refusal
         held.held[5].set()
         await proxy.until_commits(seen + 3)
-        async with taken_over(cluster, topic, held.told):
+        async with taken_over(cluster, topic, held.rebalances):
             proxy.treatment = PASS
             held.let_go()
             await held.until_ended(8)
@@ -235,7 +237,7 @@ async def test_a_commit_that_is_being_retried_is_not_sent_under_the_new_generati
                 # A commit that is sent after all others, so an earlier one that waited would have been sent by now.
                 await cluster.send(topic, [number], 1)
                 await cluster.until_committed(topic, {0: 20, 1: number - 99})
-        await wait_until(lambda: len(held.told.assigned[-1]) == 2, PATIENCE_SEC, "it is back")
+        await wait_until(lambda: len(held.rebalances.assigned[-1]) == 2, PATIENCE_SEC, "it is back")
         await cluster.send(topic, [20], 0)
         await cluster.until_committed(topic, {0: 21, 1: 2})
         await wait_until(lambda: offsets[-1] == 21, PATIENCE_SEC, "it is seen")
@@ -249,20 +251,20 @@ async def test_a_commit_that_is_being_retried_is_not_sent_under_the_new_generati
 @pytest.mark.parametrize("refusal", RETRIED)
 async def test_the_same_commit_by_a_bare_consumer_moves_the_offset_back(cluster, proxy, refusal):
     """The premise of the test above: aiokafka sends the commit under the new generation, and the broker accepts it."""
-    topic, told = await topic_of(cluster, 2), Rebalances()
+    topic, rebalances = await topic_of(cluster, 2), Rebalances()
     consumer = AIOKafkaConsumer(
         bootstrap_servers=proxy.bootstrap_servers, group_id=f"{topic}-group", enable_auto_commit=False, **QUICK
     )
-    consumer.subscribe([topic], listener=told)
+    consumer.subscribe([topic], listener=rebalances)
     await cluster.send(topic, range(10), 0)
     await consumer.start()
     try:
-        await until_rebalances(told, 1)
+        await until_rebalances(rebalances, 1)
         await consumer.commit({TopicPartition(topic, 0): 5})
         proxy.treatment = refusal
         committing = asyncio.create_task(consumer.commit({TopicPartition(topic, 0): 8}))
         await proxy.until_commits(3)
-        async with watching_offsets(cluster, topic) as offsets, taken_over(cluster, topic, told):
+        async with watching_offsets(cluster, topic) as offsets, taken_over(cluster, topic, rebalances):
             await wait_until(lambda: 20 in offsets, PATIENCE_SEC, "the new owner's commit is seen")
             proxy.treatment = PASS
             await committing
@@ -286,7 +288,7 @@ async def test_a_handler_that_ends_while_the_revokes_commit_awaits_its_answer(cl
         await proxy.until_commits(1)
         held.let_go()
         await held.until_ended(5)
-        await wait_until(lambda: held.told.revoked, PATIENCE_SEC, "the user's listener is called")
+        await wait_until(lambda: held.rebalances.revoked, PATIENCE_SEC, "the user's listener is called")
         return loop.time()
 
     # No batch is due: the first commit is the revoke's.
@@ -295,7 +297,7 @@ async def test_a_handler_that_ends_while_the_revokes_commit_awaits_its_answer(cl
         await held.until_ended(*range(5), *range(6, 10))
         proxy.treatment, began = treatment, loop.time()
         ending = asyncio.create_task(end_meanwhile())
-        async with visit(cluster, topic, held.told, visitor):
+        async with visit(cluster, topic, held.rebalances, visitor):
             stood_still_sec = await ending - began
             assert DRAIN_SEC + COMMIT_SEC <= stood_still_sec < DRAIN_SEC + COMMIT_SEC + HEARTBEAT_SEC + SLACK_SEC
             assert await proxy.deliver(proxy.commits[0]) == IllegalGenerationError.errno
@@ -326,7 +328,7 @@ async def test_who_was_cut_off_does_not_move_the_offset_back(cluster, proxy, com
             await wait_until(lambda: partition in owner.assignment(), PATIENCE_SEC, "the new owner has it")
             await owner.commit({partition: 10})
         proxy.is_up.set()
-        await until_rebalances(held.told, 2)
+        await until_rebalances(held.rebalances, 2)
         await cluster.send(topic, [10], 0)
         await held.until_ended(10)
         held.let_go()
@@ -344,7 +346,7 @@ async def test_a_commit_that_is_given_up_is_not_complained_about(cluster, proxy,
     async with serving(broker, rebalance_flush_timeout_sec=0, commit_batch_timeout_sec=600):
         await held.until_ended(*range(10))
         proxy.treatment = NEVER_SENT
-        async with visit(cluster, topic, held.told, LEAVES_IT):
+        async with visit(cluster, topic, held.rebalances, LEAVES_IT):
             assert proxy.commits[0].offsets == {0: 10}
     gc.collect()
     assert complaints == []

@@ -53,7 +53,7 @@ async def stored(cluster, topic, partition=0):
 async def until_told(cluster, topic, offset, *finished):
     """Wait until an offset is committed whose metadata lists these as finished."""
 
-    async def told():
+    async def listed():
         committed, metadata = await stored(cluster, topic)
         return (
             committed == offset
@@ -61,7 +61,7 @@ async def until_told(cluster, topic, offset, *finished):
             and set(finished) <= set(OffsetMap.parse(metadata, offset).finished_from(0))
         )
 
-    await wait_until(told, PATIENCE_SEC, f"{offset} is committed, and {len(finished)} above it are in its metadata")
+    await wait_until(listed, PATIENCE_SEC, f"{offset} is committed, and {len(finished)} above it are in its metadata")
 
 
 async def commit_by_hand(cluster, topic, offset, metadata, partitions=1):
@@ -161,7 +161,7 @@ async def test_a_partition_that_moves_to_another_member_takes_its_map_along(clus
     await cluster.send(topic, range(20))
     async with serving(broker, rebalance_flush_timeout_sec=0, **QUICKLY):
         await held.until_ended(*(number for number in range(20) if number != 5))
-        async with visit(cluster, topic, held.told, TAKES_IT):
+        async with visit(cluster, topic, held.rebalances, TAKES_IT):
             committed, metadata = await stored(cluster, topic)
             assert committed == 5
             assert set(OffsetMap.parse(metadata, 5).finished_from(0)) == set(range(6, 20))
@@ -263,14 +263,14 @@ async def test_a_broker_that_takes_less_metadata_gets_less(own_kafka, new_topic,
     await leave(topic)
     offset, metadata = await stored(cluster, topic)
     assert 0 < len(metadata) <= 100
-    told = set(OffsetMap.parse(metadata, offset).finished_from(0))
-    assert told < set(finished)
+    listed = set(OffsetMap.parse(metadata, offset).finished_from(0))
+    assert listed < set(finished)
     assert sum("offset.metadata.max.bytes" in each for each in warnings_of(caplog)) == 1
     broker = new_broker()
     after = Held().subscribe(broker, topic)
     async with serving(broker, **QUICKLY):
         await cluster.until_committed(topic, {0: 1000})
-    assert set(after.started) == set(range(stuck[0], 1000)) - told
+    assert set(after.started) == set(range(stuck[0], 1000)) - listed
 
     topic = await new_topic(bootstrap=server.bootstrap_servers)
     await leave(topic, commit_batch_timeout_sec=3600)

@@ -20,9 +20,9 @@ async def test_many_that_wake_together_and_compute_longer_than_a_session_are_not
     cluster, new_broker, new_topic
 ):
     """Nine seconds of computation become ready in one turn of the loop, and the member is not evicted."""
-    topic, broker, seen, told, gate = await new_topic(4), new_broker(), Seen(), Rebalances(), asyncio.Event()
+    topic, broker, seen, rebalances, gate = await new_topic(4), new_broker(), Seen(), Rebalances(), asyncio.Event()
 
-    @consuming(broker, topic, listener=told, **SESSION)
+    @consuming(broker, topic, listener=rebalances, **SESSION)
     async def handle(number: int):
         await gate.wait()
         time.sleep(COMPUTE_SEC)  # noqa: ASYNC251 - computes
@@ -35,7 +35,7 @@ async def test_many_that_wake_together_and_compute_longer_than_a_session_are_not
         gate.set()
         await seen.until(60, timeout_sec=60)
         assert COMPUTE_SEC / 2 < get_kafka_handler_report(app.context).loop_lag_sec < 6
-    assert told.revoked == []
+    assert rebalances.revoked == []
     assert set(seen.counts.values()) == {1}
 
 
@@ -54,7 +54,7 @@ async def test_a_handler_that_blocks_the_loop_is_named_by_its_line(cluster, new_
     await cluster.send(topic, [0])
     async with serving(broker) as app:
         await seen.until(1)
-        await wait_until(lambda: get_kafka_handler_report(app.context).problems, 5, "it is told")
+        await wait_until(lambda: get_kafka_handler_report(app.context).problems, 5, "it is reported")
         report = get_kafka_handler_report(app.context)
         assert 3 < report.loop_lag_sec < 10
         assert any("in handle > " in text and "read_a_file_of_some_gigabytes" in text for text in report.problems)

@@ -216,13 +216,13 @@ async def test_one_router_has_a_limit_and_another_has_none(cluster, new_broker, 
 @pytest.mark.parametrize("order", ["ours first", "ours last"])
 async def test_others_are_told_what_has_happened(cluster, new_broker, new_topic, order):
     """Middlewares on either side get the error at the end of the pass, and the span has an error status."""
-    topic, told, spans, provider = await new_topic(), [], InMemorySpanExporter(), TracerProvider()
+    topic, seen_errors, spans, provider = await new_topic(), [], InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
 
     class Watching(BaseMiddleware):
         @override
         async def after_processed(self, exc_type=None, exc_val=None, exc_tb=None):
-            told.append(exc_type)
+            seen_errors.append(exc_type)
             return False
 
     chain = [KafkaConcurrentProcessingMiddleware, Watching, KafkaTelemetryMiddleware(tracer_provider=provider)]
@@ -236,6 +236,6 @@ async def test_others_are_told_what_has_happened(cluster, new_broker, new_topic,
     await cluster.send(topic, range(3))
     async with serving(broker, **LIMITED):
         await cluster.until_committed(topic, {0: 3})
-    assert sorted(map(str, told)) == sorted(map(str, [None, None, HandlerTimeoutError]))
+    assert sorted(map(str, seen_errors)) == sorted(map(str, [None, None, HandlerTimeoutError]))
     processed = [span for span in spans.get_finished_spans() if span.name.endswith("process")]
     assert sorted(span.status.status_code is StatusCode.ERROR for span in processed) == [False, False, True]

@@ -240,12 +240,12 @@ async def test_broker_and_router_may_both_have_the_middleware(cluster, new_broke
 @ways
 async def test_a_rebalance_does_not_run_it_twice(cluster, new_broker, new_topic, attached):
     """It outlasts the revocation, is delivered to the same subscriber again, and is committed when it ends."""
-    topic, broker, seen, told = await new_topic(), new_broker(), Gated(), Rebalances()
-    seen.subscribe(broker, topic, listener=told, **QUICK)
+    topic, broker, seen, rebalances = await new_topic(), new_broker(), Gated(), Rebalances()
+    seen.subscribe(broker, topic, listener=rebalances, **QUICK)
     await cluster.send(topic, range(3))
     async with attached(broker, lambda: seen.until_running(1), rebalance_flush_timeout_sec=0):
         await seen.until_running(3)
-        async with visit(cluster, topic, told, LEAVES_IT):
+        async with visit(cluster, topic, rebalances, LEAVES_IT):
             pass
         await cluster.send(topic, [3])
         await seen.until_running(4)

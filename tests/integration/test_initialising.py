@@ -49,8 +49,8 @@ async def test_any_of_the_contexts_finds_the_subscribers(cluster, new_broker, ne
 @pytest.mark.parametrize("listener", [None, Rebalances, AsyncRebalances])
 async def test_initialising_after_the_broker_has_started(cluster, new_broker, new_topic, listener):
     """Its running subscribers become concurrent; the user's listener is still called."""
-    topic, broker, told = await new_topic(), new_broker(), listener and listener()
-    seen = Gated().subscribe(broker, topic, listener=told)
+    topic, broker, rebalances = await new_topic(), new_broker(), listener and listener()
+    seen = Gated().subscribe(broker, topic, listener=rebalances)
     app = FastStream(broker, logger=None)
     await app.start()
     await initialize_concurrent_processing(app.context)
@@ -59,19 +59,19 @@ async def test_initialising_after_the_broker_has_started(cluster, new_broker, ne
     await app.stop()
     await stop_concurrent_processing(app.context)
     assert await cluster.committed(topic) == {0: 10}
-    if told:
-        assert [len(each) for each in told.assigned] == [1]
+    if rebalances:
+        assert [len(each) for each in rebalances.assigned] == [1]
 
 
 @pytest.mark.parametrize("listener", [Rebalances, AsyncRebalances])
 async def test_the_users_own_listener_is_called(cluster, new_broker, new_topic, listener):
     """Listeners with synchronous methods and with coroutines, as aiokafka allows."""
-    topic, broker, told = await new_topic(2), new_broker(), listener()
-    seen = Gated().subscribe(broker, topic, listener=told)
+    topic, broker, rebalances = await new_topic(2), new_broker(), listener()
+    seen = Gated().subscribe(broker, topic, listener=rebalances)
     await cluster.send(topic, range(10))
     async with serving(broker):
         await seen.together(10)
-    assert [len(each) for each in told.assigned] == [2]
+    assert [len(each) for each in rebalances.assigned] == [2]
     assert sum((await cluster.committed(topic)).values()) == 10
 
 

@@ -107,19 +107,21 @@ async def test_a_topic_that_comes_to_match_the_pattern(cluster, new_broker, kafk
     name, held = f"pattern-{uuid4().hex}", Held(5)
     one, two = f"{name}.one", f"{name}.two"
     broker = new_broker(metadata_max_age_ms=300)
-    broker.subscriber(pattern=f"{name}.*", **manual(name, listener=held.told, **QUICK))(held.handle)
+    broker.subscriber(pattern=f"{name}.*", **manual(name, listener=held.rebalances, **QUICK))(held.handle)
     await create_topic(kafka.bootstrap_servers, one)
     await cluster.send(one, range(10))
     async with serving(broker, **AT_ONCE):
         await held.until_ended(*range(5), *range(6, 10))
         await create_topic(kafka.bootstrap_servers, two)
-        await wait_until(lambda: len(held.told.assigned[-1]) == 2, PATIENCE_SEC, lambda: str(held.told.assigned))
+        await wait_until(
+            lambda: len(held.rebalances.assigned[-1]) == 2, PATIENCE_SEC, lambda: str(held.rebalances.assigned)
+        )
         await cluster.send(two, range(10, 20))
         await cluster.until_committed(two, {0: 10}, f"{name}-group")
         assert await cluster.committed(one, f"{name}-group") == {0: 5}
         held.let_go()
         await cluster.until_committed(one, {0: 10}, f"{name}-group")
-    assert held.told.revoked[0] == [Place(one, 0)]
+    assert held.rebalances.revoked[0] == [Place(one, 0)]
     assert held.runs == dict.fromkeys(range(20), 1)
 
 
@@ -133,8 +135,10 @@ async def test_a_topic_that_is_subscribed_to_at_run_time(cluster, new_broker, ne
     async with serving(broker, commit_metadata=metadata, **NO_BATCH):
         await held.until_ended(*range(5), *range(6, 10))
         asyncio.get_running_loop().call_later(0.3, held.let_go)
-        held.subscriber.consumer.subscribe([one, two], listener=held.told)
-        await wait_until(lambda: len(held.told.assigned[-1]) == 2, PATIENCE_SEC, lambda: str(held.told.assigned))
+        held.subscriber.consumer.subscribe([one, two], listener=held.rebalances)
+        await wait_until(
+            lambda: len(held.rebalances.assigned[-1]) == 2, PATIENCE_SEC, lambda: str(held.rebalances.assigned)
+        )
         assert await cluster.committed(one) == {0: 10}
         await held.until_ended(*range(100, 110))
     assert await cluster.committed(two, f"{one}-group") == {0: 10}
@@ -145,14 +149,14 @@ async def test_one_of_several_topics_goes_to_another_member_and_comes_back(clust
     """The other topic stays, and each has its own offset: a running record counts for its topic, also later."""
     one, two, held = await new_topic(), await new_topic(), Held(5, 105)
     broker = new_broker()
-    consuming(broker, one, two, listener=held.told, **QUICK)(held.handle)
+    consuming(broker, one, two, listener=held.rebalances, **QUICK)(held.handle)
     await cluster.send(one, range(10))
     await cluster.send(two, range(100, 110))
     async with serving(broker, **AT_ONCE):
         await held.until_ended(*range(6, 10), *range(106, 110))
         await cluster.until_committed(one, {0: 5})
         async with visit(cluster, one, None, TAKES_IT):
-            await wait_until(lambda: held.told.assigned[-1] == [Place(two, 0)], PATIENCE_SEC, "one is gone")
+            await wait_until(lambda: held.rebalances.assigned[-1] == [Place(two, 0)], PATIENCE_SEC, "one is gone")
             held.let_go()
             await cluster.until_committed(two, {0: 10}, f"{one}-group")
             assert await cluster.committed(one) == {0: 5}
@@ -163,12 +167,12 @@ async def test_one_of_several_topics_goes_to_another_member_and_comes_back(clust
 @pytest.mark.asyncio(**both_loops)
 async def test_partitions_by_hand_need_no_listener(cluster, new_broker, new_topic):
     """No listener is called; a restart goes on at the committed offset, with unfinished and new records."""
-    topic, told = await new_topic(3), Rebalances()
+    topic, rebalances = await new_topic(3), Rebalances()
     chosen = [TopicPartition(topic, 0), TopicPartition(topic, 2)]
 
     def subscribed(held):
         broker = new_broker()
-        broker.subscriber(partitions=chosen, **manual(topic, listener=told))(held.handle)
+        broker.subscriber(partitions=chosen, **manual(topic, listener=rebalances))(held.handle)
         return broker
 
     for partition in range(3):
@@ -182,7 +186,7 @@ async def test_partitions_by_hand_need_no_listener(cluster, new_broker, new_topi
         await cluster.until_committed(topic, {0: 10, 2: 12})
     assert first.runs == dict.fromkeys([*range(10), *range(20, 30)], 1)
     assert second.runs == dict.fromkeys([*range(5, 10), 30, 31], 1)
-    assert told.assigned == told.revoked == []
+    assert rebalances.assigned == rebalances.revoked == []
 
 
 async def test_two_subscribers_share_out_partitions_by_hand(cluster, new_broker, new_topic):
@@ -210,25 +214,25 @@ async def test_a_listener_is_called_once_when_all_is_drained_and_committed(
 ):
     """Each time with its partitions, also if the subscriber was found by its first record, or is started again."""
     topic, broker, seen = await new_topic(), new_broker(logger=logging.getLogger("theirs")), Gated(free=1)
-    told, here = listener(seen), [Place(topic, 0)]
-    told.cluster = cluster
-    subscriber = broker.subscriber(topic, **manual(topic, listener=told, **QUICK))
+    rebalances, here = listener(seen), [Place(topic, 0)]
+    rebalances.cluster = cluster
+    subscriber = broker.subscriber(topic, **manual(topic, listener=rebalances, **QUICK))
     subscriber(seen.handle)
     await cluster.send(topic, range(10))
     joined = [(REVOKED, []), (ASSIGNED, here)]
     async with application(broker, late=late, **NO_BATCH):
         await seen.until_running(9)
         asyncio.get_running_loop().call_later(0.5, seen.gate.set)  # in the drain
-        async with visit(cluster, topic, told, TAKES_IT):
+        async with visit(cluster, topic, rebalances, TAKES_IT):
             assert await cluster.committed(topic) == {0: 10}
-        assert told.calls == [*joined, (REVOKED, here), (ASSIGNED, []), *joined]
-        assert told.running[2] == 0
+        assert rebalances.calls == [*joined, (REVOKED, here), (ASSIGNED, []), *joined]
+        assert rebalances.running[2] == 0
         if listener is KeepsCommitted:
-            assert told.committed == [{0: 10}]
+            assert rebalances.committed == [{0: 10}]
         await subscriber.stop()
         await subscriber.start()
-        await until_rebalances(told, 4)
-        assert told.calls[6:] == joined
+        await until_rebalances(rebalances, 4)
+        assert rebalances.calls[6:] == joined
         await cluster.send(topic, [10])
         await seen.until(11)
     assert seen.counts == dict.fromkeys(range(11), 1)
@@ -244,9 +248,9 @@ async def test_a_listener_that_raises(cluster, new_broker, new_topic, caplog, *,
     def fail(partitions):
         raise RuntimeError(f"with {len(partitions)}")
 
-    told = Does(seen, callback, fail)
+    rebalances = Does(seen, callback, fail)
 
-    @consuming(broker, topic, listener=told, **QUICK)
+    @consuming(broker, topic, listener=rebalances, **QUICK)
     async def handle(number: int):
         with seen.handling(number):
             await asyncio.sleep(0.1)  # handler
@@ -255,16 +259,20 @@ async def test_a_listener_that_raises(cluster, new_broker, new_topic, caplog, *,
     async with application(broker, late=late, **NO_BATCH):
         await seen.until_running(1)
         async with visit(cluster, topic, None, TAKES_IT):
-            await wait_until(lambda: told.calls[-1] == (ASSIGNED, []), PATIENCE_SEC, lambda: str(told.calls))
+            await wait_until(
+                lambda: rebalances.calls[-1] == (ASSIGNED, []), PATIENCE_SEC, lambda: str(rebalances.calls)
+            )
             assert await cluster.committed(topic) == {0: 10}
         await cluster.send(topic, [10, 11])
         await seen.until(12)
         async with visit(cluster, topic, None, TAKES_IT):
-            await wait_until(lambda: told.calls[-1] == (ASSIGNED, []), PATIENCE_SEC, lambda: str(told.calls))
+            await wait_until(
+                lambda: rebalances.calls[-1] == (ASSIGNED, []), PATIENCE_SEC, lambda: str(rebalances.calls)
+            )
             assert await cluster.committed(topic) == {0: 12}
     assert seen.counts == dict.fromkeys(range(12), 1)
     errors = [str(each.exc_info[1]) for each in caplog.records if each.exc_info and each.exc_info[1]]
-    assert errors == [f"with {len(partitions)}" for name, partitions in told.calls if name == callback]
+    assert errors == [f"with {len(partitions)}" for name, partitions in rebalances.calls if name == callback]
 
 
 async def test_a_listener_that_seeks(cluster, new_broker, new_topic):

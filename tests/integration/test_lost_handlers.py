@@ -39,7 +39,7 @@ async def test_only_the_handlers_of_a_lost_partition_are_cancelled(cluster, new_
     async with serving(broker, **settings):
         await held.until_started(0, 1, 2)
         await cluster.until_committed(topic, {0: 1})
-        async with visit(cluster, topic, held.told, visitor):
+        async with visit(cluster, topic, held.rebalances, visitor):
             if is_lost:
                 await wait_until(lambda: held.cancelled == [1], PATIENCE_SEC, "it is cancelled")
         if is_lost:

@@ -80,7 +80,7 @@ async def test_two_routers_and_a_broker_each_have_their_own(cluster, new_broker,
 
 
 @pytest.mark.parametrize("run", RUNS)
-async def test_what_is_not_given_is_everybodys(cluster, new_broker, new_topic, run):
+async def test_what_is_not_given_is_as_initialised(cluster, new_broker, new_topic, run):
     """A router with its own ordering has the time limit of its broker, and the failure policy of the initialisation."""
     topic, letters = await new_topic(), await new_topic()
     broker = new_broker(Ours.configured(handler_timeout_sec=0.1))
@@ -119,13 +119,13 @@ async def test_back_to_the_default(cluster, new_broker, new_topic):
     broker = new_broker(Ours.configured(on_failure=retrying(3), ordering="partition", handler_timeout_sec=0.01))
     plain = Ours.configured(on_failure=FailurePolicy(), ordering="unordered", handler_timeout_sec=0)
     router, failing = KafkaRouter(middlewares=[plain]), Seen()
-    everybody_here = asyncio.Event()
+    all_here = asyncio.Event()
 
     async def handle(number: int):
         with failing.handling(number):
             if len(failing.running) == 5:
-                everybody_here.set()
-            await everybody_here.wait()
+                all_here.set()
+            await all_here.wait()
             await asyncio.sleep(0.05)  # handler
             raise ValueError
 

@@ -60,9 +60,9 @@ async def send_in_the_background(cluster, topic, count, done):
 @pytest.mark.parametrize("listener", [Rebalances, AsyncRebalances])
 async def test_nothing_is_lost_or_doubled_when_a_member_joins_and_leaves(cluster, new_broker, new_topic, listener):
     """Handlers that end within the drain are committed before the partitions go: each record is handled once in all."""
-    topic, broker, seen, told, elsewhere = await new_topic(4), new_broker(), Seen(), listener(), []
+    topic, broker, seen, rebalances, elsewhere = await new_topic(4), new_broker(), Seen(), listener(), []
 
-    @consuming(broker, topic, listener=told, **QUICK)
+    @consuming(broker, topic, listener=rebalances, **QUICK)
     async def handle(number: int):
         with seen.handling(number):
             await asyncio.sleep(0.3)  # handler
@@ -83,8 +83,8 @@ async def test_nothing_is_lost_or_doubled_when_a_member_joins_and_leaves(cluster
         await wait_until(lambda: everything <= {*seen.values, *elsewhere}, 20, "all handled")
     assert sorted([*seen.values, *elsewhere]) == sorted(everything)
     assert sum((await cluster.committed(topic)).values()) == count
-    assert len(told.revoked) == 2
-    assert [len(each) for each in told.assigned] == [4, 2, 4]
+    assert len(rebalances.revoked) == 2
+    assert [len(each) for each in rebalances.assigned] == [4, 2, 4]
 
 
 async def test_two_subscribers_of_one_group_share_its_partitions(cluster, new_broker, new_topic):
@@ -156,10 +156,10 @@ async def test_finished_before_the_deadline_is_not_delivered_again(cluster, new_
 
 async def test_an_old_epoch_never_moves_the_offset_back(cluster, new_broker, new_topic):
     """A record that outlasts the revocation finishes while another member owns its partition, and commits nothing."""
-    topic, broker, elsewhere, seen, told = await new_topic(2), new_broker(), [], Seen(), Rebalances()
+    topic, broker, elsewhere, seen, rebalances = await new_topic(2), new_broker(), [], Seen(), Rebalances()
     gate = asyncio.Event()
 
-    @consuming(broker, topic, listener=told, **QUICK)
+    @consuming(broker, topic, listener=rebalances, **QUICK)
     async def handle(number: int):
         with seen.handling(number):
             if number in {5, 105}:
@@ -176,7 +176,7 @@ async def test_an_old_epoch_never_moves_the_offset_back(cluster, new_broker, new
             await wait_until(lambda: len(elsewhere) == 25, 20, "the other member goes on")
             gate.set()
             await cluster.until_committed(topic, {theirs: 30, 1 - theirs: 10})
-        await wait_until(lambda: len(told.assigned) == 3, 20, "the partition is back")
+        await wait_until(lambda: len(rebalances.assigned) == 3, 20, "the partition is back")
         # One request has all dirty partitions.
         await cluster.send(topic, [500], 1 - theirs)
         await cluster.until_committed(topic, {theirs: 30, 1 - theirs: 11})

@@ -17,10 +17,10 @@ POLL_SEC = 1.0
 @pytest.mark.parametrize("ordering", ["unordered", "key"])
 async def test_slow_handlers_are_not_evicted_also_after_a_rebalance(cluster, new_broker, new_topic, ordering):
     """They fill the limit twice: the only rebalances are those of a member that joins and leaves; each runs once."""
-    topic, broker, seen, told, elsewhere = await new_topic(4), new_broker(), Seen(), Rebalances(), []
+    topic, broker, seen, rebalances, elsewhere = await new_topic(4), new_broker(), Seen(), Rebalances(), []
     poll: dict[str, Any] = {"max_poll_interval_ms": int(POLL_SEC * 1000), "heartbeat_interval_ms": 300}
 
-    @consuming(broker, topic, listener=told, **poll)
+    @consuming(broker, topic, listener=rebalances, **poll)
     async def handle(number: int):
         with seen.handling(number):
             await asyncio.sleep(5 * POLL_SEC)  # handler
@@ -33,13 +33,17 @@ async def test_slow_handlers_are_not_evicted_also_after_a_rebalance(cluster, new
         await seen.until(4)
         await cluster.until_committed(topic, dict.fromkeys(range(4), 1))
         async with another_member(cluster, topic, elsewhere):
-            await wait_until(lambda: [len(each) for each in told.assigned] == [4, 2], 20, lambda: f"{told.assigned}")
-        await wait_until(lambda: [len(each) for each in told.assigned] == [4, 2, 4], 20, lambda: f"{told.assigned}")
+            await wait_until(
+                lambda: [len(each) for each in rebalances.assigned] == [4, 2], 20, lambda: f"{rebalances.assigned}"
+            )
+        await wait_until(
+            lambda: [len(each) for each in rebalances.assigned] == [4, 2, 4], 20, lambda: f"{rebalances.assigned}"
+        )
         for partition in range(4):
             await cluster.send(topic, [4 + partition, 8 + partition], partition=partition)
         await seen.until(12)
         await cluster.until_committed(topic, dict.fromkeys(range(4), 3))
-    assert len(told.assigned) == 3
+    assert len(rebalances.assigned) == 3
     assert elsewhere == []
     assert set(seen.counts.values()) == {1}
 

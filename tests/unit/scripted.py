@@ -39,6 +39,6 @@ class ScriptedConsumer:
         """The last committed offset per partition."""
         return {partition: offset for commit in self.commits for partition, offset in commit.items()}
 
-    def told(self, partition: TopicPartition) -> Any:
+    def committed_with_metadata(self, partition: TopicPartition) -> Any:
         """The last offset and metadata of a partition."""
         return next(commit[partition] for commit in reversed(self.commits) if partition in commit)

@@ -165,9 +165,9 @@ def test_what_is_not_believed_is_not_told_again():
     after.deliver(log.records[:60])
     after.finish({5})
     offset, metadata = after.commit()
-    told = set(OffsetMap.parse(metadata, offset).finished_from(0))
+    listed = set(OffsetMap.parse(metadata, offset).finished_from(0))
     # The stuck record, and the ten after the loss, of which one has finished.
-    assert told == {*range(101, 150), 154}
+    assert listed == {*range(101, 150), 154}
 
 
 def test_a_commit_that_may_have_arrived_is_not_taken_back():
@@ -257,8 +257,8 @@ def test_a_million_offsets_in_each_of_many_partitions_do_not_block_the_loop(kind
         watching.cancel()
         await committer.flush(consumer, timeout_sec=5)
         spent = time.thread_time() - began
-        (offset, told) = next(value for value in consumer.commits[-1].values() if isinstance(value, tuple))
-        assert OffsetMap.parse(told, offset).size > 10_000
+        (offset, listed) = next(value for value in consumer.commits[-1].values() if isinstance(value, tuple))
+        assert OffsetMap.parse(listed, offset).size > 10_000
         await committer.close()
         return spent
 
@@ -289,8 +289,8 @@ def test_what_finished_last_is_told_although_nothing_else_finishes():
         await asyncio.sleep(20)
         assert 1 < commits < len(consumer.commits) < commits + 5
         for key in partitions:
-            _, told = consumer.told(key)
-            read = OffsetMap.parse(told, 0)
+            _, listed = consumer.committed_with_metadata(key)
+            read = OffsetMap.parse(listed, 0)
             assert all(offset in read for offset in range(2, 40, 2))
         await committer.close()
 

@@ -121,7 +121,7 @@ class OnePartition(RuleBasedStateMachine):
         self.running = []
 
     def is_told(self):
-        """Without metadata nothing is told."""
+        """Without metadata no record is listed as finished."""
 
     @precondition(lambda self: self.is_assigned and not self.running and not self.outlived and self.position)
     @rule(back=st.integers(1, 5))
@@ -166,10 +166,10 @@ class OneWithMetadata(OnePartition):
     def is_told(self):
         """The next owner learns of all that has finished, if the record at the committed offset is known."""
         self.commit(is_answered=True)
-        told = set(OffsetMap.parse(self.metadata, self.committed).finished_from(0)) if self.metadata else set()
-        assert told <= self.ever_finished
+        listed = set(OffsetMap.parse(self.metadata, self.committed).finished_from(0)) if self.metadata else set()
+        assert listed <= self.ever_finished
         if self.committed in self.delivered:
-            assert {offset for offset in self.finished if offset >= self.committed} <= told
+            assert {offset for offset in self.finished if offset >= self.committed} <= listed
 
 
 TestOnePartition = OnePartition.TestCase

@@ -242,7 +242,7 @@ def test_where_the_user_begins_is_committed():
 
 def test_the_offsets_of_idle_partitions_are_committed_again():
     """With the same metadata, which is still valid and stored nowhere else."""
-    told = OffsetMap.of(4, 0, admitted=8, unfinished=[4]).dump()
+    metadata = OffsetMap.of(4, 0, admitted=8, unfinished=[4]).dump()
 
     async def scenario(kafka, member):
         await member.consumer.position(P1)
@@ -256,4 +256,4 @@ def test_the_offsets_of_idle_partitions_are_committed_again():
         assert kafka.groups[GROUP].committed == kept_before
         assert len(kafka.commits) == 3
 
-    play(scenario, committed={P0: OffsetAndMetadata(4, told), P1: _at(10)})
+    play(scenario, committed={P0: OffsetAndMetadata(4, metadata), P1: _at(10)})

@@ -370,9 +370,9 @@ def test_metadata_that_is_too_long_for_the_broker_never_blocks_a_commit(longest,
         flow.next = 6000
         await flow.run(2, BAD)
         assert broker.offset(BAD) > 6000 + 15
-        told = broker.stored[GOOD][1] if GOOD in broker.stored else ""
-        assert len(told) <= longest
-        assert len(told) >= longest // 2 or longest < 64
+        metadata = broker.stored[GOOD][1] if GOOD in broker.stored else ""
+        assert len(metadata) <= longest
+        assert len(metadata) >= longest // 2 or longest < 64
         for task in (*stuck, *others):
             if not task.is_finished:
                 committer.complete(task)

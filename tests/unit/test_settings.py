@@ -233,8 +233,8 @@ def test_a_setting_says_the_same_wherever_it_is_described():
     texts = declared_texts()
     assert texts.keys() == fields.keys()
 
-    told = arguments(initialize_concurrent_processing)
-    assert {name: text for name, text in told.items() if name not in {"context", "broker"}} == texts
+    documented = arguments(initialize_concurrent_processing)
+    assert {name: text for name, text in documented.items() if name not in {"context", "broker"}} == texts
     assert arguments(KafkaConcurrentProcessingMiddleware.configured).keys() == get_type_hints(RouterOptions).keys()
 
     table = (ROOT / "README.md").read_text().partition("\n## Settings\n")[2].partition("\n## ")[0]

@@ -244,9 +244,9 @@ async def test_a_narrowed_batch_is_as_if_the_others_had_not_come():
     await narrow_batch(subscriber, parsed, [False, True])
     assert await parsed.decode() == [b"x"]
     assert parsed.body == ["two"]
-    told = {"body", "_StreamMessage__decoder", "_StreamMessage__decoded_caches", "source_type", "consumer"}
-    assert {name: value for name, value in vars(parsed).items() if name not in told} == {
-        name: value for name, value in vars(only).items() if name not in told
+    replaced = {"body", "_StreamMessage__decoder", "_StreamMessage__decoded_caches", "source_type", "consumer"}
+    assert {name: value for name, value in vars(parsed).items() if name not in replaced} == {
+        name: value for name, value in vars(only).items() if name not in replaced
     }
 
 
