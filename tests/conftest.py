@@ -1,4 +1,4 @@
-"""The brokers as fixtures, and the rule that CI never skips what needs one."""
+"""The brokers as fixtures, and the rule that CI never skips a test that needs one."""
 
 import os
 import re

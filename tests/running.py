@@ -1,4 +1,4 @@
-"""How a run goes: which tests pytest-xdist's workers may run at the same time, and which ones take too long."""
+"""Which tests the workers of pytest-xdist may run at the same time, in which order, and which take too long."""
 
 import fcntl
 import threading
@@ -15,7 +15,7 @@ from testkit.brokers import BrokerError, External
 
 
 SLOW_SEC = 30
-# Their tests share something of a module or of the package: brokers, or the topics and the groups that a program names.
+# Tests that share something: brokers of a module or a package, or the topics and groups that a program names.
 _WHOLE_FILES = (
     "tests/examples/",
     "tests/faults/",
@@ -37,12 +37,12 @@ class Scheduling(LoadScopeScheduling):
 
 
 def scope_of(nodeid: str) -> str:
-    """Return what of a run goes to one worker at a time: a test, or the file that it is in."""
+    """Return the unit that goes to one worker: a test, or its whole file."""
     return nodeid.partition("::")[0] if nodeid.startswith(_WHOLE_FILES) else nodeid
 
 
 def in_order(items: Sequence[pytest.Item]) -> list[pytest.Item]:
-    """Return tests in the order in which workers take them: what takes long first, what runs alone last.
+    """Return tests in the order in which workers take them: long ones first, those that run alone last.
 
     A long test that begins last would keep one worker busy after the others have ended; one that runs alone waits at
     the end for few others.
@@ -60,7 +60,7 @@ def in_order(items: Sequence[pytest.Item]) -> list[pytest.Item]:
 
 @contextmanager
 def turn(folder, *, is_alone):
-    """Hold the turn of a test: beside the others, or alone, once those that are under way have ended.
+    """Let a test begin: beside the others, or alone, after those that run have ended.
 
     Workers share two locked files in `folder`. A test that waits to be alone keeps the gate, so that none can begin.
     """
@@ -74,9 +74,9 @@ def turn(folder, *, is_alone):
 
 
 class SharedKafka:
-    """Starts the broker of a run when the first worker asks for it, and ends it with the run: one broker is hot sooner.
+    """Starts the broker of a run when the first worker asks for it, and ends it with the run.
 
-    It lives in the process that has started the workers; those ask by a socket.
+    It runs in the process that has started the workers, which ask for it by a socket.
     """
 
     def __init__(self, server):
@@ -87,7 +87,7 @@ class SharedKafka:
 
     @property
     def address(self):
-        """Where workers ask."""
+        """The address of the socket."""
         return self._listener.address
 
     def _serve(self):

@@ -1,4 +1,4 @@
-"""The transitions between the states of records that happen while a test runs."""
+"""Records the transitions between states of records during a test."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from faststream_concurrent_kafka._record.state import State
 
 
 class SeenStates:
-    """In place of `Record.state`: notes each transition. It raises nothing, or a handler might swallow that."""
+    """Replaces `Record.state`, and notes each transition. It raises nothing, because a handler might swallow that."""
 
     def __init__(self) -> None:
         self.transitions: set[tuple[State, State]] = set()
@@ -18,7 +18,7 @@ class SeenStates:
         return self if record is None else self._slot.__get__(record)
 
     def __set__(self, record: Any, state: State) -> None:
-        """Note that a record comes to another state."""
+        """Note the transition of a record."""
         before = self._slot.__get__(record) if hasattr(record, "state") else state
         if before is not state:
             self.transitions.add((before, state))

@@ -1,4 +1,4 @@
-"""The benchmarks stay runnable: tiny runs from end to end, and what is made of their figures."""
+"""The benchmarks stay runnable: tiny runs from end to end, and the tables of their figures."""
 
 import itertools
 import re
@@ -19,7 +19,7 @@ def _measured(rate: float) -> Measured:
 
 
 def test_a_tiny_run_gives_figures_for_every_trial(kafka):
-    """Each system handles all its records in a process of its own, and the tables show them."""
+    """Each system handles all its records in its own process, and the tables show them."""
     free, stuck = (Trial(records=300, partitions=2, stuck=stuck, logged=stuck) for stuck in (False, True))
     sequential = Trial(system="sequential", records=300, partitions=2)
     ledger = Trial(system="ledger", records=1_000)
@@ -58,7 +58,7 @@ def test_order_and_retries_leave_no_record_unhandled(kafka):
 
 
 def test_keys_are_the_same_in_every_run_and_as_frequent_as_they_say():
-    """Otherwise neither rounds nor runs could be compared, and the bound of a hot key would be wrong."""
+    """Otherwise rounds and runs could not be compared, and the bound of a hot key would be wrong."""
     uniform, zipf, again = (list(itertools.islice(keys_of(kind), 20_000)) for kind in ("uniform", "zipf", "zipf"))
     assert zipf == again
     assert len(set(uniform)) > KEY_COUNT * 0.8
@@ -71,7 +71,7 @@ def test_keys_are_the_same_in_every_run_and_as_frequent_as_they_say():
 
 @pytest.mark.parametrize("quick", [True, False])
 def test_every_scenario_can_be_written_down_from_what_it_measures(quick):
-    """No row, ratio or target needs a trial that is not run; the note of the hot key says what the most is."""
+    """No row, ratio or target needs a trial that is not run; the note about the hot key states the upper bound."""
     measured = [
         (
             scenario,
@@ -105,7 +105,7 @@ def test_a_cost_that_grows_is_not_flat():
 
 
 def test_a_run_replaces_only_what_is_between_the_markers():
-    """What people wrote around the tables stays."""
+    """The text around the tables stays."""
     before = f"above\n{document.BEGIN}\nold\n{document.END}\nbelow\n"
     assert document.between_markers(before, "new") == f"above\n{document.BEGIN}\n\nnew\n\n{document.END}\nbelow\n"
     with pytest.raises(ValueError, match="must have"):
@@ -113,7 +113,7 @@ def test_a_run_replaces_only_what_is_between_the_markers():
 
 
 def test_the_picture_is_drawn_from_any_part_of_a_run(tmp_path):
-    """A scenario that was left out leaves its place empty."""
+    """The place of a scenario that was left out stays empty."""
     trials = [Trial(together=True, concurrency_limit=limit) for limit in (10, 100)]
     rows = tuple(Row((str(trial.concurrency_limit), "as it is"), trial) for trial in trials)
     scenario = Scenario(name="in-flight", title="", columns=("in flight", "collector"), rows=rows, targets=())
@@ -144,7 +144,7 @@ def test_the_profile_says_what_each_function_does_per_record(capsys):
 
 @pytest.mark.parametrize("handler", ["sleep", "sleep:soon", "yield:1", "wait"])
 def test_a_handler_that_is_not_known_is_refused(handler, capsys):
-    """It would be measured as one that does nothing."""
+    """An unknown handler would be measured as one that does nothing."""
     with pytest.raises(SystemExit):
         cost.main(["--handler", handler])
     assert "--handler" in capsys.readouterr().err

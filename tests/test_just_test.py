@@ -17,7 +17,7 @@ ENGINE, COMPOSE = "info", "compose version"
 
 
 def make_program(folder, name, *answers):
-    """Make a program that notes how it is called, and fails unless that begins with one of the answers."""
+    """Make a program that notes its arguments, and fails unless they begin with one of the answers."""
     cases = "".join(f'    "{each}"*) exit 0 ;;\n' for each in answers)
     program = folder / name
     program.write_text(f'#!/bin/sh\necho "{name} $*" >> "{folder}/calls"\ncase "$*" in\n{cases}esac\nexit 1\n')
@@ -64,13 +64,13 @@ IN_COMPOSE = f"docker compose run --build --rm -e CI app {HERE}"
     ids=["no docker", "a client alone", "an engine without compose", "compose without an engine", "both"],
 )
 def test_compose_is_used_where_both_it_and_an_engine_answer(tmp_path, docker, expected):
-    """Anything else falls back to this machine."""
+    """Otherwise the tests run on this machine."""
     assert run_just_test(tmp_path, docker=docker) == expected
 
 
 @pytest.mark.parametrize("name", ["KAFKA_BOOTSTRAP_SERVERS", "TEST_KAFKA"])
 def test_a_broker_that_is_named_is_used_from_this_machine(tmp_path, name):
-    """Docker is not even asked."""
+    """Docker is not called."""
     assert run_just_test(tmp_path, docker=(ENGINE, COMPOSE), **{name: "anything"}) == HERE
     assert "docker" not in (tmp_path / "calls").read_text()
 
@@ -107,7 +107,7 @@ def test_redpanda_gets_the_settings_that_rpk_understands():
     assert settings == {f"redpanda.{name}": value for name, value in SETTINGS.items()}
     assert others[:2] == ["redpanda", "start"]
     flags = {each.partition("=")[0] for each in others[2:]}
-    # Whatever else rpk does not know is handed on to Redpanda.
+    # rpk passes options that it does not know to Redpanda.
     assert flags == {"--mode", "--smp", "--memory", "--kafka-addr", "--advertise-kafka-addr"}
 
 

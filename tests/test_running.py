@@ -12,7 +12,7 @@ from tests.running import SharedKafka, in_order, scope_of, shared_kafka, slow_wi
 
 
 async def test_a_test_that_is_alone_waits_for_the_others_and_lets_none_begin(tmp_path):
-    """Two are under way; the third waits to be alone; a fourth that comes then waits for the third."""
+    """Two tests run; the third waits to be alone; a fourth that comes after it waits for the third."""
     order, others_may_end = [], threading.Event()
     began = {name: threading.Event() for name in ("one", "beside it", "alone", "later")}
 
@@ -48,7 +48,7 @@ def test_tests_that_share_costly_fixtures_go_to_one_worker_and_others_one_by_one
 
 
 def test_what_takes_long_begins_first_and_what_runs_alone_last():
-    """A file that goes to one worker keeps its order."""
+    """The tests of a file that goes to one worker keep their order."""
 
     def item(nodeid, *marks):
         return SimpleNamespace(nodeid=nodeid, get_closest_marker=lambda name: name in marks or None)
@@ -69,7 +69,7 @@ def test_what_takes_long_begins_first_and_what_runs_alone_last():
 
 
 def test_a_test_that_took_long_is_reported_unless_it_says_why():
-    """Setup, call and teardown together."""
+    """The seconds of setup, call and teardown are added."""
     reports = [
         SimpleNamespace(nodeid=name, duration=seconds, keywords=dict.fromkeys([name, *marks], 1))
         for name, seconds, *marks in [
@@ -102,7 +102,7 @@ class Counting(External):
 
 
 def test_the_workers_of_a_run_share_a_broker_which_starts_when_the_first_asks_for_it():
-    """A run that needs none starts none."""
+    """A run without tests that need a broker starts none."""
     server = Counting()
     shared = SharedKafka(server)
     assert server.starts == 0

@@ -1,4 +1,4 @@
-"""What mypy and pyright say of the settings: the same as ty (`tests/unit/test_typed_api.py`), but they take longer."""
+"""mypy and pyright check the settings like ty (`tests/unit/test_typed_api.py`), but take longer."""
 
 import sys
 
@@ -15,5 +15,5 @@ CHECKERS = {
 
 @pytest.mark.parametrize("checker", CHECKERS)
 def test_another_type_checker_tells_right_from_wrong(tmp_path, checker):
-    """Each right line passes, each wrong one is named."""
+    """Each right line passes, and each wrong one is reported."""
     check_lines(tmp_path, checker, *CHECKERS[checker])

@@ -1,4 +1,4 @@
-"""What brokers need that takes long to make: it is made once, and kept in the checkout."""
+"""Files that brokers need and that take long to make: made once, and kept in the checkout."""
 
 import sys
 import tempfile
@@ -15,7 +15,8 @@ _KEPT = Path(__file__).parents[2] / ".kafka"
 def made_once(name: str, make: Callable[[Path], object]) -> Path:
     """Return the path of a file or folder that `make`, which is given a path, has made in this checkout.
 
-    One process makes it, and others wait. It appears under its name when it is whole, and not at all when `make` fails.
+    One process makes it, and others wait. It appears under its name when it is complete, and not at all if `make`
+    fails.
     """
     kept = _KEPT / name
     if kept.exists():

@@ -31,7 +31,7 @@ def at_once(coro):
 
 
 async def turns(count=50):
-    """Give everything else that is ready its turn, and its turn again."""
+    """Let all other ready tasks run, twice."""
     for _ in range(count):
         await asyncio.sleep(0)
 
@@ -45,7 +45,7 @@ def values(records):
 
 
 class Recorder(ConsumerRebalanceListener):
-    """Notes the calls of the listener, and does what a test wants meanwhile."""
+    """A listener that notes its calls, and calls a test's functions in them."""
 
     def __init__(self, during_revoke=None, during_assign=None):
         self.calls = []
@@ -142,7 +142,8 @@ class RealCluster(Cluster):
         return (await end_offsets(self._servers, topic))[0] == offset
 
     async def drop_from_group(self, consumer):
-        # A session timeout takes seconds; the broker knows no difference when the member's own id says goodbye.
+        # A session timeout takes seconds; for the broker, a LeaveGroup request with the member's id has the same
+        # effect.
         coordinator = consumer._coordinator
         await coordinator._send_req(LeaveGroupRequest(self.group, coordinator.member_id))
 

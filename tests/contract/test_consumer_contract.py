@@ -1,4 +1,4 @@
-"""What the library relies on in a consumer: it holds for aiokafka on a real broker, and for the fake in its place."""
+"""The behaviour of a consumer that the library relies on, of aiokafka on a real broker and of the fake."""
 
 import asyncio
 
@@ -165,7 +165,7 @@ class TestCommit:
         assert await consumer.position(tp) == 5
 
     async def test_goes_back_when_told(self, cluster):
-        """Nothing but the caller keeps a committed offset from going back."""
+        """A commit below the committed offset is accepted."""
         topic = await cluster.topic()
         tp = TopicPartition(topic, 0)
         consumer = await cluster.consumer(topic)
@@ -174,7 +174,7 @@ class TestCommit:
         assert await consumer.committed(tp) == 1
 
     async def test_of_an_unassigned_partition_fails_as_a_whole(self, cluster):
-        """One partition that isn't assigned, and nothing of that call is committed."""
+        """If one partition is not assigned, no offset of the call is committed."""
         topic = await cluster.topic()
         tp = TopicPartition(topic, 0)
         consumer = await cluster.consumer(topic)
@@ -196,7 +196,7 @@ class TestCommit:
             await consumer.commit()
 
     async def test_needs_a_group(self, cluster):
-        """Without a group there is nothing to commit to or to ask."""
+        """Without a group, `commit` and `committed` raise an error."""
         topic = await cluster.topic()
         consumer = await cluster.consumer(topic, group_id=None)
         assert consumer.assignment() == {TopicPartition(topic, 0)}

@@ -1,4 +1,4 @@
-"""Starts a program as a user would, feeds it records, reads what it publishes, stops it."""
+"""Starts a program as a user would, produces records for it, reads its results, and stops it."""
 
 import json
 import os
@@ -48,33 +48,33 @@ class Program:
 
     @property
     def output(self) -> str:
-        """All that it has printed so far."""
+        """Its output so far."""
         return self._log.read_text(errors="replace")
 
     def story(self) -> str:
-        """What to say when it does not do as expected."""
+        """A description of its state, for a failed test."""
         return f"exit status {self.process.poll()}, printed:\n{self.output[-5000:]}"
 
     def assert_alive(self) -> None:
-        """Fail, and say what it has printed, if it has ended."""
+        """Fail with its output if it has ended."""
         assert self.process.poll() is None, self.story()
 
     async def ended(self, timeout_sec: float = STOP_SEC) -> int:
-        """Return its exit status when it has ended by itself."""
+        """Wait for its end; return its exit status."""
         await wait_until(lambda: self.process.poll() is not None, timeout_sec, self.story)
         status = self.process.poll()
         assert status is not None
         return status
 
     async def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Send it a signal and return its exit status."""
+        """Send it a signal; return its exit status."""
         self.process.send_signal(number)
         return await self.ended()
 
 
 @contextmanager
 def running(command: Sequence[str], log: Path, **options: Any):
-    """Start a program; it does not outlive the block."""
+    """Start a program; kill it at the end of the block."""
     program = Program(command, log, **options)
     try:
         yield program
@@ -95,7 +95,7 @@ async def feed(bootstrap: Sequence[str], topic: str, values: Iterable[Any]) -> N
 
 
 class Reader:
-    """What comes out of a topic from now on."""
+    """Reads the records of a topic from now on."""
 
     def __init__(self, consumer: AIOKafkaConsumer, decode: Callable[[bytes], Any]) -> None:
         self._consumer = consumer
@@ -105,7 +105,7 @@ class Reader:
         """One past the last record, of each partition that has had any."""
 
     async def poll(self) -> list[Any]:
-        """Return all values that have come so far."""
+        """Return all values so far."""
         for place, records in (await self._consumer.getmany(timeout_ms=200)).items():
             self.values += [self._decode(record.value or b"null") for record in records]
             self.ends[place.partition] = records[-1].offset + 1
@@ -127,7 +127,7 @@ class Reader:
         return [value for value in self.values if value[field] in wanted]
 
     async def until_any(self, field: str, expected: Iterable[Any], program: Program) -> None:
-        """Wait until the first of these has come."""
+        """Wait until the first of these values has arrived."""
 
         async def found() -> bool:
             program.assert_alive()
@@ -137,7 +137,7 @@ class Reader:
         await wait_until(found, PATIENCE_SEC, program.story)
 
     def counts(self, field: str, among: Iterable[Any]) -> Counter[Any]:
-        """Return how often each of these has come."""
+        """Return how often each of these values has arrived."""
         wanted = set(among)
         return Counter(value[field] for value in self.values if value[field] in wanted)
 

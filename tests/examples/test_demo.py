@@ -1,4 +1,4 @@
-"""The demo runs as a user runs it, and a broken promise does not go through."""
+"""The demo runs as a user runs it, and reports a broken promise."""
 
 import dataclasses
 import io
@@ -36,7 +36,7 @@ def run(*arguments, **environ):
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """One run of the demo: what it has printed, what it has kept, how long it took."""
+    """One run of the demo: its output, its evidence and its duration."""
     kept = tmp_path_factory.mktemp("demo") / "kept"
     started_at = time.monotonic()
     done = run("-m", "examples.demo", "--keep", str(kept))
@@ -45,7 +45,7 @@ def demo(tmp_path_factory):
 
 @pytest.fixture
 def kept(demo, tmp_path):
-    """A copy of what the demo has kept, to be tampered with."""
+    """A copy of the demo's evidence, to be changed."""
     return shutil.copytree(demo[1], tmp_path / "kept")
 
 
@@ -79,7 +79,7 @@ def test_demo_prints_a_table_of_what_the_evidence_says(demo):
 
 
 def test_demo_buries_the_orders_that_can_not_be_charged_and_charges_all_others(demo):
-    """Exactly those are in the dead letter topic, each after two attempts and with its place and the exception."""
+    """Exactly these orders are in the dead letter topic, each after two attempts, with its place and the exception."""
     done, kept, _ = demo
     for run_name in ("concurrent", "concurrent-stopped"):
         evidence = Evidence.read(kept / run_name)
@@ -163,7 +163,7 @@ def test_an_order_that_is_not_committed_yet_is_not_lost():
 
 
 def poisoned(*deliveries, buried):
-    """Evidence of one order that can't be charged, by the processes that it was delivered to."""
+    """Evidence of one order that can't be charged, in the processes to which it was delivered."""
     place = Place(0, 0)
     return Evidence(
         placed={"p": place},
@@ -186,7 +186,7 @@ def poisoned(*deliveries, buried):
     ids=["two attempts", "a stop after the first one", "three attempts", "FastStream alone"],
 )
 def test_an_order_that_can_not_be_charged_gets_two_attempts_in_one_process(evidence, broken):
-    """A stop may cut the attempts short, and the next process makes all of them; without a topic none is promised."""
+    """A stop may interrupt the attempts, and the next process makes all; without a topic there is no promise."""
     assert check(evidence).broken == broken
 
 

@@ -28,7 +28,7 @@ def unique(count):
 
 
 async def assert_all_committed(bootstrap, group, topic, reader):
-    """Hold what a group has committed against what a reader has found in the topic."""
+    """Compare the committed offsets of a group with the ends that a reader has found."""
     assert reader.ends
     found = await committed(bootstrap, group, topic)
     assert {partition: found.get(partition, 0) for partition in reader.ends} == reader.ends
@@ -92,7 +92,7 @@ async def test_router_service_labels_concurrently_and_counts_stock_in_order(kafk
     ):
         with example("service_router", tmp_path, bootstrap) as program:
             await feed(bootstrap, "parcels", [{"parcel_id": parcel, "country": "CH"} for parcel in parcels])
-            # One after the other, because only within a partition Kafka keeps their order.
+            # One after the other, because Kafka keeps their order only within a partition.
             seen = []
             for change in changes:
                 await feed(bootstrap, "stock-changes", [change])
@@ -175,7 +175,7 @@ async def test_example_does_not_pretend_to_run_without_a_broker(name, tmp_path):
 
 
 async def test_asgi_service_is_not_alive_without_a_broker(tmp_path):
-    # FastStream's own way: HTTP goes on when the broker could not be started, so the probe has to show it.
+    # FastStream serves HTTP even if the broker could not be started, so the probe has to show it.
     unused, port = free_ports(2)
     with example("service_asgi", tmp_path, [f"127.0.0.1:{unused}"], PORT=str(port)) as program:
         await answered(f"http://127.0.0.1:{port}/livez", 500, program)

@@ -1,4 +1,4 @@
-"""The tool that replays dead letters: what it does on a real broker, and that the documentation shows that code."""
+"""The tool that replays dead letters, on a real broker; and the documentation shows its code."""
 
 import sys
 from uuid import uuid4
@@ -16,7 +16,7 @@ from tests.integration.letters import read
 
 
 async def test_dead_letters_are_handled_once_their_cause_is_mended(kafka, tmp_path):
-    """Two of three records die; after the mending and a replay each of them is handled, with the headers it had."""
+    """Two of three records become dead letters; after a replay each is handled, with its original headers."""
     bootstrap = kafka.bootstrap_servers
     topic = f"replayed-{uuid4().hex[:8]}"
     for name in (topic, f"{topic}.dead"):
@@ -56,7 +56,7 @@ async def test_dead_letters_are_handled_once_their_cause_is_mended(kafka, tmp_pa
 
 @pytest.mark.apache  # Tansu refuses some of these records
 async def test_odd_records_are_replayed_as_they_died_and_others_are_passed_over(kafka, tmp_path):
-    """Of neither key nor value, with a null header, larger than a producer's default; and what is no dead letter."""
+    """Records without key and value, with a null header, too large by default; one that is no dead letter."""
     bootstrap = kafka.bootstrap_servers
     topic = f"odd-{uuid4().hex[:8]}"
     for name in (topic, f"{topic}.dead"):
@@ -85,7 +85,7 @@ async def test_odd_records_are_replayed_as_they_died_and_others_are_passed_over(
 
 
 async def send_odd(producer, topic, key, value, headers):
-    """Publish what `send` would refuse as well."""
+    """Publish a record, also one that `send` would refuse."""
     batch = producer.create_batch()
     batch.append(key=key, value=value, timestamp=None, headers=headers)
     await (await producer.send_batch(batch, topic, partition=0))

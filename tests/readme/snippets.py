@@ -40,15 +40,15 @@ class Snippet:
 
     source: str
     line: int
-    """Of its first line in the text."""
+    """The number of its first line in the text."""
     kind: str = "fragment"
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)
     reason: str = ""
-    """Why it is skipped."""
+    """The reason if it is skipped."""
 
     @property
     def file(self) -> str:
-        """The file that it is saved as, if it is."""
+        """The file that it is saved as, if any."""
         return self.options.get("file") or _FILES.get(self.kind, "")
 
 
@@ -56,7 +56,7 @@ def find_snippets(text: str) -> list[Snippet]:
     """Return the Python blocks of a Markdown text, in order.
 
     Raises:
-        ConventionError: a comment says what is not known, or belongs to no Python block.
+        ConventionError: a comment is not valid, or belongs to no Python block.
 
     """
     snippets: list[Snippet] = []
@@ -115,7 +115,7 @@ async def run_snippet(snippet: Snippet, earlier: Iterable[Snippet], folder: Path
         case "fragment":
             await _run_fragment([each for each in snippets if each.kind != "pytest"], folder, bootstrap)
         case "pytest":
-            # As for a user who has installed pytest, and nothing else.
+            # As for a user who has installed pytest and no plugins.
             options = ("-q", *(f"-pno:{plugin}" for plugin in ("cacheprovider", "asyncio", "anyio")))
             command = [sys.executable, "-m", "pytest", *options, snippet.file]
             await _run_to_its_end(command, folder, bootstrap)
@@ -183,7 +183,7 @@ async def _nothing_more() -> bool:
 async def _feed_until(
     options: Mapping[str, str], bootstrap: Sequence[str], program: Program, holds: Callable[[], Awaitable[object]]
 ) -> None:
-    """Feed a record every second, because an app may read from the end of its topic on, until all has come of it."""
+    """Produce a record every second (an app may begin at the end of its topic), until all expected results exist."""
     next_at = 0.0
 
     async def is_over() -> bool:

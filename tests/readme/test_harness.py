@@ -1,4 +1,4 @@
-"""The harness that runs the README's snippets, on a small text of its own."""
+"""The harness that runs the README's snippets, tested on a small text."""
 
 import pytest
 
