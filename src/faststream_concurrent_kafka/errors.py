@@ -35,12 +35,12 @@ def name_of(error: BaseException, *, qualified: bool = False) -> str:
 
 
 def text_of(error: object) -> str:
-    """Return the text of any exception (or another object of the user's), whatever its `__str__` does."""
+    """Return the text of an exception (or another object of the user's), also if its `__str__` raises."""
     return _read(lambda: f"{error}")
 
 
 def escaped(text: str, most: int) -> str:
-    """Escape what is not printable in a text (line ends, NUL, lone surrogates), and cut it to `most` characters.
+    """Escape unprintable characters of a text (line ends, NUL, lone surrogates), and cut it to `most` characters.
 
     A log line with the result stays one line, and can be encoded.
     """

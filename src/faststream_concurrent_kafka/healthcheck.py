@@ -93,14 +93,14 @@ def is_kafka_handler_healthy(context: ContextRepo) -> bool:
 
 
 def is_kafka_handler_alive(context: ContextRepo) -> bool:
-    """Whether there is nothing that a restart of the process would mend: for a liveness probe.
+    """Whether a restart of the process would mend nothing: for a liveness probe.
 
-    False once something has ended that begins again only with the process: the observer, the committer, a subscriber's
-    consume loop, the coordination of its group, or the event loop; where another thread asks, once the event loop has
-    been blocked for a minute; and after a stop, also one that follows a start that has failed, unless another context
-    goes on. True before initialising and during a stop, and whatever else `is_kafka_handler_healthy` finds: a broker
-    that is away, refused commits, a halted partition or a stuck record would be the same after a restart, which only
-    makes records run again.
+    False when a task has ended that only a new process starts again (the observer, the committer, a subscriber's
+    consume loop, the coordination of its group) or the event loop was closed; in a call from another thread, when the
+    event loop has been blocked for a minute; and after a stop, also the stop after a failed start, unless another
+    context goes on. True before initialising and during a stop, and for all other problems of
+    `is_kafka_handler_healthy`: a broker that is down, refused commits, a halted partition or a stuck record would be
+    the same after a restart, which only makes records run again.
 
     Never raises, costs no request to the broker, and may be called from any thread.
     """

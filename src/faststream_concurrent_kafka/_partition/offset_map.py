@@ -232,7 +232,7 @@ class OffsetMap:
         return self._first + 8 * len(self._bits) - 9 + self._bits[-1].bit_length() if self._bits else self._first - 1
 
     def ends_before(self, offset: int) -> bool:
-        """Whether nothing from `offset` on is marked as finished."""
+        """Whether no offset from `offset` on is marked as finished."""
         return not self._bits or offset > self.last
 
     @property

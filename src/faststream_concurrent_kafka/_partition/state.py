@@ -142,7 +142,7 @@ class Partition(Generic[E]):
         self.sought = False
 
     def restore(self, offset_map: OffsetMap) -> None:
-        """Note what had finished above the committed offset, as its metadata says: that need not be committed again."""
+        """Take the offset map of the committed offset: finished offsets that it lists need not be committed again."""
         self.restored = offset_map
         if self.ledger is not None:
             self.ledger.finished_acked = sum(offset in offset_map for offset in self._finished_beyond(self.ledger))

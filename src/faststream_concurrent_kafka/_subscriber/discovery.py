@@ -145,7 +145,7 @@ def why_not(subscriber: LogicSubscriber[Any], handler: KafkaConcurrentHandler) -
     if then == "halt" and subscriber.group_id is None:
         raise SetupError(
             f'then="halt" needs a group_id, which the subscriber of {subscriber.topic_names} does not have: without '
-            "committed offsets there is nothing to hold",
+            "one, no committed offset can stay at the failed record",
         )
     if settings.enable_batch_commit and subscriber.ack_policy is not AckPolicy.MANUAL:
         return (

@@ -25,7 +25,7 @@ class FakeKafka:
         groups: consumer groups by id: `committed`, `members` and `rebalance()`.
         commits: every `(group_id, offsets)` that was accepted, in order.
         on_commit: called with `(group_id, offsets)` for every commit that arrives, before it is held, failed or
-            accepted; what it raises is the answer.
+            accepted; its exception is the answer.
 
     """
 
@@ -64,12 +64,12 @@ class FakeKafka:
         return log[-1]
 
     def end(self, partition: TopicPartition) -> int:
-        """Return the offset behind the last record of a partition."""
+        """Return the end of a partition: one past its last record."""
         log = self.logs[partition]
         return log[-1].offset + 1 if log else self.starts[partition]
 
     def delete_records(self, partition: TopicPartition, before: int) -> None:
-        """Delete what lies below an offset, as retention does."""
+        """Delete the records below an offset, as retention does."""
         self.logs[partition] = [record for record in self.logs[partition] if record.offset >= before]
         self.starts[partition] = before
         self.wake()
@@ -77,15 +77,15 @@ class FakeKafka:
     def fail_commits(self, error: Exception, times: int | None = 1) -> None:
         """Answer the next `times` commits with an error (None: all, until a call with 0).
 
-        As in aiokafka, `commit()` itself tries again after a retriable error, under whatever membership it has by then.
+        As in aiokafka, `commit()` itself retries a retriable error, under the membership of that moment.
         """
         self._failures = itertools.repeat(error) if times is None else itertools.repeat(error, times)
 
     @contextmanager
     def hold_commits(self) -> Generator[asyncio.Event]:
-        """Answer no commit before the block has ended; the event is set as soon as one waits.
+        """Answer no commit until the end of the block; the event is set as soon as one waits.
 
-        A held commit carries the generation that it was sent under, so a rebalance meanwhile fences it.
+        A held commit has the generation under which it was sent, so a rebalance meanwhile fences it.
         """
         self._hold = hold = _Hold(asyncio.Event())
         try:
@@ -95,7 +95,7 @@ class FakeKafka:
             self.wake()
 
     async def answer_commit(self, group_id: str, member_id: str, generation: int, offsets: Offsets) -> None:
-        """Accept a commit, or raise what it is answered with: the broker's side of `FakeKafkaConsumer.commit`."""
+        """Accept a commit, or raise the error of its answer: the broker's side of `FakeKafkaConsumer.commit`."""
         await asyncio.sleep(0)  # the network
         if self.on_commit is not None:
             self.on_commit(group_id, offsets)
@@ -107,7 +107,7 @@ class FakeKafka:
             raise error
         group = self.groups[group_id]
         if member_id not in group.members and (member_id or group.members):
-            raise errors.UnknownMemberIdError  # an outsider may commit only while the group is empty
+            raise errors.UnknownMemberIdError  # a client that is no member may commit only while the group is empty
         if member_id and generation != group.generation:
             raise errors.IllegalGenerationError
         group.committed.update(offsets)
@@ -121,7 +121,7 @@ class FakeKafka:
                 waiter.set_result(None)
 
     def next_change(self) -> asyncio.Future[None]:
-        """Return a future that is done once there may be something new for a consumer."""
+        """Return a future that is done when there may be a change for a consumer."""
         waiter = asyncio.Future[None]()
         self._waiters.append(waiter)
         return waiter
@@ -129,7 +129,7 @@ class FakeKafka:
 
 @dataclass(eq=False)
 class _Hold:
-    """Commits that are not answered; no event, because the consumers may run in several event loops."""
+    """Commits that are not answered. Not an asyncio.Event, because the consumers may run in several event loops."""
 
     has_one: asyncio.Event
     is_over: bool = False
@@ -137,7 +137,7 @@ class _Hold:
 
 @dataclass(eq=False)
 class Member:
-    """What the broker and a consumer know of each other."""
+    """A member of a group, as the broker and the consumer know it."""
 
     request_rejoin: Callable[[], None]
     topics: frozenset[str] = frozenset()
@@ -158,7 +158,7 @@ class Group:
         self._ids = itertools.count(1)
 
     async def join(self, member: Member) -> list[TopicPartition] | None:
-        """Return the member's share once all have joined; None if it was dropped from the group meanwhile."""
+        """Return the member's partitions when all have joined; None if it was dropped from the group meanwhile."""
         if member.id not in self.members:
             member.id = f"member-{next(self._ids)}"
             self.members[member.id] = member
@@ -167,7 +167,7 @@ class Group:
         return await joined
 
     def drop(self, member_id: str) -> None:
-        """Go on without this member."""
+        """Drop this member from the group."""
         joined = self._joining.pop(member_id, None)
         if joined is not None and not joined.done():
             joined.set_result(None)
@@ -175,7 +175,7 @@ class Group:
             self.rebalance()
 
     def rebalance(self) -> None:
-        """Have every member join again, and share out the partitions once all have."""
+        """Make every member join again, and assign the partitions when all have joined."""
         for member_id, member in self.members.items():
             if member_id not in self._joining:
                 member.request_rejoin()

@@ -21,7 +21,7 @@ _logger = logging.getLogger(__name__)
 
 
 class _Coordinator:
-    """The part of an aiokafka consumer's coordinator that the library uses: commits and committed offsets pass it."""
+    """The part of an aiokafka consumer's coordinator that the library uses: commits and committed offsets."""
 
     def __init__(self, group: Group, member: Member, send_commit: Callable[[Any, Offsets], Awaitable[None]]) -> None:
         self._group = group
@@ -30,7 +30,7 @@ class _Coordinator:
         self._do_commit_offsets = send_commit
 
     async def commit_offsets(self, assignment: Any, offsets: Offsets) -> None:
-        """Commit offsets; after a retriable error again, for ever, under the membership of that moment."""
+        """Commit offsets; retries a retriable error for ever, under the membership of that moment."""
         while offsets:
             try:
                 async with self._commit_lock:
@@ -52,7 +52,7 @@ class _Coordinator:
         return self._member.generation
 
     async def fetch_committed_offsets(self, partitions: Iterable[TopicPartition]) -> Offsets:
-        """Return what is committed, with its metadata."""
+        """Return committed offsets with their metadata."""
         await asyncio.sleep(0)  # the network
         return {key: self._group.committed[key] for key in partitions if key in self._group.committed}
 
@@ -81,12 +81,12 @@ class _PartitionState:
 
     @property
     def timestamp(self) -> float:
-        """Return when the broker has answered a fetch: now."""
+        """Return when the broker last answered a fetch: now."""
         return asyncio.get_running_loop().time()
 
     @property
     def is_out_of_range(self) -> bool:
-        """Whether the log begins behind the position, or has ended before it."""
+        """Whether the position is below the beginning of the log, or above its end."""
         position = self.position
         return position is not None and not self._kafka.starts[self._partition] <= position <= self.highwater
 
@@ -94,7 +94,7 @@ class _PartitionState:
         """Note the committed offset; -1 where none is committed."""
 
     def await_reset(self, strategy: Literal["earliest", "latest"]) -> None:
-        """Forget the position, until the broker has said where the log begins or ends."""
+        """Forget the position until the broker has returned the beginning or the end of the log."""
         self.position, self.reset = None, strategy
 
     def reset_to(self, position: int) -> None:
@@ -106,19 +106,19 @@ class _PartitionState:
         self.position, self.reset = position, None
 
     def find(self) -> None:
-        """Learn from the broker where the log begins or ends."""
+        """Get the beginning or the end of the log from the broker."""
         self.reset_to(self.highwater if self.reset == "latest" else self._kafka.starts[self._partition])
 
 
 class _Assignment:
-    """The partitions that a consumer has, as of one rebalance."""
+    """The partitions that one rebalance has assigned to a consumer."""
 
     def __init__(self, kafka: FakeKafka, partitions: Iterable[TopicPartition]) -> None:
         self.states = {partition: _PartitionState(kafka, partition) for partition in partitions}
 
     @property
     def tps(self) -> frozenset[TopicPartition]:
-        """Return what is assigned."""
+        """Return the assigned partitions."""
         return frozenset(self.states)
 
     def state_value(self, partition: TopicPartition) -> _PartitionState | None:
@@ -127,18 +127,18 @@ class _Assignment:
 
 
 class _Subscription:
-    """The topics or partitions that a consumer has asked for, and its assignment."""
+    """The topics or partitions of a consumer, and its assignment."""
 
     def __init__(self) -> None:
         self.is_manual: bool | None = None
         self.assignment: _Assignment | None = None
         self._listener: ConsumerRebalanceListener | None = None
-        # The bookkeeping of fetches; this fake evicts no member without them.
+        # aiokafka's bookkeeping of fetches; this fake evicts no member that does not fetch.
         self.fetch_context: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @property
     def subscription(self) -> "_Subscription | None":
-        """Return the object that has the assignment: this one."""
+        """Return the object with the assignment: this one."""
         return None if self.is_manual is None else self
 
     @property
@@ -147,11 +147,11 @@ class _Subscription:
         return self._listener
 
     def partitions_auto_assigned(self) -> bool:
-        """Whether the group shares out the partitions."""
+        """Whether the group assigns the partitions."""
         return self.is_manual is False
 
     def take(self, *, is_manual: bool | None, listener: ConsumerRebalanceListener | None = None) -> None:
-        """Ask for something else; the assignment is dropped at once."""
+        """Change the subscription; the assignment is dropped at once."""
         if self.is_manual is not None and is_manual is not None and self.is_manual != is_manual:
             raise errors.IllegalStateError("Subscription to topics, partitions and pattern are mutually exclusive")
         self.is_manual, self.assignment, self._listener = is_manual, None, listener
@@ -178,8 +178,8 @@ class FakeKafkaConsumer:
         self._auto_offset_reset: Literal["earliest", "latest"] = auto_offset_reset
         self._member = Member(self._request_rejoin)
         self._subscription = _Subscription()
-        self._revoked: frozenset[TopicPartition] = frozenset()  # what the next rebalance takes away
-        self._turns: deque[TopicPartition] = deque()  # which partition is read next
+        self._revoked: frozenset[TopicPartition] = frozenset()  # the partitions that the next rebalance revokes
+        self._turns: deque[TopicPartition] = deque()  # the partition that is read next
         self._reassigning = True
         self._closed = False
         self._coordination: asyncio.Task[None] | None = None
@@ -191,7 +191,7 @@ class FakeKafkaConsumer:
             self.subscribe(topics)
 
     def subscribe(self, topics: Iterable[str], listener: ConsumerRebalanceListener | None = None) -> None:
-        """Share these topics with the others of the group, in place of the ones before."""
+        """Subscribe to these topics, in place of earlier ones."""
         if listener is not None and not isinstance(listener, ConsumerRebalanceListener):
             raise TypeError("listener should be an instance of ConsumerRebalanceListener")
         self._subscription.take(is_manual=False, listener=listener)
@@ -201,19 +201,19 @@ class FakeKafkaConsumer:
             self._share_topics()
 
     def unsubscribe(self) -> None:
-        """Leave the group, and let go of what is assigned; without the revoke callback."""
+        """Leave the group and drop the assignment, without the revoke callback."""
         self._subscription.take(is_manual=None)
         self._member.topics, self._member.rejoin_needed = frozenset(), False
         self._reassigning = True
         self._leave()
 
     def assign(self, partitions: Iterable[TopicPartition]) -> None:
-        """Read these partitions, whether or not other consumers do."""
+        """Read these partitions, without a group assignment."""
         self._subscription.take(is_manual=True)
         self._set_assignment(partitions)
 
     async def start(self) -> None:
-        """Join the group; return once partitions are assigned, which may be before the listener is through."""
+        """Join the group; return when partitions are assigned, possibly before the listener has ended."""
         self._loop = asyncio.get_running_loop()
         self._coordinator = _Coordinator(self._group, self._member, self._send_commit)
         if self._subscription.partitions_auto_assigned():
@@ -224,7 +224,7 @@ class FakeKafkaConsumer:
             self._find_positions(self._subscription.assignment)
 
     async def stop(self) -> None:
-        """Leave the group, once a rebalance that is under way has ended; without the revoke callback."""
+        """Leave the group after a rebalance in progress, without the revoke callback."""
         if not self._closed:
             self._closed = True
             await asyncio.sleep(0)  # if cancelled, a ghost stays in the group, as aiokafka's does
@@ -237,18 +237,18 @@ class FakeKafkaConsumer:
             self._kafka.wake()
 
     def lose_membership(self) -> None:
-        """Have the broker drop this member, as after a session timeout; it learns that by a commit or a heartbeat."""
+        """Let the broker drop this member, as after a session timeout; it learns that by a commit or a heartbeat."""
         self._group.drop(self._member.id)
         if self._loop is not None:
             self._loop.call_later(self._heartbeat_sec, self._heartbeat)
 
     def assignment(self) -> frozenset[TopicPartition]:
-        """Return what is assigned; during a rebalance, what was."""
+        """Return the assigned partitions; during a rebalance, the earlier ones."""
         assignment = self._subscription.assignment
         return frozenset() if assignment is None else assignment.tps
 
     async def getone(self, *partitions: TopicPartition) -> Record:
-        """Return the next record, without suspending where there is one."""
+        """Return the next record; does not suspend if there is one."""
         while True:
             self._check_open()
             if not self._reassigning:
@@ -259,7 +259,7 @@ class FakeKafkaConsumer:
     async def getmany(
         self, *partitions: TopicPartition, timeout_ms: int = 0, max_records: int | None = None
     ) -> dict[TopicPartition, list[Record]]:
-        """Return the next records by partition; a rebalance is awaited whatever the timeout."""
+        """Return the next records by partition; waits for a rebalance, even beyond the timeout."""
         self._check_open()
         if max_records is not None and max_records < 1:
             raise ValueError("`max_records` must be a positive Integer")
@@ -278,7 +278,7 @@ class FakeKafkaConsumer:
     async def commit(
         self, offsets: Mapping[TopicPartition, int | tuple[int, str] | OffsetAndMetadata] | None = None
     ) -> None:
-        """Commit offsets, by default the positions; after a retriable error again, for ever."""
+        """Commit offsets, by default the positions; retries a retriable error for ever."""
         if self._group_id is None:
             raise errors.IllegalOperation("Requires group_id")
         assignment = self._subscription.assignment
@@ -302,7 +302,7 @@ class FakeKafkaConsumer:
         return None if entry is None else entry.offset
 
     async def position(self, partition: TopicPartition) -> int:
-        """Return the offset of the next record, as soon as it is known."""
+        """Return the offset of the next record; waits until it is known."""
         while (position := self._assigned(partition).position) is None:
             await self._kafka.next_change()
         return position
@@ -315,11 +315,11 @@ class FakeKafkaConsumer:
         self._kafka.wake()
 
     async def seek_to_beginning(self, *partitions: TopicPartition) -> bool:
-        """Go on with the first record that there is."""
+        """Go on with the first record of the log."""
         return await self._reset(partitions, "earliest")
 
     async def seek_to_end(self, *partitions: TopicPartition) -> bool:
-        """Go on behind the last record."""
+        """Go on at the end of the log."""
         return await self._reset(partitions, "latest")
 
     async def _reset(self, partitions: Iterable[TopicPartition], strategy: Literal["earliest", "latest"]) -> bool:
@@ -334,7 +334,7 @@ class FakeKafkaConsumer:
         return True
 
     def pause(self, *partitions: TopicPartition) -> None:
-        """Deliver nothing of these partitions until they are resumed or assigned anew."""
+        """Deliver no record of these partitions until they are resumed or assigned again."""
         for tp in partitions:
             self._assigned(tp).paused = True
 
@@ -345,7 +345,7 @@ class FakeKafkaConsumer:
         self._kafka.wake()
 
     def paused(self) -> set[TopicPartition]:
-        """Return what is paused."""
+        """Return the paused partitions."""
         return {tp for tp in self.assignment() if self._assigned(tp).paused}
 
     def _check_open(self) -> None:
@@ -360,7 +360,7 @@ class FakeKafkaConsumer:
         return state
 
     def _take(self, partitions: Sequence[TopicPartition], limit: int | None) -> dict[TopicPartition, list[Record]]:
-        """Read on, one partition after the other, until there is nothing more or there are `limit` records."""
+        """Read from one partition after the other, until there are no more or `limit` records."""
         taken: dict[TopicPartition, list[Record]] = {}
         for _ in range(len(self._turns)):
             tp = self._turns[0]
@@ -403,7 +403,7 @@ class FakeKafkaConsumer:
         self._finding = asyncio.get_running_loop().create_task(self._find(assignment))
 
     async def _find(self, assignment: _Assignment) -> None:
-        """Ask for what is committed, then for the ends of the logs where nothing is, as aiokafka does."""
+        """Request committed offsets, then the ends of the logs where nothing is committed, as aiokafka does."""
         await self._travel()
         for tp, state in assignment.states.items():
             if not state.has_valid_position and state.reset is None:
@@ -432,7 +432,7 @@ class FakeKafkaConsumer:
     def _request_rejoin(self) -> None:
         self._member.rejoin_needed = True
         if not self._closed and self._loop is not None and (self._coordination is None or self._coordination.done()):
-            # Another member may have asked for it, from the event loop of another process.
+            # Another member may have requested it, from the event loop of another process.
             self._coordination = self._loop.create_task(self._coordinate())
 
     async def _coordinate(self) -> None:
@@ -458,7 +458,7 @@ class FakeKafkaConsumer:
             self._request_rejoin()
 
     async def _send_commit(self, _assignment: Any, offsets: Offsets) -> None:
-        # Of now: a rebalance fences what is under way.
+        # The generation of now: a rebalance fences a commit in flight.
         member_id, generation = self._member.id, self._member.generation
         try:
             async with self._connection:

@@ -13,13 +13,13 @@ from typing_extensions import override
 _T = TypeVar("_T")
 
 # This many turns in a row take no time; each further one takes a microsecond, or code that waits for a moment by
-# `sleep(0)`, or by ever so short waits, would never get there.
+# `sleep(0)`, or by very short waits, would never reach it.
 _TURNS_AT_ONCE = 10_000
 _TURN_SEC = 1e-6
 
 
 class DeadlockError(RuntimeError):
-    """Every task waits for something that can't come: nothing is ready to run and no timer is set."""
+    """Every task waits, no callback is ready and no timer is set, so nothing can happen any more."""
 
 
 class LeftoverTasksError(RuntimeError):
@@ -27,7 +27,7 @@ class LeftoverTasksError(RuntimeError):
 
 
 class _Clock(selectors.DefaultSelector):
-    """Moves its time on by as much as it was asked to wait."""
+    """Advances its time by the requested timeout."""
 
     now_sec = 0.0
     _turns = 0
@@ -49,10 +49,10 @@ class _Clock(selectors.DefaultSelector):
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """An event loop that jumps to its next timer instead of sleeping; `time()` is in virtual seconds, from 0.
 
-    For code that waits for tasks and timers alone. It doesn't see coming what a thread or a socket will answer: it
-    jumps past that, or raises `DeadlockError` where it would have waited for ever.
+    For code that waits for tasks and timers only. Answers of threads or sockets are not foreseen: the loop jumps past
+    their time, or raises `DeadlockError` if only they could wake it.
 
-    What is ready runs before time passes; but after 10,000 turns in a row each takes a microsecond.
+    Ready callbacks run before time passes; but after 10,000 turns in a row, each further turn takes a microsecond.
     """
 
     def __init__(self) -> None:
@@ -68,15 +68,15 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def call_at(
         self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
-        """Call back at a moment, and not at this one: a wait that is too small to be added to the time moves it on."""
+        """Call back at a later moment, even if the wait is too small to change the time's value."""
         return super().call_at(max(when, math.nextafter(self.time(), math.inf)), callback, *args, context=context)
 
 
 def run_virtual(coro: Coroutine[Any, Any, _T]) -> _T:
     """Run a coroutine to its end on a `VirtualTimeLoop` of its own, and return its result.
 
-    Raises what the coroutine raises, `DeadlockError` if it can't go on, and `LeftoverTasksError` if tasks were left
-    when it returned. What is left is cancelled and awaited and the loop closed, in every case.
+    Raises the coroutine's exception, `DeadlockError` if it can't go on, and `LeftoverTasksError` if tasks were left
+    when it returned. Remaining tasks are cancelled and awaited, and the loop closed, in every case.
     """
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         result = runner.run(coro)
