@@ -1,4 +1,4 @@
-"""`KafkaConcurrentHandler`: creates the tasks of all records, and runs the committer, the observer and the stop."""
+"""`KafkaConcurrentHandler`: starts and stops the committer, the observer and all sources; `handle_task`."""
 
 import asyncio
 import contextvars

@@ -1,4 +1,4 @@
-"""Runs records: one task per record, from its turn in its order until it needs no more work (I18, I19)."""
+"""Runs records: one task per record, from its turn in its order until it is done or left undone (I18, I19)."""
 
 import asyncio
 import logging
