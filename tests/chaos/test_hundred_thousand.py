@@ -37,6 +37,7 @@ def gathered(kafka, new_topic, tmp_path):
     return gather
 
 
+@pytest.mark.slow("100,000 records go through seven processes")
 @pytest.mark.timeout(900)
 async def test_a_hundred_thousand_records_of_a_thousand_keys_end_as_the_load_says_and_in_order(gathered):
     """Stops, a member that joins and leaves, a kill -9: 0 inversions, 0 overlaps, 0 lost, each dead letter is right."""
@@ -65,6 +66,7 @@ async def test_a_hundred_thousand_records_of_a_thousand_keys_end_as_the_load_say
         assert interrupted, "the kill came too early or too late to interrupt anything"
 
 
+@pytest.mark.slow("one record at a time per partition, and a killed process has to miss its session")
 @pytest.mark.timeout(600)
 async def test_partition_order_holds_through_failures_a_rebalance_a_stop_and_a_kill(gathered):
     """Every owner handles a partition's records one at a time; without metadata it begins at the committed offset."""

@@ -11,6 +11,7 @@ from testkit.causes import Cause
 from testkit.oracle import Claim
 
 
+@pytest.mark.slow("24 s of faults, on three brokers and three workers that have to start")
 @pytest.mark.cluster
 @pytest.mark.timeout(600)
 async def test_stops_kills_freezes_and_broker_faults_lose_nothing_and_keep_the_order(own_kafka, tmp_path):

@@ -49,6 +49,7 @@ def kept(demo, tmp_path):
     return shutil.copytree(demo[1], tmp_path / "kept")
 
 
+@pytest.mark.slow("the demo takes most of a minute")
 @pytest.mark.alone  # a minute of this machine without other tests; it comes first, so the demo runs in it
 def test_demo_keeps_its_promises_within_a_minute(demo):
     done, _, seconds = demo

@@ -29,6 +29,7 @@ def _says(app, what):
     return any(what in each for each in get_kafka_handler_report(app.context).problems)
 
 
+@pytest.mark.slow("it outlasts a session, and joins the group again")
 async def test_commits_are_refused_to_the_group(strict):
     """Health is red with the reason and the process idle; after the grant it rejoins by itself, and nothing is lost."""
     servers = strict.bootstrap_servers

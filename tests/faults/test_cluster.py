@@ -4,6 +4,7 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
 from aiokafka import TopicPartition
 from aiokafka.admin import NewTopic
 from aiokafka.protocol.admin import AlterPartitionReassignmentsRequest
@@ -76,6 +77,7 @@ def _move_to(topic, node):
     return AlterPartitionReassignmentsRequest(10_000, moves, no_tags)
 
 
+@pytest.mark.slow("three brokers start, and a killed one comes back when its registration has expired")
 async def test_the_coordinator_is_killed(three):
     """Commits succeed again within 15 s; no record is lost or run twice."""
     servers = three.bootstrap_servers

@@ -30,6 +30,7 @@ async def _silent(server, gone):
         server.resume(0)
 
 
+@pytest.mark.slow("the broker is gone for 20 s")
 @pytest.mark.parametrize("outage", [_killed, _silent])
 async def test_the_only_broker_is_gone_for_20_s(own_kafka, new_topic, outage):
     """No record is lost or run twice; health is red, then green; the window bounds memory, and the process is idle."""

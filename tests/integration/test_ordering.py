@@ -334,6 +334,7 @@ async def others_per_sec(cluster, broker, topic, *, hot):
     return (len(times) - 1) / (times[-1] - times[0])
 
 
+@pytest.mark.alone
 async def test_a_hot_key_does_not_starve_the_others(cluster, new_broker, new_topic):
     """With a key that has 90 % of the traffic, the others keep at least 80 % of their throughput; it takes one slot."""
     shares = []

@@ -204,7 +204,7 @@ class _NoLock(asyncio.Semaphore):
         super().__init__(1000)
 
 
-@mutant("committed before partitions go", "committed by a clean stop")
+@mutant("committed before partitions go", "committed by a clean stop", first=240)
 def a_stop_and_a_rebalance_cancel_each_others_commit(patch: pytest.MonkeyPatch) -> None:
     init = CommitLoop.__init__
 
@@ -221,7 +221,7 @@ def metadata_is_not_read(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Positions, "committed", lambda self, key, offset, _metadata: committed(self, key, offset, ""))
 
 
-@mutant("window", twist="seeks")
+@mutant("window", first=150, twist="seeks")
 def an_acknowledgement_of_an_earlier_epoch_counts(patch: pytest.MonkeyPatch) -> None:
     def acknowledge(self: Any, taken: Any) -> None:
         for key, each in taken.items():
