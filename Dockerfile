@@ -9,7 +9,7 @@ RUN apt-get update \
 RUN pip install --no-cache-dir uv
 
 WORKDIR /app
-# The dependencies in a layer of their own, which a change of the code leaves alone
+# The dependencies in their own layer, which stays when only the code changes
 COPY pyproject.toml ./
 RUN uv sync --no-install-project
 COPY . .

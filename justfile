@@ -1,7 +1,7 @@
-# `uv run` tells its own path in UV: the recipes work too where uv is not on the PATH
+# `uv run` sets UV to its own path, so the recipes also work if uv is not on the PATH
 uv := quote(env("UV", "uv"))
 
-# Hundreds of tests start a process: what they import is compiled once
+# Hundreds of tests start a process: compile the modules that they import only once
 export PYTHONDONTWRITEBYTECODE := ""
 
 # "$@" keeps arguments whole: just test -k "one or other"
@@ -24,7 +24,7 @@ lint:
     {{ uv }} run lint-imports
     @{{ just_executable() }} types
 
-# The same without changing anything
+# Check everything, and change nothing
 lint-ci:
     {{ uv }} run ruff format --check
     {{ uv }} run ruff check
@@ -33,11 +33,11 @@ lint-ci:
     {{ uv }} run lint-imports
     @{{ just_executable() }} types
 
-# That users' type checkers know every public type
+# Check that users' type checkers know every public type
 types:
     {{ uv }} run pyright --ignoreexternal --verifytypes faststream_concurrent_kafka
 
-# Every text file of the repository ends in one newline (ruff sees to it in Python files alone)
+# Every text file of the repository ends in one newline (ruff checks Python files only)
 _newlines *flags:
     #!/usr/bin/env -S {{ uv }} run python
     import subprocess, sys
@@ -58,11 +58,11 @@ _newlines *flags:
 build:
     docker compose build
 
-# The tests that need no broker, with fewer random examples than `test`: half a minute
+# Run the tests that need no broker, with fewer random examples than `test`: half a minute
 test-unit *args:
     {{ uv }} run pytest tests/unit --numprocesses=logical --no-loadscope-reorder "$@"
 
-# All tests, or those that pytest's arguments choose: in Docker Compose where it answers, else on this machine
+# Run all tests, or those that pytest's arguments choose: in Docker Compose if it answers, otherwise on this machine
 test *args:
     #!/usr/bin/env bash
     set -euo pipefail
@@ -78,7 +78,7 @@ test *args:
         {{ uv }} run pytest "$@"
     fi
 
-# Run all tests so many times; print what failed, and how long each run took
+# Run all tests so many times; print which failed, and how long each run took
 flaky runs="10" *args:
     #!/usr/bin/env bash
     set -euo pipefail
@@ -91,15 +91,15 @@ flaky runs="10" *args:
     echo "$red of {{ runs }} runs were red; all output is in $logs"
     [ "$red" = 0 ]
 
-# The same with branch coverage
+# Run all tests with branch coverage
 test-branch *args:
     @{{ just_executable() }} test --cov --cov-branch --cov-report=term-missing "$@"
 
-# Remove what `build` and `test` have started
+# Remove the containers and volumes of `build` and `test`
 down:
     docker compose down --volumes --remove-orphans
 
-# Build the version that the tag $GITHUB_REF_NAME names, and publish it
+# Build the version of the tag $GITHUB_REF_NAME, and publish it
 publish:
     #!/usr/bin/env bash
     set -euo pipefail
@@ -109,19 +109,19 @@ publish:
     {{ uv }} build
     {{ uv }} publish
 
-# Sequential against concurrent, live, on an embedded broker
+# Compare FastStream alone and the library, live, on an embedded broker
 demo:
     {{ uv }} run python -m examples.demo
 
-# Throughput side by side with FastStream alone
+# Measure the library and FastStream alone in turn
 bench *args:
     {{ uv }} run python -m benchmarks "$@"
 
-# Faults on three brokers and a group of workers: what is promised holds, or it fails
+# Make faults on three brokers and a group of workers; fail if a promise is broken
 chaos *args:
     {{ uv }} run python -m chaos "$@"
 
-# So many random worlds on a simulated broker, from a random seed on that is printed, or from a given one
+# Play so many random worlds on a simulated broker, from a random seed (printed) or from a given one
 simulate seeds="1000" *first:
     #!/usr/bin/env bash
     set -euo pipefail
