@@ -3,11 +3,9 @@
 import fcntl
 import threading
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Client, Listener
 
-import pytest
 from typing_extensions import override
 from xdist.scheduler import LoadScopeScheduling
 
@@ -23,6 +21,7 @@ _WHOLE_FILES = (
     "tests/readme/",
     "tests/stop/test_deadline.py",
 )
+_SIMULATION = "tests/simulation/"
 
 
 class Scheduling(LoadScopeScheduling):
@@ -41,19 +40,23 @@ def scope_of(nodeid: str) -> str:
     return nodeid.partition("::")[0] if nodeid.startswith(_WHOLE_FILES) else nodeid
 
 
-def in_order(items: Sequence[pytest.Item]) -> list[pytest.Item]:
+def in_order(items):
     """Return tests in the order in which workers take them: long ones first, those that run alone last.
 
     A long test that begins last would keep one worker busy after the others have ended; one that runs alone waits at
-    the end for few others.
+    the end for few others. The simulation, which only computes, is spread over the tests that wait for a broker.
     """
     marked = {
         name: {scope_of(item.nodeid) for item in items if item.get_closest_marker(name)} for name in ("alone", "slow")
     }
+    computing = [item.nodeid for item in items if item.nodeid.startswith(_SIMULATION)]
+    waiting = [item.nodeid for item in items if item.get_closest_marker("integration")]
+    places = {nodeid: place / len(group) for group in (computing, waiting) for place, nodeid in enumerate(group)}
 
-    def rank(item: pytest.Item) -> tuple[bool, bool, bool]:
+    def rank(item):
         scope = scope_of(item.nodeid)
-        return scope in marked["alone"], scope not in marked["slow"], scope == item.nodeid
+        is_one_of_many = scope == item.nodeid
+        return scope in marked["alone"], scope not in marked["slow"], is_one_of_many, places.get(item.nodeid, 1.0)
 
     return sorted(items, key=rank)
 

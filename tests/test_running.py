@@ -47,11 +47,19 @@ def test_tests_that_share_costly_fixtures_go_to_one_worker_and_others_one_by_one
     assert scope_of(nodeid) == scope
 
 
+class Marked:
+    """A test with marks."""
+
+    def __init__(self, nodeid, *marks):
+        self.nodeid = nodeid
+        self._marks = marks
+
+    def get_closest_marker(self, name):
+        return name in self._marks or None
+
+
 def test_what_takes_long_begins_first_and_what_runs_alone_last():
     """The tests of a file that goes to one worker keep their order."""
-
-    def item(nodeid, *marks):
-        return SimpleNamespace(nodeid=nodeid, get_closest_marker=lambda name: name in marks or None)
 
     one, whole, alone = (
         "tests/unit/test_it.py::test",
@@ -59,13 +67,22 @@ def test_what_takes_long_begins_first_and_what_runs_alone_last():
         "tests/examples/test_it.py::test",
     )
     items = [
-        *(item(f"{alone}_1", "alone"), item(f"{alone}_2")),
-        *(item(f"{one}_1"), item(f"{one}_2", "slow"), item(f"{whole}_1"), item(f"{whole}_2")),
+        *(Marked(f"{alone}_1", "alone"), Marked(f"{alone}_2")),
+        *(Marked(f"{one}_1"), Marked(f"{one}_2", "slow"), Marked(f"{whole}_1"), Marked(f"{whole}_2")),
     ]
     assert [each.nodeid for each in in_order(items)] == [
         *(f"{one}_2", f"{whole}_1", f"{whole}_2", f"{one}_1"),
         *(f"{alone}_1", f"{alone}_2"),
     ]
+
+
+def test_the_simulation_is_spread_over_the_tests_that_wait_for_a_broker():
+    """One of two cores computes while the other tests wait."""
+    simulated = [Marked(f"tests/simulation/test_it.py::test_{number}") for number in range(2)]
+    waiting = [Marked(f"tests/stop/test_it.py::test_{number}", "integration") for number in range(4)]
+    others = [Marked("tests/unit/test_it.py::test")]
+    order = [simulated[0], *waiting[:2], simulated[1], *waiting[2:], *others]
+    assert in_order([*others, *simulated, *waiting]) == order
 
 
 def test_a_test_that_took_long_is_reported_unless_it_says_why():
