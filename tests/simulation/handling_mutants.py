@@ -58,8 +58,8 @@ def there_is_one_slot_more(patch: pytest.MonkeyPatch) -> None:
 
 
 @mutant("everything is committed in the end", "no acknowledged record is remembered", "no record is left by a stop")
-def reservations_are_kept_after_a_retry(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Share, "release", lambda _self: None)
+def slots_are_kept(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Share, "give_back", lambda _self, _record: None)
 
 
 @mutant("window")

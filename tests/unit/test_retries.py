@@ -315,10 +315,10 @@ async def follow(policy, script):
     record = Record("raw", source.process, source=source)
     happened = []
     record.share = slots.share()
-    record.share.reserve()
     record.get_ready()
     for step in [*script, "success"]:
         record.begin()
+        record.share.give_back(record)
         if step == "success":
             return [*happened, "done"]
         error = NackMessage(delay=step[1]) if isinstance(step, tuple) else ERRORS[step]()
@@ -326,7 +326,7 @@ async def follow(policy, script):
         record.fail()
         outcome = Outcome.NACKED if isinstance(error, NackMessage) else Outcome.FAILED
         outcome = await failures.deal_with(record, outcome, error)
-        assert slots.reserved == 1
+        assert slots.reserved == (outcome is Outcome.AGAIN)
         assert record.state is (READY if outcome is Outcome.AGAIN else FAILED)
         if outcome is Outcome.AGAIN:
             assert not source.halts

@@ -40,6 +40,12 @@ SUBSCRIBERS = st.lists(
 )
 
 
+class Holder:
+    """A record, as far as it holds a slot."""
+
+    slot = None
+
+
 class Account:
     """Fetchers and records of some subscribers on one `Slots`, and how often each was served."""
 
@@ -79,17 +85,18 @@ class Account:
                 served[number] += 1
                 assert served[number] <= 1, f"{number} was served twice while {waiting} had nothing"
 
-    async def own(self, number, arrived, handling):
+    async def own(self, number, holder, arrived, handling):
         loop, share = asyncio.get_running_loop(), self.shares[number]
         self.waiting[number] += 1
         self.served.setdefault(number, Counter())
         try:
-            await share.take()
+            if holder.slot is not True:
+                await holder.slot
         except asyncio.CancelledError:
             self.waiting[number] -= 1
             if not self.waiting[number]:
                 self.served.pop(number, None)
-            share.release()
+            share.give_back(holder)
             return
         self.waiting[number] -= 1
         self.begun.add(asyncio.current_task())
@@ -100,8 +107,7 @@ class Account:
         await asyncio.sleep(handling)
         self.running[number] -= 1
         self.handled[number] += 1
-        share.leave()
-        share.release()
+        share.give_back(holder)
 
     async def fetch(self, number):
         loop, share, subscriber, tasks = asyncio.get_running_loop(), self.shares[number], self.subscribers[number], []
@@ -109,9 +115,10 @@ class Account:
             while share.is_full:
                 await self.slots.wait_for_change(1)
             await asyncio.sleep(max(0, arrival - loop.time()))
-            share.reserve()
+            holder = Holder()
+            share.take(holder)
             handling = subscriber.handling[index % len(subscriber.handling)]
-            tasks.append(asyncio.create_task(self.own(number, arrival, handling)))
+            tasks.append(asyncio.create_task(self.own(number, holder, arrival, handling)))
             if index in subscriber.cancelled:
                 loop.call_later(0.3, self.cancel, tasks[-1])
             if index % 3 == 2:
@@ -143,11 +150,14 @@ class Account:
             assert watcher.cancelled(), watcher.exception()
         assert self.slots.reserved == 0
         assert all(share.reserved == share.running == 0 for share in self.shares)
-        if self.slots.semaphore is not None:
-            for _ in range(self.limit):
-                assert not self.slots.semaphore.locked()
-                await self.slots.semaphore.acquire()
-            assert self.slots.semaphore.locked()
+        while self.slots.overall.active:
+            self.slots.tick()
+        holders = [Holder() for _ in range(self.limit + 1)]
+        for holder in holders:
+            self.slots.unshared.take(holder)
+        *first, last = holders
+        assert all(holder.slot is True for holder in first)
+        assert isinstance(last.slot, asyncio.Future) == (self.slots.overall.limit == self.limit)
 
 
 @given(limit=st.integers(0, 4), pool_limits=st.tuples(st.integers(1, 3), st.integers(1, 3)), subscribers=SUBSCRIBERS)

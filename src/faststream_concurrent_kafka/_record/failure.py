@@ -4,10 +4,9 @@ Invariants: I18, I25, I26.
 """
 
 import asyncio
-import contextlib
 import logging
 import random
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 
 from faststream.exceptions import NackMessage
 
@@ -90,24 +89,13 @@ class Failures:
         if then == "halt":
             source.halt(record, f"failed at attempt {attempt}: {brief(error)}", error)
             return Outcome.NOT_DONE
-        with _without_slot(record):
-            await source.dead_letter(record, error)
+        await source.dead_letter(record, error)
         return Outcome.DONE
 
     async def _wait(self, record: Record, delay_sec: float) -> None:
         record.back_off(asyncio.get_running_loop().time() + delay_sec)
-        with _without_slot(record):
-            await asyncio.sleep(delay_sec)
+        await asyncio.sleep(delay_sec)
         record.get_ready()
-
-
-@contextlib.contextmanager
-def _without_slot(record: Record) -> Generator[None]:
-    record.share.release()
-    try:
-        yield
-    finally:
-        record.share.reserve()
 
 
 def _is_unreadable(record: Record, error: BaseException | None) -> bool:

@@ -73,6 +73,9 @@ class InFlight:
 
     def leave(self, record: Record, outcome: Outcome) -> None:
         """Settle a record whose task has ended, and start the records that waited for it in their order."""
+        if record.slot is not None:
+            # Its task was cancelled before its first step, or while it waited for the slot.
+            record.share.give_back(record)
         self._settle(record, outcome)
         if record.order_keys:
             self._left.append(record)
@@ -108,8 +111,6 @@ class InFlight:
         source = record.source
         if source is not None:
             source.in_flight -= 1
-        if state is not QUEUED:
-            record.share.release()
         if self._drains and not (source is not None and source.in_flight):
             for changed in self._drains:
                 changed.set()

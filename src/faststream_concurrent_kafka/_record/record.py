@@ -12,7 +12,7 @@ from faststream.message import AckStatus, StreamMessage
 from typing_extensions import override
 
 from faststream_concurrent_kafka._commit.admission import Admission
-from faststream_concurrent_kafka._record.slots import Share
+from faststream_concurrent_kafka._record.slots import Share, Slot
 from faststream_concurrent_kafka._record.state import BACKOFF, CANCELLED, ENDED, FAILED, QUEUED, READY, RUNNING, State
 from faststream_concurrent_kafka._runtime.stack import suspended_at
 from faststream_concurrent_kafka.settings import Settings
@@ -153,6 +153,7 @@ class Record:
         "raw",
         "retry_until",
         "share",
+        "slot",
         "source",
         "state",
         "task",
@@ -195,6 +196,8 @@ class Record:
         # None in state QUEUED. `share` is set with the task.
         self.task: asyncio.Task[None] | None = None
         self.share: Share
+        # Its slot or place in line, in state READY and until its pass has ended.
+        self.slot: Slot | None = None
         # The task in which its pass runs, if other than its own.
         self.driver: asyncio.Task[Any] | None = None
 
@@ -214,7 +217,8 @@ class Record:
         self.state = BACKOFF
 
     def get_ready(self) -> None:
-        """Wait for a slot."""
+        """Take a slot, or a place in line for one."""
+        self.share.take(self)
         self.state = READY
 
     def cancel(self) -> None:

@@ -55,7 +55,6 @@ class Runner:
 
     def _start(self, record: Record) -> None:
         record.share = self._slots.unshared if record.source is None else record.source.share
-        record.share.reserve()
         record.get_ready()
         # One name for all tasks: to format a number for each takes time.
         record.task = self._background.create_task(self._own(record), name="kafka-record", context=record.context)
@@ -69,7 +68,8 @@ class Runner:
         try:
             while True:
                 outcome, error = _NOT_DONE, None
-                await share.take()
+                if record.slot is not True and record.slot is not None:
+                    await record.slot
                 try:
                     if record.attempt == 0 and record.is_passed_over:
                         break
@@ -78,7 +78,7 @@ class Runner:
                 except BaseException as raised:  # noqa: BLE001 - FastStream has logged it; here its meaning is decided
                     error = raised
                 finally:
-                    share.leave()
+                    share.give_back(record)
                 message = record.message
                 if error is None and record.state is RUNNING and (message is None or message.committed is not NACKED):
                     # A shortcut for most passes; `outcome_of` returns the same.

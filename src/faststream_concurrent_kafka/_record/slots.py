@@ -3,11 +3,20 @@
 import asyncio
 from collections import OrderedDict
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, Literal, Protocol
 
+
+# A slot; or a place in line, which is resolved when a slot is handed over.
+Slot = Literal[True] | asyncio.Future[None]
 
 # A subscriber counts as active for this many ticks (seconds) after its last record.
 _ACTIVE_TICKS = 5
+
+
+class Holder(Protocol):
+    """What takes a slot for each pass: a record."""
+
+    slot: Slot | None
 
 
 class Pool:
@@ -18,23 +27,31 @@ class Pool:
     half of the pool is left in this way).
     """
 
-    __slots__ = ("active", "limit", "most_reserved", "reserved", "running")
+    __slots__ = ("active", "in_line", "limit", "most_reserved", "pools", "running")
 
     def __init__(self, limit: float, most_reserved: float) -> None:
         self.limit: float = limit
         self.most_reserved: float = most_reserved
-        self.reserved: int = 0
         self.running: int = 0
+        # How many records wait for a slot; those under a pool of their own are counted there.
+        self.in_line: int = 0
+        self.pools: dict[Hashable, Pool] = {}
         # The subscribers that have records, or had some lately.
         self.active: dict[Share, None] = {}
 
-    def is_full_for(self, share: "Share") -> bool:
-        """Whether a subscriber must not fetch.
+    @property
+    def reserved(self) -> int:
+        """The records that hold a slot or wait for one, without those that wait for the limit of an inner pool."""
+        inner = sum(min(each.in_line, int(each.limit) - each.running) for each in self.pools.values())
+        return self.running + self.in_line + inner
+
+    def is_full_for(self, reserved: int) -> bool:
+        """Whether a subscriber must not fetch that has this many records which hold a slot or wait for one.
 
         It may always fetch up to its part, so that it has a record waiting when a slot becomes free.
         """
         most = self.most_reserved
-        if share.reserved * len(self.active) < most:
+        if reserved * len(self.active) < most:
             return False
         free = most - self.reserved
         return free <= 0 or free <= self._left_for_others(most, [each for each in self.active if not each.reserved])
@@ -52,36 +69,33 @@ class Pool:
 
 
 class Slots:
-    """The slots: record tasks take one for each pass; fetchers wait until one may be free.
+    """The slots: a record takes one for each pass; fetchers wait until one may be free.
 
-    A fetcher only checks that a slot is free, since an idle subscriber must not hold one; the record's task takes it
-    from `semaphore` (None = no limit). Records whose task has not taken its slot yet are therefore counted as
-    `reserved`, or thousands would be fetched for one free slot.
+    A fetcher only checks that a slot is free, since an idle subscriber must not hold one. asyncio's semaphore would
+    hand its slots over in the order of the requests, whichever subscribers they are for.
 
     Each subscriber has a `Share`. Among the subscribers with a waiting record, a slot that becomes free goes to the one
     that holds the fewest slots, and among equals to the one that has waited the longest since it was last given one.
     """
 
     def __init__(self, limit: int, most_reserved: float) -> None:
-        self.semaphore: asyncio.Semaphore | None = asyncio.Semaphore(limit) if limit else None
         self.overall: Pool = Pool(limit or float("inf"), limit or most_reserved)
         self.waiting: dict[Share, None] = {}
         self.ticks: int = 0
         self._turns = 0
         self.fetchers: list[asyncio.Future[Any]] = []
-        self._pools: dict[Hashable, Pool] = {}
         self.unshared: Share = self.share()
         self.released = 0
-        """How many reservations were released so far; while this does not change, no record ends."""
+        """How many slots were given back so far; while this does not change, no pass ends."""
 
     @property
     def reserved(self) -> int:
-        """The records that hold a slot or are about to take one, without those that wait for their own pool's limit."""
+        """The records that hold a slot or wait for one, without those that wait for their own pool's limit."""
         return self.overall.reserved
 
     @property
     def is_full(self) -> bool:
-        """Whether every slot is taken or reserved."""
+        """Whether every slot is taken or waited for."""
         return self.reserved >= self.overall.most_reserved
 
     def share(self, pool: Pool | None = None) -> "Share":
@@ -90,12 +104,12 @@ class Slots:
 
     def pool(self, key: Hashable, limit: int) -> Pool:
         """Return the pool of `key`; make it if there is none."""
-        return self._pools.setdefault(key, Pool(limit, limit))
+        return self.overall.pools.setdefault(key, Pool(limit, limit))
 
     def tick(self) -> None:
         """Drop subscribers that have had no records lately from the active ones; called about once a second."""
         self.ticks += 1
-        for pool in (self.overall, *self._pools.values()):
+        for pool in (self.overall, *self.overall.pools.values()):
             for share in [each for each in pool.active if not each.reserved and each.seen < self.ticks - _ACTIVE_TICKS]:
                 del pool.active[share]
         while self.hand_over():
@@ -128,7 +142,7 @@ class Slots:
             if not waiter.done():
                 self._turns += 1
                 share.turn = self._turns
-                share.count(1)
+                share.count(1, in_line=-1)
                 waiter.set_result(None)
                 self.wake_waiters()
                 return True
@@ -138,110 +152,82 @@ class Slots:
 class Share:
     """One subscriber's share of the slots."""
 
-    __slots__ = ("_overall", "_pool", "_slots", "queue", "reserved", "running", "seen", "turn")
+    __slots__ = ("_overall", "_pool", "_slots", "queue", "running", "seen", "turn")
 
     def __init__(self, slots: Slots, pool: Pool | None) -> None:
         self._slots = slots
         self._overall = slots.overall
         self._pool = pool
-        self.reserved: int = 0
         self.running: int = 0
         # The tick of its last record, and the turn at which it was last given a slot.
         self.seen: int = -1
         self.turn: int = 0
-        self.queue: OrderedDict[asyncio.Future[Any], None] = OrderedDict()
+        self.queue: OrderedDict[asyncio.Future[None], None] = OrderedDict()
 
-    # -- for the fetcher -----------------------------------------------------------------------------------------
+    @property
+    def reserved(self) -> int:
+        """How many of its records hold a slot or wait for one."""
+        return self.running + len(self.queue)
 
     @property
     def is_full(self) -> bool:
         """Whether the subscriber must not fetch."""
-        return self._overall.is_full_for(self) or (self._pool is not None and self._pool.is_full_for(self))
-
-    def reserve(self) -> None:
-        """Count one more record that holds a slot or is about to take one."""
-        self.reserved += 1
-        pool = self._pool
-        if self.seen != self._slots.ticks:
-            self.seen = self._slots.ticks
-            self._overall.active[self] = None
-            if pool is not None:
-                pool.active[self] = None
-        if pool is not None:
-            pool.reserved += 1
-            if pool.reserved > pool.limit:
-                return
-        self._overall.reserved += 1
-
-    def release(self) -> None:
-        """Count one record less, and wake the fetchers."""
-        self.reserved -= 1
-        pool = self._pool
-        if pool is not None:
-            pool.reserved -= 1
-        if pool is None or pool.reserved < pool.limit:
-            self._overall.reserved -= 1
-        slots = self._slots
-        slots.released += 1
-        if slots.fetchers:
-            slots.wake_waiters()
-
-    # -- for a record's task --------------------------------------------------------------------------------------
+        reserved, pool = self.running + len(self.queue), self._pool
+        return self._overall.is_full_for(reserved) or (pool is not None and pool.is_full_for(reserved))
 
     @property
     def has_room(self) -> bool:
         """Whether there is a slot for one of its records."""
         return self._overall.has_room_for(self) and (self._pool is None or self._pool.has_room_for(self))
 
-    async def take(self) -> None:
-        """Wait for a slot, and take it."""
-        overall = self._overall
-        if self._pool is None and len(overall.active) == 1 and overall.running < overall.limit:
+    def take(self, holder: Holder) -> None:
+        """Take a slot for a record, or a place in line for one."""
+        overall, pool = self._overall, self._pool
+        if self.seen != self._slots.ticks:
+            self.seen = self._slots.ticks
+            overall.active[self] = None
+            if pool is not None:
+                pool.active[self] = None
+        if pool is None and len(overall.active) == 1 and overall.running < overall.limit:
             # The only active subscriber, as in most applications.
             self.running += 1
             overall.running += 1
+            holder.slot = True
         elif self.has_room:
             self.count(1)
+            holder.slot = True
         else:
-            await self._wait()
-        semaphore = self._slots.semaphore
-        if semaphore is not None:
-            # One is free, so this does not suspend.
-            await semaphore.acquire()
+            holder.slot = waiter = asyncio.get_running_loop().create_future()
+            self.queue[waiter] = self._slots.waiting[self] = None
+            self.count(0, in_line=1)
 
-    async def _wait(self) -> None:
-        waiting = self._slots.waiting
-        waiter: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self.queue[waiter] = waiting[self] = None
-        try:
-            await waiter
-        except BaseException:
-            if waiter.done() and not waiter.cancelled():
-                # The slot was handed over before the cancellation came.
-                self.count(-1)
-                self._slots.hand_over()
-            else:
-                self.queue.pop(waiter, None)
-                if not self.queue:
-                    waiting.pop(self, None)
-            raise
+    def give_back(self, holder: Holder) -> None:
+        """Give a record's slot back, and hand it over if others wait; or give up its place in line."""
+        slots, slot = self._slots, holder.slot
+        holder.slot = None
+        if slot is None:
+            return
+        if slot is True or (slot.done() and not slot.cancelled()):
+            self.running -= 1
+            self._overall.running -= 1
+            if self._pool is not None:
+                self._pool.running -= 1
+            slots.released += 1
+            if slots.waiting:
+                slots.hand_over()
+        else:
+            self.queue.pop(slot, None)
+            self.count(0, in_line=-1)
+            if not self.queue:
+                slots.waiting.pop(self, None)
+        if slots.fetchers:
+            slots.wake_waiters()
 
-    def leave(self) -> None:
-        """Give the slot back, and hand it over if records wait."""
-        slots = self._slots
-        self.running -= 1
-        self._overall.running -= 1
-        if self._pool is not None:
-            self._pool.running -= 1
-        if slots.semaphore is not None:
-            slots.semaphore.release()
-        if slots.waiting:
-            slots.hand_over()
-
-    def count(self, more: int) -> None:
-        """Add to the number of slots that are taken."""
+    def count(self, more: int, *, in_line: int = 0) -> None:
+        """Add to the number of slots that are taken, and to that of the records that wait for one."""
         self.running += more
         self._overall.running += more
+        (self._pool or self._overall).in_line += in_line
         if self._pool is not None:
             self._pool.running += more
 
