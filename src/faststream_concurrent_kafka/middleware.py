@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextvars import ContextVar
 from types import MappingProxyType, TracebackType
 from typing import Annotated, Any, Self
 
@@ -11,7 +10,7 @@ from faststream.message import StreamMessage
 from typing_extensions import Unpack, override
 
 from faststream_concurrent_kafka._checks import check_integer
-from faststream_concurrent_kafka._record.record import NEVER, Record, current_record, records_in
+from faststream_concurrent_kafka._record.record import ATTEMPT_KEY, NEVER, Record, current_record, records_in
 from faststream_concurrent_kafka._record.topic_group import for_group, make_readable
 from faststream_concurrent_kafka._subscriber import discovery
 from faststream_concurrent_kafka._subscriber.first_record import InlineCall
@@ -35,13 +34,10 @@ __all__ = [
     "stop_concurrent_processing",
 ]
 
-# The key of the attempt's number (from 1) in FastStream's context.
-ATTEMPT_KEY = "kafka_attempt"
-_attempt: ContextVar[int] = ContextVar(ATTEMPT_KEY, default=1)
-
 
 async def _current_attempt() -> int:
-    return _attempt.get()
+    record = current_record.get()
+    return 1 if record is None else record.attempt
 
 
 # Not `Context()`: FastDepends looks that up in a worker thread, which takes longer than FastStream's whole pass.
@@ -105,10 +101,11 @@ class KafkaConcurrentProcessingMiddleware(discovery.Configured, BaseMiddleware):
         if record is not None and record.raw is self.msg:
             # The record's own task. Where a broker and its router both have the middleware, the outer one does this.
             if record.message is None:
-                record.message = msg
-                if record.source is not None and record.source.settings.handler_timeout_sec:
+                record.message, source = msg, record.source
+                if record.attempt > 1 or source is None:
+                    self._set_attempt(record)
+                if source is not None and source.settings.handler_timeout_sec:
                     return await self._limited(call_next, msg, record)
-                self._set_attempt(record)
             return await call_next(msg)
         subscriber = self.context.get_local("handler_")
         if subscriber is None:
@@ -163,24 +160,23 @@ class KafkaConcurrentProcessingMiddleware(discovery.Configured, BaseMiddleware):
             call.submit(handler, record)
         await call.turn(msg)
         token = current_record.set(call.record)
+        self._set_attempt(call.record)
         try:
             return await self._limited(call_next, msg, call.record)
         finally:
             current_record.reset(token)
 
     def _set_attempt(self, record: Record) -> None:
-        """Set the number of the attempt for the handler and for FastStream's log lines."""
-        _attempt.set(record.attempt)
+        """Set the attempt's number for the handler and, from the second attempt on, for FastStream's log lines."""
         self.context.set_local(ATTEMPT_KEY, record.attempt)
         log_context = self.context.get_local("log_context")
-        if log_context is not None:
+        if log_context is not None and record.attempt > 1:
             log_context["attempt"] = record.attempt
 
     async def _limited(
         self, call_next: Callable[[StreamMessage[Any]], Awaitable[Any]], msg: StreamMessage[Any], record: Record
     ) -> Any:
         """Call the handler, within its time limit if it has one."""
-        self._set_attempt(record)
         handler = KafkaConcurrentHandler.running()
         limit_sec = 0 if record.source is None else record.source.settings.handler_timeout_sec
         if handler is None or not limit_sec:

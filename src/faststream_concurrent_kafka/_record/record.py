@@ -307,6 +307,9 @@ def records_in(raw: Any) -> Sequence[Any]:
 # the other three a handler says that the record is done.
 _MEANS_DONE = (StopConsume, SystemExit, AckMessage, RejectMessage, SkipMessage)
 
+# The key of the attempt's number (from 1) in FastStream's context.
+ATTEMPT_KEY = "kafka_attempt"
+
 # The record whose task the running code belongs to. Tasks that a handler starts inherit it.
 current_record: contextvars.ContextVar[Record | None] = contextvars.ContextVar("current_record", default=None)
 

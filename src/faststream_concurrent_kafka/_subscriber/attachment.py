@@ -23,7 +23,7 @@ from faststream_concurrent_kafka._commit.admission import Admission
 from faststream_concurrent_kafka._partition.redelivery import Redeliverable
 from faststream_concurrent_kafka._record.dead_letter import DeadLetterPublisher, describe
 from faststream_concurrent_kafka._record.ordering import order_keys_of
-from faststream_concurrent_kafka._record.record import Record, current_record, records_in
+from faststream_concurrent_kafka._record.record import ATTEMPT_KEY, Record, current_record, records_in
 from faststream_concurrent_kafka._record.slots import Share
 from faststream_concurrent_kafka._record.topic_group import for_group
 from faststream_concurrent_kafka._subscriber.consumer import CommittedConsumer
@@ -202,7 +202,10 @@ class SubscriberAttachment:
             self._has_begun, self._unstarted_since = True, None
             # FastStream would handle records in the context of its loop; but not if a handler has started the
             # subscriber.
-            self.context = contextvars.copy_context() if current_record.get() is None else None
+            own = contextvars.copy_context() if current_record.get() is None else self.handler.background.context.copy()
+            # The middleware sets the number of later attempts.
+            own.run(subscribers.context_of(self.subscriber).set_local, ATTEMPT_KEY, 1)
+            self.context = own
         self._fetched += 1
         if self._fetched >= self._turns.passes_per_turn:
             # While records are buffered, neither FastStream's loop nor `getone` suspends.
