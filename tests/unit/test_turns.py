@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from faststream_concurrent_kafka._runtime.stack import suspended_at
-from faststream_concurrent_kafka._runtime.turns import BUDGET_SEC, Paced, Turns, clock_of
+from faststream_concurrent_kafka._runtime.turns import BUDGET_SEC, Turns, clock_of
+from faststream_concurrent_kafka._runtime.turns import paced as await_paced
 from faststream_concurrent_kafka.testing import run_virtual
 from tests.unit.world import play
 
@@ -193,7 +194,7 @@ async def plainly(_turns, coroutine):
 async def paced(turns, coroutine):
     waits = Waits()
     try:
-        return await Paced(turns, coroutine, waits)
+        return await await_paced(turns, coroutine, waits)
     finally:
         assert not waits.now
 

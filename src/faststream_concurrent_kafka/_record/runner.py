@@ -21,7 +21,7 @@ from faststream_concurrent_kafka._record.record import (
 from faststream_concurrent_kafka._record.slots import Slots
 from faststream_concurrent_kafka._record.state import READY, RUNNING
 from faststream_concurrent_kafka._runtime.background import Background
-from faststream_concurrent_kafka._runtime.turns import Paced, Turns
+from faststream_concurrent_kafka._runtime.turns import Turns, paced
 from faststream_concurrent_kafka.errors import brief
 from faststream_concurrent_kafka.settings import Settings
 
@@ -74,7 +74,7 @@ class Runner:
                     if record.attempt == 0 and record.is_passed_over:
                         break
                     record.begin()
-                    await Paced(self.turns, record.process(record.raw), record)
+                    await paced(self.turns, record.process(record.raw), record)
                 except BaseException as raised:  # noqa: BLE001 - FastStream has logged it; here its meaning is decided
                     error = raised
                 finally:

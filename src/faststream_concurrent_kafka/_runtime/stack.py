@@ -7,6 +7,8 @@ from pathlib import PurePath
 from types import FrameType
 from typing import Any
 
+from faststream_concurrent_kafka._runtime.turns import paced
+
 
 _MOST_FRAMES = 3
 
@@ -39,6 +41,10 @@ def frames_of(task: asyncio.Task[Any]) -> list[FrameType]:
     while awaited is not None:
         frame = _first(awaited, "cr_frame", "gi_frame")
         if isinstance(frame, FrameType):
+            if frame.f_code is paced.__code__:
+                # It yields what the coroutine yields.
+                awaited = frame.f_locals["coroutine"]
+                continue
             frames.append(frame)
         awaited = _first(awaited, "cr_await", "gi_yieldfrom")
     return frames

@@ -3,8 +3,9 @@
 import asyncio
 import contextvars
 import time
+import types
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Protocol
 
 
@@ -135,68 +136,44 @@ class Turns:
             self.resume_next()
 
 
-class Paced:
-    """Awaits a coroutine as `await` does, but puts its steps off while turns are used up.
+@types.coroutine
+def paced(turns: Turns, coroutine: Coroutine[Any, Any, Any], waiting: Waiting) -> Generator[Any, Any, Any]:
+    """Await a coroutine as `await` does, but put its steps off while turns are used up.
 
-    Steps are resumed in the order in which they were put off. A cancellation is never put off.
+    Steps are resumed in the order in which they were put off. A cancellation is never put off. A generator, because it
+    is resumed for each step, and an object with `__next__` costs twice as much.
     """
-
-    __slots__ = ("_put_off", "_send", "_turns", "_waiting", "cr_await")
-
-    def __init__(self, turns: Turns, coroutine: Coroutine[Any, Any, Any], waiting: Waiting) -> None:
-        self._turns = turns
-        self._waiting = waiting
-        self._put_off: Iterator[Any] | None = None
-        self._send = coroutine.send
-        # The name that a coroutine has for what it awaits, by which the stack of a task is followed.
-        self.cr_await = coroutine
-
-    def __await__(self) -> Iterator[Any]:
-        """Return this iterator: the task resumes it by `__next__`."""
-        return self
-
-    def __iter__(self) -> Iterator[Any]:
-        """Return itself."""
-        return self
-
-    def __next__(self) -> Any:
-        """Run to the next future that the coroutine awaits; while it is put off, return a future of `Turns`."""
-        turns = self._turns
-        if self._put_off is not None:
-            if turns.is_used_up:
-                self._put_off = iter(turns.put_off(again=True))
-                return next(self._put_off)
-            self._go_on()
-        elif turns.is_closed:
-            self._waiting.begin_to_wait()
-            self._put_off = iter(turns.put_off())
-            return next(self._put_off)
+    step: Callable[[Any], Any] = coroutine.send
+    argument: Any = None
+    while True:
+        if turns.is_closed and argument is None:
+            waiting.begin_to_wait()
+            try:
+                yield from turns.put_off()
+                while turns.is_used_up:
+                    yield from turns.put_off(again=True)
+            except BaseException as error:  # noqa: BLE001 - the coroutine decides
+                step, argument = coroutine.throw, error
+            finally:
+                waiting.go_on()
         clock = turns.clock
         began = clock()
         try:
-            return self._send(None)
+            awaited = step(argument)  # ty: ignore[no-matching-overload] - either, with what it takes
+        except StopIteration as end:
+            return end.value
         finally:
+            # An exception refers to this frame.
+            argument = None
             took = clock() - began
             if took >= _WORTH_COUNTING_SEC:
                 turns.spend(took)
             if turns.is_closed:
                 turns.resume_next()
-
-    def throw(self, error: Any, value: Any = None, traceback: Any = None) -> Any:
-        """Raise an error in the coroutine, at its await."""
-        if self._put_off is not None:
-            self._go_on()
-            self._turns.resume_next()
-        error = error if value is None else value
-        return self.cr_await.throw(error if traceback is None else error.with_traceback(traceback))
-
-    def close(self) -> None:
-        """Close the coroutine."""
-        if self._put_off is not None:
-            self._go_on()
-            self._turns.resume_next()
-        self.cr_await.close()
-
-    def _go_on(self) -> None:
-        self._put_off = None
-        self._waiting.go_on()
+        try:
+            yield awaited
+        except BaseException as error:  # noqa: BLE001 - the coroutine decides
+            step, argument = coroutine.throw, error
+        else:
+            step = coroutine.send
+        awaited = None
