@@ -194,7 +194,8 @@ class KafkaBatchCommitter:
             CommitterIsDeadError: the main task has died or was never spawned.
 
         """
-        self._check_alive()
+        if not self.is_alive:
+            raise self._death()
         loop = admission.loop = self._loops.get(consumer) or self._loop_of(consumer)
         admission.admitted_at = self._loop.time()
         partitions = loop.offsets.partitions
@@ -300,7 +301,8 @@ class KafkaBatchCommitter:
             CommitterIsDeadError: the main task has died or was never spawned.
 
         """
-        self._check_alive()
+        if not self.is_alive:
+            raise self._death()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=flush_timeout_sec)
             # The tasks' callbacks, which mark the records as finished, may run only in the next turn of the event loop.
@@ -308,6 +310,7 @@ class KafkaBatchCommitter:
         flushes = (self.flush(consumer, timeout_sec=COMMIT_REQUEST_TIMEOUT_SEC) for consumer in list(self._loops))
         await asyncio.gather(*flushes)
 
-    def _check_alive(self) -> None:
-        if not self.is_alive:
-            raise CommitterIsDeadError("the committer's main task is not running") from self._fatal
+    def _death(self) -> CommitterIsDeadError:
+        error = CommitterIsDeadError("the committer's main task is not running")
+        error.__cause__ = self._fatal
+        return error

@@ -37,7 +37,13 @@ from faststream_concurrent_kafka._upstream.consumers import (
     rebalance_timeout_sec,
 )
 from faststream_concurrent_kafka._upstream.messages import is_unreadable, narrow_batch
-from faststream_concurrent_kafka._upstream.subscribers import in_hand, logs_failures, make_producer, replace_loop
+from faststream_concurrent_kafka._upstream.subscribers import (
+    in_hand,
+    logs_failures,
+    make_producer,
+    plain_fetch,
+    replace_loop,
+)
 from faststream_concurrent_kafka._upstream.tasks import awaiting
 
 
@@ -498,3 +504,19 @@ def test_faststreams_logger_is_found(logger):
     subscriber = broker.subscriber("topic")
     broker._setup_logger()
     assert logs_failures(subscriber, ValueError()) == (logger is not None)
+
+
+async def test_the_fetch_of_a_subscriber_without_batches_is_that_of_its_consumer():
+    """Nothing else is done by FastStream's `get_msg`, so that it need not be called."""
+
+    class Consumer:
+        async def getone(self):
+            return "a record"
+
+    consumer: Any = Consumer()
+    subscriber: Any = KafkaBroker().subscriber("topic")
+    assert await subscriber.get_msg(consumer) == await plain_fetch(subscriber.get_msg)(consumer) == "a record"
+    batches = KafkaBroker().subscriber("topic", batch=True)
+    assert plain_fetch(batches.get_msg) == batches.get_msg
+    subscriber.get_msg = consumer.getone
+    assert plain_fetch(subscriber.get_msg) == subscriber.get_msg

@@ -65,12 +65,6 @@ class Admission:
         """Whether its epoch is over, so that its offset can't be committed any more."""
         return self.ledger.closed
 
-    @property
-    def is_passed_over(self) -> bool:
-        """Whether an earlier record of its partition was left undone, so that this one is delivered again anyway."""
-        stopped_at = self.ledger.stopped_at
-        return stopped_at is not None and stopped_at < self.offset
-
     @override
     def __repr__(self) -> str:
         topic, partition = self.topic_partition

@@ -161,11 +161,10 @@ class Record:
         "wakes_at",
     )
 
-    def __init__(  # noqa: PLR0913 - what a task works on
+    def __init__(  # noqa: PLR0913, PLR0917 - what a task works on
         self,
         raw: Any,
         process: Callable[[Any], Coroutine[Any, Any, Any]],
-        *,
         source: RecordSource | None = None,
         admissions: Sequence[Admission] = (),
         order_keys: Sequence[Hashable] = (),
@@ -256,8 +255,9 @@ class Record:
     @property
     def is_passed_over(self) -> bool:
         """Whether an earlier record of its partition was left undone, so that it will be delivered again anyway."""
-        for admission in self.admissions:  # noqa: SIM110 - once per record, and half the cost of any()
-            if admission.is_passed_over:
+        for admission in self.admissions:
+            stopped_at = admission.ledger.stopped_at
+            if stopped_at is not None and stopped_at < admission.offset:
                 return True
         return False
 

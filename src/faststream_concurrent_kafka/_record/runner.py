@@ -60,14 +60,14 @@ class Runner:
         record.task = self._background.create_task(self._own(record), name="kafka-record", context=record.context)
 
     async def _own(self, record: Record) -> None:
-        # An eager task factory starts this before `create_task` returns, so before `_start` sets it.
-        record.task = asyncio.current_task()
+        if record.task is None:
+            # An eager task factory starts this before `create_task` returns, so before `_start` sets it.
+            record.task = asyncio.current_task()
         current_record.set(record)
         share = record.share
-        outcome = _NOT_DONE
+        outcome, error = _NOT_DONE, None
         try:
             while True:
-                outcome, error = _NOT_DONE, None
                 if record.slot is not True and record.slot is not None:
                     await record.slot
                 try:
@@ -90,6 +90,7 @@ class Runner:
                     outcome = await self._deal_with(record, outcome, error)
                 if outcome is not Outcome.AGAIN or record.state is not READY:
                     break
+                outcome, error = _NOT_DONE, None
         except asyncio.CancelledError:
             # Cancelled while it waited for its slot, its next attempt or its dead letter.
             outcome = Outcome.NOT_DONE

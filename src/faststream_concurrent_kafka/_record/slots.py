@@ -45,14 +45,10 @@ class Pool:
         inner = sum(min(each.in_line, int(each.limit) - each.running) for each in self.pools.values())
         return self.running + self.in_line + inner
 
-    def is_full_for(self, reserved: int) -> bool:
-        """Whether a subscriber must not fetch that has this many records which hold a slot or wait for one.
-
-        It may always fetch up to its part, so that it has a record waiting when a slot becomes free.
-        """
+    @property
+    def is_full(self) -> bool:
+        """Whether a subscriber must not fetch beyond its part."""
         most = self.most_reserved
-        if reserved * len(self.active) < most:
-            return False
         free = most - self.reserved
         return free <= 0 or free <= self._left_for_others(most, [each for each in self.active if not each.reserved])
 
@@ -86,7 +82,7 @@ class Slots:
         self.fetchers: list[asyncio.Future[Any]] = []
         self.unshared: Share = self.share()
         self.released = 0
-        """How many slots were given back so far; while this does not change, no pass ends."""
+        """How many slots were given back while others waited; while this does not change, no pass ends."""
 
     @property
     def reserved(self) -> int:
@@ -142,8 +138,7 @@ class Slots:
             if not waiter.done():
                 self._turns += 1
                 share.turn = self._turns
-                share.count(1, in_line=-1)
-                waiter.set_result(None)
+                share.hand_over(waiter)
                 self.wake_waiters()
                 return True
         return False
@@ -152,12 +147,12 @@ class Slots:
 class Share:
     """One subscriber's share of the slots."""
 
-    __slots__ = ("_overall", "_pool", "_slots", "queue", "running", "seen", "turn")
+    __slots__ = ("_pools", "_slots", "queue", "running", "seen", "turn")
 
     def __init__(self, slots: Slots, pool: Pool | None) -> None:
         self._slots = slots
-        self._overall = slots.overall
-        self._pool = pool
+        # That of all subscribers, then its own.
+        self._pools: tuple[Pool, ...] = (slots.overall,) if pool is None else (slots.overall, pool)
         self.running: int = 0
         # The tick of its last record, and the turn at which it was last given a slot.
         self.seen: int = -1
@@ -171,65 +166,65 @@ class Share:
 
     @property
     def is_full(self) -> bool:
-        """Whether the subscriber must not fetch."""
-        reserved, pool = self.running + len(self.queue), self._pool
-        return self._overall.is_full_for(reserved) or (pool is not None and pool.is_full_for(reserved))
+        """Whether the subscriber must not fetch.
+
+        It may always fetch up to its part, so that it has a record waiting when a slot becomes free.
+        """
+        reserved = self.running + len(self.queue)
+        for pool in self._pools:  # noqa: SIM110 - for each record, and half the cost of any()
+            if reserved * len(pool.active) >= pool.most_reserved and pool.is_full:
+                return True
+        return False
 
     @property
     def has_room(self) -> bool:
         """Whether there is a slot for one of its records."""
-        return self._overall.has_room_for(self) and (self._pool is None or self._pool.has_room_for(self))
+        return all(pool.has_room_for(self) for pool in self._pools)
 
     def take(self, holder: Holder) -> None:
         """Take a slot for a record, or a place in line for one."""
-        overall, pool = self._overall, self._pool
+        pools = self._pools
         if self.seen != self._slots.ticks:
             self.seen = self._slots.ticks
-            overall.active[self] = None
-            if pool is not None:
+            for pool in pools:
                 pool.active[self] = None
-        if pool is None and len(overall.active) == 1 and overall.running < overall.limit:
-            # The only active subscriber, as in most applications.
-            self.running += 1
-            overall.running += 1
-            holder.slot = True
-        elif self.has_room:
-            self.count(1)
-            holder.slot = True
-        else:
-            holder.slot = waiter = asyncio.get_running_loop().create_future()
-            self.queue[waiter] = self._slots.waiting[self] = None
-            self.count(0, in_line=1)
+        for pool in pools:
+            # Where more slots are free than subscribers are active, there is room for any of them.
+            if pool.limit - pool.running <= len(pool.active) and not pool.has_room_for(self):
+                holder.slot = waiter = asyncio.get_running_loop().create_future()
+                self.queue[waiter] = self._slots.waiting[self] = None
+                pools[-1].in_line += 1
+                return
+        self.running += 1
+        for pool in pools:
+            pool.running += 1
+        holder.slot = True
 
     def give_back(self, holder: Holder) -> None:
         """Give a record's slot back, and hand it over if others wait; or give up its place in line."""
         slots, slot = self._slots, holder.slot
         holder.slot = None
-        if slot is None:
-            return
-        if slot is True or (slot.done() and not slot.cancelled()):
+        if slot is True or (slot is not None and slot.done() and not slot.cancelled()):
             self.running -= 1
-            self._overall.running -= 1
-            if self._pool is not None:
-                self._pool.running -= 1
-            slots.released += 1
-            if slots.waiting:
-                slots.hand_over()
-        else:
+            for pool in self._pools:
+                pool.running -= 1
+        elif slot is not None:
             self.queue.pop(slot, None)
-            self.count(0, in_line=-1)
+            self._pools[-1].in_line -= 1
             if not self.queue:
                 slots.waiting.pop(self, None)
-        if slots.fetchers:
+        if slots.waiting or slots.fetchers:
+            slots.released += 1
+            slots.hand_over()
             slots.wake_waiters()
 
-    def count(self, more: int, *, in_line: int = 0) -> None:
-        """Add to the number of slots that are taken, and to that of the records that wait for one."""
-        self.running += more
-        self._overall.running += more
-        (self._pool or self._overall).in_line += in_line
-        if self._pool is not None:
-            self._pool.running += more
+    def hand_over(self, waiter: asyncio.Future[None]) -> None:
+        """Give a slot to a record that waits."""
+        self._pools[-1].in_line -= 1
+        self.running += 1
+        for pool in self._pools:
+            pool.running += 1
+        waiter.set_result(None)
 
 
 def _resolve(waiter: asyncio.Future[Any]) -> None:

@@ -29,10 +29,7 @@ class Background:
         """Create a task in a copy of the context, or of the given one."""
         # Not by `create_task(context=...)`, which not every task factory supports. A copy, because an eager task may
         # call this again before `run` returns, and a context can't be entered twice.
-        return (self.context if context is None else context).copy().run(self._create, work, name)
-
-    def _create(self, work: Coroutine[Any, Any, Any], name: str | None) -> asyncio.Task[Any]:
-        return self._loop.create_task(work, name=name)
+        return (self.context if context is None else context).copy().run(self._loop.create_task, work, name=name)
 
     def start_helper(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run a coroutine in a task that is kept alive and whose failure is logged."""

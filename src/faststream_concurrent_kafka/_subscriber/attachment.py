@@ -61,6 +61,7 @@ class SubscriberAttachment:
         self.in_flight = 0
         self.context: contextvars.Context | None = None
         self._slots = handler.slots
+        self._records = handler.records
         self._committer = handler.committer
         self.consumer: Any = None
         # The pass that FastStream's loop was making when this was attached, until that pass is over.
@@ -97,7 +98,7 @@ class SubscriberAttachment:
             subscriber,
             {"get_msg": self.get_msg, "consume_one": self.consume_one, "start": self.start, "stop": self.stop},
         )
-        self._original_get_msg = self._replaced["get_msg"]
+        self._original_get_msg = subscribers.plain_fetch(self._replaced["get_msg"])
         subscribers.watch_consumers(subscriber, self._adopt)
         if subscribers.is_real(subscriber):
             consumer = subscriber.consumer
@@ -289,9 +290,8 @@ class SubscriberAttachment:
 
     def _handle(self, raw: Any, admissions: Sequence[Admission], delivered: Any) -> None:
         order_keys = () if self.settings.ordering == "unordered" else self.order_keys_of(raw)
-        self.handler.runner.submit(
-            Record(raw, self.process, source=self, admissions=admissions, order_keys=order_keys, delivered=delivered)
-        )
+        # By place: for each record, names cost as much as the rest of the call.
+        self._records.enter(Record(raw, self.process, self, admissions, order_keys, delivered))
 
     def order_keys_of(self, raw: Any) -> Sequence[Hashable]:
         """Return the order keys of a record or batch of this subscriber."""

@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 import functools
 import logging
+import operator
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-from faststream.kafka.subscriber.usecase import LogicSubscriber
+from faststream.kafka.subscriber.usecase import DefaultSubscriber, LogicSubscriber
 
 from faststream_concurrent_kafka._runtime.stack import frames_of
 from faststream_concurrent_kafka._upstream.messages import frames_of_error
@@ -17,6 +18,7 @@ from faststream_concurrent_kafka._upstream.messages import frames_of_error
 
 # The function that makes a pass over a record.
 _PASS = LogicSubscriber.process_message.__code__
+_GETONE: Callable[[Any], Awaitable[Any]] = operator.methodcaller("getone")
 # The function in which FastStream logs the end of a pass.
 _LOGS = ("faststream.middlewares.logging", "__aexit__")
 # The time limit of one attempt to publish: long enough for a busy broker, short enough to report a problem soon.
@@ -74,6 +76,12 @@ class ReplacedMethods:
                 delattr(subscriber, name)
                 if getattr(subscriber, name) != self._originals[name]:
                     setattr(subscriber, name, self._originals[name])
+
+
+def plain_fetch(get_msg: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
+    """Return what FastStream's `get_msg` of a subscriber without batches calls, or `get_msg` if it is another one."""
+    is_plain = getattr(get_msg, "__func__", None) is DefaultSubscriber.get_msg
+    return _GETONE if is_plain else get_msg
 
 
 def skip_wait_for_records(subscriber: LogicSubscriber[Any]) -> None:
