@@ -14,6 +14,8 @@ OUTAGE_SEC = 20
 # A killed broker can register again only when its old registration has expired.
 COMES_BACK_IN_SEC = 7
 WINDOW = 100
+# Many more than are handled before the outage and while nothing is committed.
+RECORDS = 1_500
 
 
 async def _killed(server, gone):
@@ -39,7 +41,7 @@ async def test_the_only_broker_is_gone_for_20_s(own_kafka, new_topic, outage):
     topic = await new_topic(2, bootstrap=server.bootstrap_servers)
     broker = broker_at(server.bootstrap_servers)
     seen = Busy().subscribe(broker, topic)
-    await cluster.send(topic, range(5000))
+    await cluster.send(topic, range(RECORDS))
     settings = {"commit_batch_timeout_sec": 0.1, "commit_failure_timeout_sec": 5, "max_uncommitted_tasks": WINDOW}
     async with serving(broker, concurrency_limit=20, **settings) as app, Watch.over(app) as watch:
         await seen.until(300)
@@ -49,10 +51,10 @@ async def test_the_only_broker_is_gone_for_20_s(own_kafka, new_topic, outage):
         assert gone.seconds > OUTAGE_SEC - COMES_BACK_IN_SEC
         assert gone.share < 0.3
         assert any("no commit has succeeded" in problem for problem in watch.problems)
-        assert len(seen.values) < 5000, "records were still to come when the broker went"
+        assert len(seen.values) < RECORDS, "records were still to come when the broker went"
         await wait_until(lambda: is_kafka_handler_healthy(app.context), 20, "green again")
-        await cluster.send(topic, range(5000, 5100))
-        await seen.until_all_of(range(5100))
+        await cluster.send(topic, range(RECORDS, RECORDS + 100))
+        await seen.until_all_of(range(RECORDS + 100))
         await until_all_committed(cluster, topic)
         assert watch.largest_window <= WINDOW
     assert not seen.repeated

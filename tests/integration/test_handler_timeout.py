@@ -36,7 +36,7 @@ from tests.integration.helpers import (
 from tests.integration.letters import read, reasons
 
 
-LIMIT_SEC = 0.2
+LIMIT_SEC = 0.5
 LIMITED: dict[str, Any] = {"handler_timeout_sec": LIMIT_SEC, "commit_batch_timeout_sec": 0.05}
 
 
