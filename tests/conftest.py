@@ -10,7 +10,16 @@ from hypothesis import settings
 
 from testkit.brokers import ApacheKafka, choose_broker, create_topic
 from testkit.brokers.apache import java_and_maven_answer
-from tests.running import SLOW_SEC, Scheduling, SharedKafka, in_order, shared_kafka, slow_without_reason, turn
+from tests.running import (
+    SLOW_SEC,
+    Scheduling,
+    SharedKafka,
+    in_order,
+    shared_kafka,
+    slow_without_reason,
+    start_shared_kafka,
+    turn,
+)
 
 
 # CI runs the same examples every time, `just test` (--hypothesis-profile=thorough) as many random ones, and a bare
@@ -59,6 +68,11 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker("integration")
     if _is_worker(config):
         items[:] = in_order(items)
+
+
+def pytest_collection_finish(session):
+    if _is_worker(session.config) and any("kafka" in item.fixturenames for item in session.items):
+        start_shared_kafka(session.config.workerinput["kafka"])
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # the time limit of a test begins with its turn

@@ -1,9 +1,10 @@
 """Which tests the workers of pytest-xdist may run at the same time, in which order, and which take too long."""
 
+import enum
 import fcntl
 import threading
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Client, Listener
 
 from typing_extensions import override
@@ -22,6 +23,7 @@ _WHOLE_FILES = (
     "tests/stop/test_deadline.py",
 )
 _SIMULATION = "tests/simulation/"
+_FIRST = 8
 
 
 class Scheduling(LoadScopeScheduling):
@@ -44,19 +46,21 @@ def in_order(items):
     """Return tests in the order in which workers take them: long ones first, those that run alone last.
 
     A long test that begins last would keep one worker busy after the others have ended; one that runs alone waits at
-    the end for few others. The simulation, which only computes, is spread over the tests that wait for a broker.
+    the end for few others. The simulation only computes: some of it fills the time in which the broker starts, and the
+    rest is spread over the tests that wait for a broker.
     """
     marked = {
         name: {scope_of(item.nodeid) for item in items if item.get_closest_marker(name)} for name in ("alone", "slow")
     }
     computing = [item.nodeid for item in items if item.nodeid.startswith(_SIMULATION)]
     waiting = [item.nodeid for item in items if item.get_closest_marker("integration")]
+    first = {nodeid for nodeid in computing[:_FIRST] if nodeid not in marked["slow"]}
     places = {nodeid: place / len(group) for group in (computing, waiting) for place, nodeid in enumerate(group)}
 
     def rank(item):
         scope = scope_of(item.nodeid)
-        is_one_of_many = scope == item.nodeid
-        return scope in marked["alone"], scope not in marked["slow"], is_one_of_many, places.get(item.nodeid, 1.0)
+        group = 0 if scope in first else 1 if scope in marked["slow"] else 2 if scope != item.nodeid else 3
+        return scope in marked["alone"], group, places.get(item.nodeid, 1.0)
 
     return sorted(items, key=rank)
 
@@ -74,6 +78,16 @@ def turn(folder, *, is_alone):
         if not is_alone:
             fcntl.flock(gate, fcntl.LOCK_UN)
         yield
+
+
+class Ask(enum.Enum):
+    """What a worker asks of the process that has started it."""
+
+    START = enum.auto()
+    """To start the broker of the run, without an answer."""
+    WHERE = enum.auto()
+    """Where the broker is, once it runs."""
+    STOP = enum.auto()
 
 
 class SharedKafka:
@@ -98,10 +112,12 @@ class SharedKafka:
         try:
             while True:
                 with self._listener.accept() as asking:
-                    if not asking.recv():
+                    asked = asking.recv()
+                    if asked is Ask.STOP:
                         break
                     answer = answer or self._start()
-                    asking.send(answer)
+                    if asked is Ask.WHERE:
+                        asking.send(answer)
         finally:
             self._listener.close()
             self._server.stop()
@@ -115,23 +131,29 @@ class SharedKafka:
 
     def stop(self):
         """End it."""
-        _ask(self.address, wants_kafka=False)
+        with suppress(OSError):  # it has ended by itself
+            _ask(self.address, Ask.STOP)
         self._thread.join()
+
+
+def start_shared_kafka(address):
+    """Have the broker of the run start, in a worker, and do not wait for it."""
+    _ask(address, Ask.START)
 
 
 def shared_kafka(address):
     """Return the broker of the run, in a worker; raise BrokerError if it did not start."""
-    answer = _ask(address, wants_kafka=True)
+    answer = _ask(address, Ask.WHERE)
     if isinstance(answer, str):
         raise BrokerError(answer)
     servers, is_full = answer
     return External(servers, full=is_full)
 
 
-def _ask(address, *, wants_kafka):
+def _ask(address, what):
     with Client(address) as connection:
-        connection.send(wants_kafka)
-        return connection.recv() if wants_kafka else None
+        connection.send(what)
+        return connection.recv() if what is Ask.WHERE else None
 
 
 def slow_without_reason(reports):

@@ -8,7 +8,7 @@ import pytest
 from typing_extensions import override
 
 from testkit.brokers import BrokerError, External
-from tests.running import SharedKafka, in_order, scope_of, shared_kafka, slow_without_reason, turn
+from tests.running import SharedKafka, in_order, scope_of, shared_kafka, slow_without_reason, start_shared_kafka, turn
 
 
 async def test_a_test_that_is_alone_waits_for_the_others_and_lets_none_begin(tmp_path):
@@ -76,13 +76,15 @@ def test_what_takes_long_begins_first_and_what_runs_alone_last():
     ]
 
 
-def test_the_simulation_is_spread_over_the_tests_that_wait_for_a_broker():
+def test_the_simulation_fills_the_first_seconds_and_is_spread_over_the_tests_that_wait_for_a_broker():
     """One of two cores computes while the other tests wait."""
-    simulated = [Marked(f"tests/simulation/test_it.py::test_{number}") for number in range(2)]
-    waiting = [Marked(f"tests/stop/test_it.py::test_{number}", "integration") for number in range(4)]
-    others = [Marked("tests/unit/test_it.py::test")]
-    order = [simulated[0], *waiting[:2], simulated[1], *waiting[2:], *others]
-    assert in_order([*others, *simulated, *waiting]) == order
+    simulated = [Marked(f"tests/simulation/test_it.py::test_{number}") for number in range(12)]
+    waiting = [Marked(f"tests/stop/test_it.py::test_{number}", "integration") for number in range(24)]
+    slow, other = Marked("tests/stop/test_it.py::test", "slow"), Marked("tests/unit/test_it.py::test")
+    order = in_order([other, *simulated, *waiting, slow])
+    assert order[:9] == [*simulated[:8], slow]
+    assert [order.index(each) for each in simulated[8:]] == [25, 28, 31, 34]
+    assert [each for each in order[9:] if each not in simulated] == [*waiting, other]
 
 
 def test_a_test_that_took_long_is_reported_unless_it_says_why():
@@ -123,6 +125,7 @@ def test_the_workers_of_a_run_share_a_broker_which_starts_when_the_first_asks_fo
     server = Counting()
     shared = SharedKafka(server)
     assert server.starts == 0
+    start_shared_kafka(shared.address)
     for _ in range(2):
         found = shared_kafka(shared.address)
         assert (found.bootstrap_servers, found.full) == (["there:9092"], False)
