@@ -244,7 +244,7 @@ class KafkaConcurrentHandler:
             await self._stop_sources()
             # The records of `handle_task`.
             await self.records.drain(lambda record: record.source is None, timeout_sec=deadline - self.now())
-            await self.records.cancel(lambda _: True)
+            await self.runner.cancel(lambda _: True)
             await self.committer.close()
         finally:
             if self._observer is not None:
@@ -401,7 +401,7 @@ class KafkaConcurrentHandler:
             return
         for record in self.records.matching(lambda each: each.task is not None and each.task.done()):
             # Other code has cancelled the task before its first step, so its `finally` never ran.
-            self.records.leave(record, Outcome.NOT_DONE)
+            self.runner.leave(record, Outcome.NOT_DONE)
         for source in self.sources:
             source.sample()
         self.committer.renew()

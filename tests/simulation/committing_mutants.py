@@ -15,6 +15,7 @@ from faststream_concurrent_kafka._partition.redelivery import Earlier, Redeliver
 from faststream_concurrent_kafka._partition.state import Partition
 from faststream_concurrent_kafka._record.in_flight import InFlight
 from faststream_concurrent_kafka._record.record import Record
+from faststream_concurrent_kafka._record.runner import Runner
 from faststream_concurrent_kafka._subscriber.attachment import SubscriberAttachment
 from faststream_concurrent_kafka._subscriber.consumer import CommittedConsumer
 from faststream_concurrent_kafka._subscriber.positions import Positions
@@ -134,12 +135,12 @@ def commits_are_never_released(patch: pytest.MonkeyPatch) -> None:
 
 @mutant("no record begins in a revoked partition")
 def waiting_records_are_not_dropped(patch: pytest.MonkeyPatch) -> None:
-    cancel = InFlight.cancel
+    cancel = Runner.cancel
 
     async def cancel_running(self: Any, belongs: Any) -> Any:
         return await cancel(self, lambda record: belongs(record) and not record.is_idle)
 
-    patch.setattr(InFlight, "cancel", cancel_running)
+    patch.setattr(Runner, "cancel", cancel_running)
 
 
 # Needs a stop or another rebalance, and a handler that outlasts the one before and fails: one seed in a thousand.

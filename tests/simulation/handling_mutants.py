@@ -11,6 +11,7 @@ from faststream_concurrent_kafka._record import ordering
 from faststream_concurrent_kafka._record.failure import Failures
 from faststream_concurrent_kafka._record.in_flight import InFlight
 from faststream_concurrent_kafka._record.record import Outcome, Record
+from faststream_concurrent_kafka._record.runner import Runner
 from faststream_concurrent_kafka._record.slots import Share, Slots
 from faststream_concurrent_kafka._record.time_limit import TimeLimits
 from faststream_concurrent_kafka._runtime import turns
@@ -40,7 +41,7 @@ def a_retry_leaves_its_order(patch: pytest.MonkeyPatch) -> None:
         if handler is not None:
             taken, record.order_keys = record.order_keys, ()
             for successor in handler.records._queues.leave(taken):
-                handler.records._start(successor)
+                handler.runner._start(successor)
         await wait(self, record, delay_sec)
 
     patch.setattr(Failures, "_wait", leave_and_wait)
@@ -95,8 +96,8 @@ def failures_count_as_done(patch: pytest.MonkeyPatch) -> None:
 
 @mutant("committed <= first unfinished")
 def cancelled_records_count_as_done(patch: pytest.MonkeyPatch) -> None:
-    settle = InFlight._settle
-    patch.setattr(InFlight, "_settle", lambda self, record, _outcome: settle(self, record, Outcome.DONE))
+    settle = Runner._settle
+    patch.setattr(Runner, "_settle", lambda self, record, _outcome: settle(self, record, Outcome.DONE))
 
 
 @mutant("attempts", "handled once", "everything is committed in the end")
@@ -138,7 +139,7 @@ def stop_neither_drains_nor_cancels(patch: pytest.MonkeyPatch) -> None:
         return []
 
     patch.setattr(InFlight, "drain", drain)
-    patch.setattr(InFlight, "cancel", cancel)
+    patch.setattr(Runner, "cancel", cancel)
 
 
 @mutant("no task is left")

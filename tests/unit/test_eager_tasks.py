@@ -119,7 +119,7 @@ def test_failures_are_dealt_with_and_drains_and_cancellations_hold(factory, then
         await asyncio.sleep(1)
         assert (len(world.source.halts), len(world.source.dead_letters)) == ((1, 0) if then == "halt" else (0, 1))
         assert not await world.handler.records.drain(lambda _: True, timeout_sec=2)
-        assert await world.handler.records.cancel(lambda _: True) == [hanging]
+        assert await world.handler.runner.cancel(lambda _: True) == [hanging]
         assert hanging.task.done()
         assert world.source.in_flight == world.handler.slots.reserved == len(world.handler.records) == 0
         assert await world.handler.records.drain(lambda _: True, timeout_sec=2)

@@ -95,7 +95,7 @@ def test_a_record_that_is_cancelled_is_left_undone_and_no_record_overtakes_it(wh
         assert begun == ([] if where == "its slot" else [0])
         assert not any(successor.task for successor in successors)
         if who == "the handler":
-            assert await world.handler.records.cancel(lambda each: each is record) == [record]
+            assert await world.handler.runner.cancel(lambda each: each is record) == [record]
         else:
             record.task.cancel()
         await asyncio.wait({record.task})
@@ -129,7 +129,7 @@ def test_a_record_that_waits_in_its_lane_can_be_cancelled():
     async def scenario(world):
         first, second, third = [world.deliver(process, key=b"a") for _ in range(3)]
         await asyncio.sleep(1)
-        assert await world.handler.records.cancel(lambda each: each is second) == [second]
+        assert await world.handler.runner.cancel(lambda each: each is second) == [second]
         assert set(world.handler.records) == {first, third}
         await world.until(lambda: len(world.handler.records) == 0)
         assert begun == [0]
@@ -156,7 +156,7 @@ def test_a_failing_record_can_be_cancelled_at_every_step(who, step):
             await asyncio.sleep(0)
         ended = record.task.done()
         if who == "the handler":
-            await world.handler.records.cancel(lambda each: each is record)
+            await world.handler.runner.cancel(lambda each: each is record)
         else:
             record.task.cancel()
         await asyncio.wait({record.task})

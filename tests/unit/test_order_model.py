@@ -163,7 +163,7 @@ def test_a_stop_commits_what_is_done_and_leaves_the_rest_in_order(options, scrip
         began = group.world.handler.now()
         drained = await group.world.handler.records.drain(lambda _: True, timeout_sec=timeout_sec)
         assert drained == (len(group.world.handler.records) == 0)
-        await group.world.handler.records.cancel(lambda _: True)
+        await group.world.handler.runner.cancel(lambda _: True)
         assert group.world.handler.now() - began <= timeout_sec + 0.01
         group.check_passes_since(began, began + timeout_sec)
         assert len(group.world.handler.records) == 0

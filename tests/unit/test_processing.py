@@ -139,10 +139,10 @@ def test_a_record_can_be_cancelled_at_every_await(step):
         record = world.handle(slow)
         for _ in range(step):
             await asyncio.sleep(0)
-        await world.handler.records.cancel(lambda each: each is record)
+        await world.handler.runner.cancel(lambda each: each is record)
         assert record.task.done()
         if blocker is not None:
-            await world.handler.records.cancel(lambda each: each is blocker)
+            await world.handler.runner.cancel(lambda each: each is blocker)
         assert len(world.handler.records) == 0
         assert not world.handler.slots.is_full
         assert await world.committed() == 0
@@ -166,7 +166,7 @@ def test_a_handler_that_reacts_to_its_cancellation_is_not_done(reaction):
     async def scenario(world):
         record = world.handle(process)
         await asyncio.sleep(1)
-        assert await world.handler.records.cancel(lambda _: True) == [record]
+        assert await world.handler.runner.cancel(lambda _: True) == [record]
         assert record.task.done()
         assert await world.committed() == 0
 
@@ -188,7 +188,7 @@ def test_a_handler_that_swallows_its_cancellation_is_named_and_given_up(caplog):
         record = world.handle(process)
         await asyncio.sleep(1)
         began = world.handler.now()
-        await world.handler.records.cancel(lambda _: True)
+        await world.handler.runner.cancel(lambda _: True)
         assert world.handler.now() - began <= 1.3
         assert "goes on: orders[0]@0" in caplog.text
         assert len(world.handler.records) == 0

@@ -363,7 +363,7 @@ def test_a_stop_ends_what_was_put_off():
 
         records = [world.handle(process) for _ in range(5)]
         await asyncio.sleep(0)
-        await world.handler.records.cancel(lambda _: True)
+        await world.handler.runner.cancel(lambda _: True)
         assert len(world.handler.records) == 0
         assert all(record.task.done() for record in records)
         assert await world.committed() == 0

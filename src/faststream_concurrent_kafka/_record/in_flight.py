@@ -1,41 +1,25 @@
-"""The records in flight: each is started when its order allows, and settled once; `drain` waits for them."""
+"""The records in flight: which of them may start, and which are settled; `drain` waits for them."""
 
 import asyncio
 import contextlib
-import logging
-from collections import deque
 from collections.abc import Callable, Collection, Iterator
 
-from faststream_concurrent_kafka._commit.admission import Admission
 from faststream_concurrent_kafka._record.ordering import OrderQueues
-from faststream_concurrent_kafka._record.record import Outcome, Record
-from faststream_concurrent_kafka._record.state import BACKOFF, ENDED, QUEUED
+from faststream_concurrent_kafka._record.record import Record
+from faststream_concurrent_kafka._record.state import BACKOFF, ENDED
 
 
-logger = logging.getLogger("faststream_concurrent_kafka")
-
-# A handler that goes on after a cancellation is cancelled again for this long, and then given up.
-CANCELLATION_GRACE_SEC = 1.0
 _LONGEST_WAIT_SEC = 0.2
-# An attribute of an Enum class is looked up slowly before Python 3.12, and this one is used for every record.
-_DONE = Outcome.DONE
 
 
 class InFlight:
-    """Every record from its admission until it is settled: done, or left undone.
+    """Every record from its admission until it is settled: done, or left undone."""
 
-    `start` creates the task of a record; `complete` marks an admission as finished.
-    """
-
-    def __init__(self, start: Callable[[Record], None], complete: Callable[[Admission], None]) -> None:
-        self._start = start
-        self._complete = complete
+    def __init__(self) -> None:
         # In delivery order: they are cancelled in this order, too.
         self._records: dict[Record, None] = {}
         self._queues: OrderQueues[Record] = OrderQueues()
         self._drains: list[asyncio.Event] = []
-        self._left: deque[Record] = deque()
-        self._is_handing_on = False
 
     def __len__(self) -> int:
         """Return the number of records in flight."""
@@ -63,49 +47,17 @@ class InFlight:
         """Return the records that `belongs` accepts."""
         return [record for record in self._records if belongs(record)]
 
-    def enter(self, record: Record) -> None:
-        """Add a record; it is started at once, or when the records before it in its order have ended."""
+    def enter(self, record: Record) -> bool:
+        """Add a record; return whether it may start, or waits until the records before it in its order have ended."""
         self._records[record] = None
         if record.source is not None:
             record.source.in_flight += 1
-        if not record.order_keys or self._queues.enter(record, record.order_keys):
-            self._start(record)
+        return not record.order_keys or self._queues.enter(record, record.order_keys)
 
-    def leave(self, record: Record, outcome: Outcome) -> None:
-        """Settle a record whose task has ended, and start the records that waited for it in their order."""
-        if record.slot is not None:
-            # Its task was cancelled before its first step, or while it waited for the slot.
-            record.share.give_back(record)
-        self._settle(record, outcome)
-        if record.order_keys:
-            self._left.append(record)
-            self._hand_on()
-
-    def _hand_on(self) -> None:
-        if self._is_handing_on:
-            # Called by a successor that started eagerly and has ended already: recursion would be as deep as the queue
-            # is long.
-            return
-        self._is_handing_on = True
-        try:
-            while self._left:
-                left = self._left.popleft()
-                keys, left.order_keys = left.order_keys, ()
-                for successor in self._queues.leave(keys):
-                    if successor.state is QUEUED and not successor.is_passed_over:
-                        self._start(successor)
-                    else:
-                        self._settle(successor, Outcome.NOT_DONE)
-                        self._left.append(successor)
-        finally:
-            self._is_handing_on = False
-
-    def _settle(self, record: Record, outcome: Outcome) -> None:
-        """Mark a record as done or left undone. Records behind it in its order go on to wait for its task."""
-        state = record.state
-        if state is ENDED:
-            return
-        is_cancelled_by_others = outcome is not _DONE and record.is_cancelled_by_others
+    def settle(self, record: Record) -> bool:
+        """Take a record out, done or undone; False if it is out already. Records behind it wait for its task."""
+        if record.state is ENDED:
+            return False
         record.state = ENDED
         del self._records[record]
         source = record.source
@@ -114,15 +66,12 @@ class InFlight:
         if self._drains and not (source is not None and source.in_flight):
             for changed in self._drains:
                 changed.set()
-        if outcome is _DONE:
-            for admission in record.admissions:
-                self._complete(admission)
-            return
-        for admission in record.admissions:
-            # The records behind it will be delivered again with it.
-            admission.ledger.stop_at(admission.offset)
-        if source is not None and is_cancelled_by_others:
-            source.halt(record, "its task was cancelled by other code")
+        return True
+
+    def successors(self, record: Record) -> list[Record]:
+        """Take a settled record out of its order; return the records behind it that may start now."""
+        keys, record.order_keys = record.order_keys, ()
+        return self._queues.leave(keys)
 
     async def drain(
         self,
@@ -162,32 +111,3 @@ class InFlight:
         finally:
             self._drains.remove(changed)
         return True
-
-    async def cancel(self, belongs: Callable[[Record], bool]) -> list[Record]:
-        """Cancel the records that `belongs` accepts, wait up to `CANCELLATION_GRACE_SEC` for them, and return them."""
-        loop = asyncio.get_running_loop()
-        cancelled = self.matching(belongs)
-        running: list[asyncio.Task[None]] = []
-        for record in cancelled:
-            if record.task is None:
-                # Before its predecessor ends, or that would start it.
-                self._settle(record, Outcome.NOT_DONE)
-            else:
-                record.cancel()
-                running.append(record.task)
-        deadline = loop.time() + CANCELLATION_GRACE_SEC
-        while running and loop.time() < deadline:
-            for task in running:
-                task.cancel()
-            await asyncio.wait(running, timeout=CANCELLATION_GRACE_SEC / 5)
-            running = [task for task in running if not task.done()]
-        for record in cancelled:
-            if record.task is None or record.state is ENDED:
-                continue
-            if record.task.done():
-                # A task that was cancelled before its first step never ran its own `finally`.
-                self.leave(record, Outcome.NOT_DONE)
-            else:
-                logger.error("Was cancelled and goes on: %r. A handler must not swallow CancelledError.", record)
-                self._settle(record, Outcome.NOT_DONE)
-        return cancelled

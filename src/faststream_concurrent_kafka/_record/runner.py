@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 
 from faststream.exceptions import StopConsume
@@ -19,7 +20,7 @@ from faststream_concurrent_kafka._record.record import (
     outcome_of,
 )
 from faststream_concurrent_kafka._record.slots import Slots
-from faststream_concurrent_kafka._record.state import READY, RUNNING
+from faststream_concurrent_kafka._record.state import ENDED, QUEUED, READY, RUNNING
 from faststream_concurrent_kafka._runtime.background import Background
 from faststream_concurrent_kafka._runtime.turns import Turns, paced
 from faststream_concurrent_kafka.errors import brief
@@ -28,6 +29,8 @@ from faststream_concurrent_kafka.settings import Settings
 
 logger = logging.getLogger("faststream_concurrent_kafka")
 
+# A handler that goes on after a cancellation is cancelled again for this long, and then given up.
+CANCELLATION_GRACE_SEC = 1.0
 # An attribute of an Enum class is looked up slowly before Python 3.12, and these are used for every record.
 _DONE, _NOT_DONE = Outcome.DONE, Outcome.NOT_DONE
 
@@ -37,7 +40,10 @@ class Runner:
 
     def __init__(self, settings: Settings, slots: Slots, complete: Callable[[Admission], None]) -> None:
         """Let `complete` be called for each admission of a record that is done."""
-        self.records: InFlight = InFlight(self._start, complete)
+        self.records: InFlight = InFlight()
+        self._complete = complete
+        self._ended: deque[Record] = deque()
+        self._is_handing_on = False
         self.turns: Turns = Turns()
         self._slots = slots
         self._failures = Failures(settings)
@@ -50,7 +56,8 @@ class Runner:
 
     def submit(self, record: Record) -> asyncio.Task[None] | None:
         """Create the task that owns the record to its end; None if the record waits for its order. Never raises."""
-        self.records.enter(record)
+        if self.records.enter(record):
+            self._start(record)
         return record.task
 
     def _start(self, record: Record) -> None:
@@ -99,7 +106,77 @@ class Runner:
             # record, task and context would be a reference cycle, which only the garbage collector frees.
             error = None
             current_record.set(None)
-            self.records.leave(record, outcome)
+            self.leave(record, outcome)
+
+    def leave(self, record: Record, outcome: Outcome) -> None:
+        """Settle a record whose task has ended, and start the records that waited for it in their order."""
+        if record.slot is not None:
+            # Its task was cancelled before its first step, or while it waited for the slot.
+            record.share.give_back(record)
+        self._settle(record, outcome)
+        if record.order_keys:
+            self._ended.append(record)
+            self._hand_on()
+
+    def _hand_on(self) -> None:
+        if self._is_handing_on:
+            # Called by a successor that started eagerly and has ended already: recursion would be as deep as the queue
+            # is long.
+            return
+        self._is_handing_on = True
+        try:
+            while self._ended:
+                for successor in self.records.successors(self._ended.popleft()):
+                    if successor.state is QUEUED and not successor.is_passed_over:
+                        self._start(successor)
+                    else:
+                        self._settle(successor, _NOT_DONE)
+                        self._ended.append(successor)
+        finally:
+            self._is_handing_on = False
+
+    def _settle(self, record: Record, outcome: Outcome) -> None:
+        is_cancelled_by_others = outcome is not _DONE and record.is_cancelled_by_others
+        if not self.records.settle(record):
+            return
+        if outcome is _DONE:
+            for admission in record.admissions:
+                self._complete(admission)
+            return
+        for admission in record.admissions:
+            # The records behind it will be delivered again with it.
+            admission.ledger.stop_at(admission.offset)
+        if record.source is not None and is_cancelled_by_others:
+            record.source.halt(record, "its task was cancelled by other code")
+
+    async def cancel(self, belongs: Callable[[Record], bool]) -> list[Record]:
+        """Cancel the records that `belongs` accepts, wait up to `CANCELLATION_GRACE_SEC` for them, and return them."""
+        loop = asyncio.get_running_loop()
+        cancelled = self.records.matching(belongs)
+        running: list[asyncio.Task[None]] = []
+        for record in cancelled:
+            if record.task is None:
+                # Before its predecessor ends, or that would start it.
+                self._settle(record, _NOT_DONE)
+            else:
+                record.cancel()
+                running.append(record.task)
+        deadline = loop.time() + CANCELLATION_GRACE_SEC
+        while running and loop.time() < deadline:
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running, timeout=CANCELLATION_GRACE_SEC / 5)
+            running = [task for task in running if not task.done()]
+        for record in cancelled:
+            if record.task is None or record.state is ENDED:
+                continue
+            if record.task.done():
+                # A task that was cancelled before its first step never ran its own `finally`.
+                self.leave(record, _NOT_DONE)
+            else:
+                logger.error("Was cancelled and goes on: %r. A handler must not swallow CancelledError.", record)
+                self._settle(record, _NOT_DONE)
+        return cancelled
 
     def _meaning_of(self, record: Record, error: BaseException | None) -> Outcome:
         if error is not None and is_interrupt(error):

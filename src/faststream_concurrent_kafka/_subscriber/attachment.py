@@ -61,7 +61,7 @@ class SubscriberAttachment:
         self.in_flight = 0
         self.context: contextvars.Context | None = None
         self._slots = handler.slots
-        self._records = handler.records
+        self._submit = handler.runner.submit
         self._committer = handler.committer
         self.consumer: Any = None
         # The pass that FastStream's loop was making when this was attached, until that pass is over.
@@ -291,7 +291,7 @@ class SubscriberAttachment:
     def _handle(self, raw: Any, admissions: Sequence[Admission], delivered: Any) -> None:
         order_keys = () if self.settings.ordering == "unordered" else self.order_keys_of(raw)
         # By place: for each record, names cost as much as the rest of the call.
-        self._records.enter(Record(raw, self.process, self, admissions, order_keys, delivered))
+        self._submit(Record(raw, self.process, self, admissions, order_keys, delivered))
 
     def order_keys_of(self, raw: Any) -> Sequence[Hashable]:
         """Return the order keys of a record or batch of this subscriber."""
@@ -427,7 +427,7 @@ class SubscriberAttachment:
             left_sec = max(deadline - handler.now(), _LEAST_STOP_SEC)
             if not await records.drain(self._owns, timeout_sec=left_sec, spared=waiting):
                 spared = waiting()
-                for record in await records.cancel(lambda each: self._owns(each) and each not in spared):  # noqa: B023 - awaited here
+                for record in await handler.runner.cancel(lambda each: self._owns(each) and each not in spared):  # noqa: B023 - awaited here
                     logger.error("Cancelled after %g s of shutdown, will be delivered again: %r", timeout_sec, record)
             if not stop.let_go(records):
                 # Any records left await a start of the subscriber, which waits for the end of this stop.

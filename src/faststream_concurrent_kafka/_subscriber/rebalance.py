@@ -80,7 +80,7 @@ class ConcurrentRebalanceListener(ConsumerRebalanceListener):
                 # The next owner of the partition retries them, also those that were delivered during the commit.
                 record.end_by(NEVER)
         # Not started: drop; the next owner of the partition gets them.
-        await handler.records.cancel(lambda record: self._belongs(record) and record.is_idle)
+        await handler.runner.cancel(lambda record: self._belongs(record) and record.is_idle)
         # These go on. If one of them is delivered to this process again, it is not run a second time.
         self._outlived_revoke.update(
             (each, record) for record in handler.records.matching(self._belongs) for each in record.admissions
@@ -106,7 +106,7 @@ class ConcurrentRebalanceListener(ConsumerRebalanceListener):
             places = {TopicPartition(*each.topic_partition) for each in record.admissions}
             return self._belongs(record) and record.is_fenced and places.isdisjoint(assigned)
 
-        for record in await self._handler.records.cancel(is_lost):
+        for record in await self._handler.runner.cancel(is_lost):
             logger.warning("Cancelled, because its partition went to another member: %r", record)
 
     async def _call_users(self, callback: str, partitions: Collection[TopicPartition]) -> None:
