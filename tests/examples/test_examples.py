@@ -54,6 +54,7 @@ async def answered(url, status, program):
     return answer
 
 
+@pytest.mark.slow("two services start, one after the other, and handle 1,500 purchases")
 async def test_lifespan_service_charges_each_purchase_once_also_when_stopped_in_the_middle(kafka, tmp_path):
     bootstrap = kafka.bootstrap_servers
     await ensure_topic(bootstrap, "purchases")
