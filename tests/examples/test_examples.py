@@ -10,7 +10,7 @@ import pytest
 
 from testkit.brokers import Tansu, committed, wait_until
 from testkit.brokers.process import free_ports
-from tests.examples.programs import PATIENCE_SEC, ensure_topic, feed, reading, running
+from tests.examples.programs import PATIENCE_SEC, STOP_SEC, ensure_topic, feed, reading, running
 
 
 # uvicorn raises the signal again once it has shut down.
@@ -172,7 +172,7 @@ async def test_readiness_turns_red_while_the_broker_is_silent_and_liveness_does_
 async def test_example_does_not_pretend_to_run_without_a_broker(name, tmp_path):
     unused, port = free_ports(2)
     with example(name, tmp_path, [f"127.0.0.1:{unused}"], PORT=str(port)) as program:
-        assert await program.ended() > 0, program.story()
+        assert await program.ended(2 * STOP_SEC) > 0, program.story()
 
 
 async def test_asgi_service_is_not_alive_without_a_broker(tmp_path):

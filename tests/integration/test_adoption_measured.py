@@ -42,13 +42,13 @@ async def come_and_go(journals, task, log, rounds):
     """Let a second worker join, wait until it has records in flight, and let it leave."""
     for _ in range(rounds):
         first = journals[1]
-        await wait_until(lambda it=first: it.read().in_flight >= 200, 20, lambda it=first: f"in flight: {it.in_flight}")
+        await wait_until(lambda it=first: it.read().in_flight >= 200, 40, lambda it=first: f"in flight: {it.in_flight}")
         index = len(journals) + 1
         member = task(index).start()
         log.write("start", index)
         journals[index] = member.journal
         try:
-            await member.until(lambda it=member.journal: len(it.runs) >= 100, 20, "its share")
+            await member.until(lambda it=member.journal: len(it.runs) >= 100, 40, "its share")
             log.write("term", index, "-")
             await member.stop()
         finally:
@@ -69,6 +69,7 @@ def revocations_of(journal):
     return [each.revoked_ns for each in journal.epochs if each.partitions and each.revoked_ns is not None]
 
 
+@pytest.mark.slow("a second worker joins and leaves three times, each time with hundreds of handlers in flight")
 @pytest.mark.parametrize(
     ("drain_sec", "ordering", "rounds", "with_metadata"),
     [(0, "unordered", 3, True), (0.3, "key", 3, True), (0.3, "unordered", 1, False), (3, "unordered", 1, True)],
