@@ -35,7 +35,7 @@ class Trial:
     max_attempts: int = 1
     """If more than one, `RETRY_BACKOFF_SEC` lies before the second."""
     fails_every: int = 0
-    """The first attempt fails for one in so many records; 0 = for none."""
+    """The first attempt at every n-th record fails; 0 = at none."""
     concurrency_limit: int = 100
     max_uncommitted_tasks: int = 10_000
     logged: bool = False

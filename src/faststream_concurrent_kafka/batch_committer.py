@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Coroutine
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from faststream_concurrent_kafka._commit.admission import Admission, Consumer
 from faststream_concurrent_kafka._commit.consumer import ConsumerOffsets
@@ -195,7 +195,7 @@ class KafkaBatchCommitter:
 
         """
         if not self.is_alive:
-            raise self._death()
+            self._raise_dead()
         loop = admission.loop = self._loops.get(consumer) or self._loop_of(consumer)
         admission.admitted_at = self._loop.time()
         partitions = loop.offsets.partitions
@@ -302,7 +302,7 @@ class KafkaBatchCommitter:
 
         """
         if not self.is_alive:
-            raise self._death()
+            self._raise_dead()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=flush_timeout_sec)
             # The tasks' callbacks, which mark the records as finished, may run only in the next turn of the event loop.
@@ -310,7 +310,5 @@ class KafkaBatchCommitter:
         flushes = (self.flush(consumer, timeout_sec=COMMIT_REQUEST_TIMEOUT_SEC) for consumer in list(self._loops))
         await asyncio.gather(*flushes)
 
-    def _death(self) -> CommitterIsDeadError:
-        error = CommitterIsDeadError("the committer's main task is not running")
-        error.__cause__ = self._fatal
-        return error
+    def _raise_dead(self) -> NoReturn:
+        raise CommitterIsDeadError("the committer's main task is not running") from self._fatal

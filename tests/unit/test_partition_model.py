@@ -108,6 +108,7 @@ class OnePartition(RuleBasedStateMachine):
         sent = self.partition.prepare(metadata_limit=self.limit, with_metadata=self.limit > 0, made_since=inf, now=0.0)
         assert sent is not None
         assert sent.frontier == to_commit
+        assert self.limit or sent.value() == to_commit
         self.committed, self.metadata = sent.frontier, sent.metadata
         if is_answered:
             sent.ledger.ack(sent.frontier, sent.finished)

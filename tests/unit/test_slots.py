@@ -166,6 +166,22 @@ def test_who_holds_nothing_waits_for_one_turn_of_each_other_at_most(limit, pool_
     run_virtual(Account(limit, pool_limits, subscribers).play())
 
 
+def test_a_cancelled_wait_gives_no_slot_back():
+    """`released` tells whether passes end: it counts slots, and not places in line that were given up."""
+
+    async def scenario():
+        slots = Slots(1, 1)
+        share, first, second = slots.share(), Holder(), Holder()
+        share.take(first)
+        share.take(second)
+        share.give_back(second)
+        assert (share.reserved, slots.released) == (1, 0)
+        share.give_back(first)
+        assert (share.reserved, slots.released) == (0, 1)
+
+    run_virtual(scenario())
+
+
 def p99(values):
     return statistics.quantiles(values, n=100)[98]
 

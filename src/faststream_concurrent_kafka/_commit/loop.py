@@ -56,7 +56,7 @@ class CommitLoop:
     # -- when ----------------------------------------------------------------------------------------------------
 
     def request(self, after_sec: float = 0.0) -> None:
-        """Make a commit due in so many seconds, unless one is due earlier."""
+        """Make a commit due `after_sec` seconds from now, unless one is due earlier."""
         self._request_at(asyncio.get_running_loop().time() + after_sec)
 
     def _request_at(self, due_at: float) -> None:

@@ -248,7 +248,7 @@ class Record:
             self.limit.resume()
 
     @property
-    def runner(self) -> asyncio.Task[Any] | None:
+    def pass_task(self) -> asyncio.Task[Any] | None:
         """The task in which its pass runs."""
         return self.driver or self.task
 

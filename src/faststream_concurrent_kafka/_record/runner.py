@@ -100,7 +100,7 @@ class Runner:
                 outcome, error = _NOT_DONE, None
         except asyncio.CancelledError:
             # Cancelled while it waited for its slot, its next attempt or its dead letter.
-            outcome = Outcome.NOT_DONE
+            outcome = _NOT_DONE
         finally:
             # A finished task keeps its context, and an exception keeps the frames of its traceback: without this,
             # record, task and context would be a reference cycle, which only the garbage collector frees.
@@ -194,7 +194,7 @@ class Runner:
                 "again: %s. Let app.exit(), StopConsume or a task of its own stop what a record needs to the end.",
                 *(record, "not acknowledged" if error is None else brief(error)),
             )
-            return Outcome.NOT_DONE
+            return _NOT_DONE
         try:
             return await self._failures.deal_with(record, outcome, error)
         except BaseException as problem:
@@ -204,7 +204,7 @@ class Runner:
             logger.exception("The failure policy of %r has failed", record)
             if record.source is not None:
                 record.source.halt(record, f"its failure policy has failed: {brief(problem)}")
-            return Outcome.NOT_DONE
+            return _NOT_DONE
 
     def _stop_source(self, record: Record, error: BaseException) -> None:
         """Stop subscriber or application, as FastStream's `consume` does; not awaited: it waits for this record."""

@@ -82,7 +82,7 @@ class Slots:
         self.fetchers: list[asyncio.Future[Any]] = []
         self.unshared: Share = self.share()
         self.released = 0
-        """How many slots were given back while others waited; while this does not change, no pass ends."""
+        """How many slots were given back so far; while this does not change, no pass ends."""
 
     @property
     def reserved(self) -> int:
@@ -208,13 +208,13 @@ class Share:
             self.running -= 1
             for pool in self._pools:
                 pool.running -= 1
+            slots.released += 1
         elif slot is not None:
             self.queue.pop(slot, None)
             self._pools[-1].in_line -= 1
             if not self.queue:
                 slots.waiting.pop(self, None)
         if slots.waiting or slots.fetchers:
-            slots.released += 1
             slots.hand_over()
             slots.wake_waiters()
 

@@ -16,7 +16,7 @@ class State(enum.Enum):
     """The failure policy is carried out; the record holds no slot."""
     BACKOFF = "waiting for another attempt"
     CANCELLED = "cancelled"
-    """A stop or a rebalance has given the record up: it ends undone, whatever its handler does."""
+    """A stop or a rebalance has given the record up: it ends undone, even if its handler goes on to its end."""
     ENDED = "ended"
     """The record is finished, or will be delivered again. Its task goes on if the handler swallows its cancellation."""
 

@@ -80,8 +80,8 @@ class SignalGuard:
             self._reraise(number)
 
     def _reraise(self, number: int) -> None:
-        # Raise the signal again, since a default action can't be called. Restore the previous handler first, whatever
-        # is installed now: a handler that calls this one would recurse.
+        # Raise the signal again, since a default action can't be called. Restore the previous handler first: a
+        # handler that was installed later, and calls this one, would recurse.
         signal.signal(number, self._previous[number])
         os.kill(os.getpid(), number)
 

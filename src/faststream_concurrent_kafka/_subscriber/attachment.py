@@ -437,7 +437,7 @@ class SubscriberAttachment:
         """Let records go on that await a start of the subscriber; if they are delivered again, their end counts."""
         for record in records:
             self._outlived_revoke.update((each, record) for each in record.admissions)
-            subscribers.keep_from_cancelling(self.subscriber, record.runner)
+            subscribers.keep_from_cancelling(self.subscriber, record.pass_task)
 
     async def _close(self) -> None:
         # The records have ended, or were given up: FastStream need not wait for them.

@@ -16,9 +16,9 @@ from faststream_concurrent_kafka._upstream import tasks
 class SharedStop:
     """A stop in a task of its own: it goes on when a caller is cancelled.
 
-    A handler may await a stop of its own subscriber, which waits for that handler. Such a call is found by following
-    who awaits whom: a context variable would not do, since tasks that the handler starts and does not await inherit it,
-    and their calls have to wait like any other.
+    A handler may await a stop of its own subscriber, which waits for that handler. The library finds such a call
+    by following which task awaits which. A context variable would not do: tasks that the handler starts and does not
+    await inherit it, and their calls have to wait like any other.
     """
 
     def __init__(
@@ -80,15 +80,15 @@ class SharedStop:
         found = _awaiting(callers, records)
         for caller in callers:
             record = self._called_by.get(caller)
-            runner = None if record is None or record not in records else record.runner
-            if record is not None and runner is not None and tasks.is_in_thread(runner):
+            pass_task = None if record is None or record not in records else record.pass_task
+            if record is not None and pass_task is not None and tasks.is_in_thread(pass_task):
                 found.add(record)
         return found
 
 
 def _awaiting(callers: Iterable[asyncio.Task[Any]], records: Iterable[Record]) -> set[Record]:
     """Return the records whose passes await one of these tasks, directly or not."""
-    running_in = {record.runner: record for record in records if record.runner is not None}
+    running_in = {record.pass_task: record for record in records if record.pass_task is not None}
     found: set[Record] = set()
     seen: set[asyncio.Future[Any]] = set()
     awaited: list[asyncio.Future[Any]] = list(callers)

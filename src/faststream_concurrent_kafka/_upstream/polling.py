@@ -17,9 +17,9 @@ def poll_pause_sec(consumer: Any) -> float:
 class Polling:
     """A context manager in which the consumer counts as polled.
 
-    A timer does it, whatever the block awaits. Unlike `getmany`, it does not wait for a rebalance to end. The drain of
-    a rebalance needs none of this: FastStream's loop is in a pending `getone` or `getmany` then, which counts as
-    polled.
+    A timer resets the poll interval while the block awaits something. Unlike `getmany`, it does not wait for a
+    rebalance to end. The drain of a rebalance needs none of this: FastStream's loop is in a pending `getone` or
+    `getmany` then, which counts as polled.
     """
 
     __slots__ = ("_consumer", "_pause_sec", "_timer")
