@@ -34,7 +34,8 @@ async def test_many_that_wake_together_and_compute_longer_than_a_session_are_not
         await wait_until(lambda: get_kafka_handler_report(app.context).in_flight == 60, 20, "all wait")
         gate.set()
         await seen.until(60, timeout_sec=60)
-        assert COMPUTE_SEC / 2 < get_kafka_handler_report(app.context).loop_lag_sec < 6
+        # The lag is measured every 0.25 s. If each turn takes 0.15 s, each measurement may see only 0.05 s of it.
+        assert COMPUTE_SEC / 5 < get_kafka_handler_report(app.context).loop_lag_sec < 6
     assert rebalances.revoked == []
     assert set(seen.counts.values()) == {1}
 
