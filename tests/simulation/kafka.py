@@ -214,6 +214,7 @@ class SimulatedConsumer(FakeKafkaConsumer):
     def _set_assignment(self, partitions: Iterable[TopicPartition]) -> None:
         super()._set_assignment(partitions)
         self.is_joining = False
+        self._polls.check_later()
 
     @override
     async def _find(self, assignment: Any) -> None:
@@ -269,6 +270,11 @@ class _Polls:
             self._leave()
             left_sec = self._limit_sec
         self._timer = self._loop.call_later(left_sec, self._check)
+
+    def check_later(self) -> None:
+        """Do not check at once: aiokafka sends the first heartbeat some time after it has joined."""
+        self._timer.cancel()
+        self._timer = self._loop.call_later(self._limit_sec, self._check)
 
     def end(self) -> None:
         """Stop checking."""

@@ -120,7 +120,12 @@ class MemberOracle(Witness):
         if self.is_stopping:
             # Delivered by a pending `getone`: the library does not admit it.
             return
-        self._delivered[script.partition][script.offset] = self._oracle.now()
+        delivered = self._delivered[script.partition]
+        if not delivered and script.partition in self._positions:
+            # Another member may have committed since the assignment, before this one asked for its position.
+            found = min(script.offset, self._oracle.committed[script.partition])
+            self._positions[script.partition] = max(self._positions[script.partition], found)
+        delivered[script.offset] = self._oracle.now()
         if script.number in self._again_at:
             self._again_at[script.number] = self._oracle.now()
         unacked = self._unacked[script.partition]
@@ -172,7 +177,7 @@ class MemberOracle(Witness):
         finished = {
             each.number
             for offset, each in scripts.items()
-            if offset in delivered and self.finished_at.get(each.number, NEVER) < sent_at
+            if max(delivered.get(offset, NEVER), self.finished_at.get(each.number, NEVER)) < sent_at
         }
         return finished | self._listed.intersection(each.number for each in scripts.values())
 
