@@ -55,8 +55,8 @@ class PartitionLedger(Generic[T]):
         self, first_offset: int, *, is_committed: bool = True, behind: "PartitionLedger[T] | None" = None
     ) -> None:
         """Begin an epoch at an offset; records of `behind`, the last ledger of the assignment, may still run."""
-        # Offsets below were committed before this epoch.
-        self.acked: int = first_offset
+        # Offsets below are committed, as far as is known: a position that has moved need not be.
+        self.acked: int = first_offset if behind is None else min(first_offset, behind.acked)
         self.admitted: int = first_offset
         # Whether the broker has a committed offset of this epoch; if not, the first one has to be committed as it is.
         self.is_committed: bool = is_committed

@@ -202,8 +202,12 @@ class Partition(Generic[E]):
         if ledger is None:
             return None
         offset = self._offset(ledger, with_metadata=with_metadata)
-        # With metadata, any newly finished record makes the partition dirty.
-        is_up_to_date = not with_metadata or self._finished(ledger) == ledger.finished_acked
+        # With metadata, any newly finished record makes the partition dirty, once a map can be recognised.
+        is_up_to_date = (
+            not with_metadata
+            or self._finished(ledger) == ledger.finished_acked
+            or self._timestamp_at(offset, ledger) is None
+        )
         return None if offset <= ledger.acked and is_up_to_date and ledger.is_committed else offset
 
     def _offset(self, ledger: PartitionLedger[E], *, with_metadata: bool) -> int:
@@ -238,7 +242,7 @@ class Partition(Generic[E]):
             sent_map = self._map_to_send(ledger, frontier, metadata_limit, made_since=made_since, now=now)
         is_new, ledger.sent = frontier != ledger.sent, frontier
         if sent_map is None:
-            return Sent(ledger, frontier, self._finished(ledger), "", is_new)
+            return Sent(ledger, frontier, ledger.finished, "", is_new)
         return Sent(ledger, frontier, sent_map.finished, sent_map.metadata, is_new)
 
     def _map_to_send(
