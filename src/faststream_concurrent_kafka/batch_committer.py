@@ -249,13 +249,13 @@ class KafkaBatchCommitter:
         loop.close()
         return loop.offsets.end_epoch()
 
-    async def hold(self, consumer: Consumer) -> None:
+    async def hold(self, consumer: Consumer, *, timeout_sec: float = COMMIT_REQUEST_TIMEOUT_SEC) -> None:
         """Start no commit for this consumer until `release`; the one in flight is cancelled and awaited.
 
-        A flush in flight is awaited first. A commit that aiokafka retries across a rebalance is sent under the new
-        generation, and moved the next owner's offset back: none may be under way then.
+        A flush in flight is awaited first, for up to `timeout_sec` seconds. A commit that aiokafka retries across a
+        rebalance is sent under the new generation, and moved the next owner's offset back: none may be under way then.
         """
-        await self._loop_of(consumer).hold()
+        await self._loop_of(consumer).hold(timeout_sec)
 
     def release(self, consumer: Consumer) -> None:
         """Let commits for this consumer start again: its partitions are assigned."""

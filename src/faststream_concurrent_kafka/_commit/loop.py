@@ -146,14 +146,15 @@ class CommitLoop:
 
     # -- rebalances and stops ------------------------------------------------------------------------------------
 
-    async def hold(self) -> None:
+    async def hold(self, timeout_sec: float) -> None:
         """Send no commit until `release`; the request in flight is cancelled and awaited.
 
-        A flush in flight is awaited first: a stop's when a rebalance begins, or a rebalance's when a stop begins.
+        A flush in flight is awaited first, for up to `timeout_sec`: a stop's when a rebalance begins, or a rebalance's
+        when a stop begins.
         """
         self.offsets.is_held = True
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(COMMIT_REQUEST_TIMEOUT_SEC), self._flushing:
+            async with asyncio.timeout(timeout_sec), self._flushing:
                 pass
         await self._cancel()
 

@@ -391,7 +391,7 @@ class SubscriberAttachment:
         with Polling(consumer):
             await self._end_records(stop, deadline)
             if self.commits and consumer is not None:
-                await self._committer.hold(consumer)
+                await self._committer.hold(consumer, timeout_sec=max(deadline - handler.now(), _LEAST_STOP_SEC))
                 if self.subscriber.partitions:
                     # Without members in the group nothing renews the committed offsets from now on: renew them once
                     # more.
