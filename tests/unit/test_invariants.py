@@ -1,5 +1,9 @@
 """The list of invariants and its citations agree."""
 
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
 from tests import invariants
@@ -37,3 +41,23 @@ def test_the_document_is_up_to_date():
 def test_mutants_break_promises_that_are_known():
     """Each mutant names promises of the simulation, which belong to invariants."""
     assert {promise for mutant in MUTANTS for promise in mutant.breaks} <= PROMISES.keys()
+
+
+_CHECKS = {"violated", "check_committed", "_until"}
+
+
+def checked_promises() -> Iterator[str]:
+    """Yield the promises that the simulation's code names where it checks them."""
+    for path in Path(invariants.__file__).parent.glob("simulation/*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and (name := getattr(node.func, "attr", "")) in _CHECKS:
+                # The world names itself first, and `_until` takes what it waits for.
+                texts = [each.value if isinstance(each, ast.Constant) else None for each in node.args]
+                promise = texts[1] if name == "_until" or texts[0] == "world" else texts[0]
+                if isinstance(promise, str):
+                    yield promise
+
+
+def test_the_simulation_checks_the_promises_that_have_a_number():
+    """A promise without a number would fail only in the run that finds it broken."""
+    assert set(checked_promises()) == PROMISES.keys()
