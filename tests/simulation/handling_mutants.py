@@ -155,7 +155,7 @@ def the_observer_outlives_a_stop(patch: pytest.MonkeyPatch) -> None:
 
 @mutant("commits go forward", "committed before partitions go", "no task is left")
 def commits_are_not_held_over_a_rebalance(patch: pytest.MonkeyPatch) -> None:
-    async def nothing(*_arguments: Any) -> None:
+    async def nothing(*_arguments: Any, **_options: Any) -> None:
         pass
 
     patch.setattr(KafkaBatchCommitter, "hold", nothing)
