@@ -137,21 +137,21 @@ class LoopLag:
     # -- in the thread -------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        seen, missed, is_logged = -1, 0, False
+        seen, missed_sec, is_logged = -1, 0.0, False
+        # No more often than needed: a thread that has slept waits for the GIL, and as long as it does, whatever the
+        # loop's thread releases the GIL for (FastStream asks for random bytes for each record) takes much longer.
         # Counted by the waits of this thread: a process that was suspended as a whole is not reported.
-        while not self._is_over.wait(TICK_SEC) and not self._loop.is_closed():
+        while not self._is_over.wait(wait_sec := max(TICK_SEC, self.limit_sec / 2)) and not self._loop.is_closed():
             if self._ticks != seen or not self._loop.is_running():
-                seen, missed, is_logged = self._ticks, 0, False
+                seen, missed_sec, is_logged = self._ticks, 0.0, False
                 continue
-            missed += 1
+            missed_sec += wait_sec
             frame = sys._current_frames().get(self._loop_thread)  # noqa: SLF001 - documented, in spite of its name
-            if missed * TICK_SEC >= self.limit_sec and not is_logged and frame is not None:
+            if missed_sec >= self.limit_sec and not is_logged and frame is not None:
                 is_logged = True
                 self._place = blocked_at(frame)
                 advice = _ADVICE.format(session=self.session_timeout_sec)
-                logger.error(
-                    "The event loop has been blocked for %.1f s at %s. %s.", missed * TICK_SEC, self._place, advice
-                )
+                logger.error("The event loop has been blocked for %.1f s at %s. %s.", missed_sec, self._place, advice)
 
 
 # Modules that call handlers: frames further in belong to the application.
