@@ -183,6 +183,10 @@ class PartitionLedger(Generic[T]):
         for offset, identity, timestamp in zip(self._unacked, self._identities, self._timestamps, strict=True):
             yield offset, (identity, timestamp, self._unfinished.get(offset))
 
+    def has_finished_behind(self, offset: int) -> bool:
+        """Whether a record at or above the offset of the first unfinished record has finished."""
+        return len(self._unacked) - bisect.bisect_left(self._unacked, offset) > len(self._unfinished)
+
     def delivered_from(self, offset: int, most: int) -> tuple[list[tuple[int, int]], bool]:
         """Return offset and time stamp of up to `most` unacknowledged records from `offset` on; whether these are all.
 

@@ -257,6 +257,10 @@ class Partition(Generic[E]):
         if sent_map is not None and sent_map.made_at >= made_since:
             is_over = not sent_map.metadata or sent_map.last < frontier
             return sent_map._replace(metadata="" if is_over else rebased(sent_map.metadata, frontier, timestamp))
+        if restored is redeliverable is None and not ledger.has_finished_behind(frontier):
+            # So it is while handlers end in order, and a map takes longer than all the rest of a commit.
+            self.sent_map = SentMap("", frontier, ledger.finished, now, 0.0)
+            return self.sent_map
         known = (ledger.newest, None if redeliverable is None else redeliverable.newest)
         delivered, all_delivered = ledger.delivered_from(frontier, MOST_SAMPLES)
         offset_map = OffsetMap.of(
