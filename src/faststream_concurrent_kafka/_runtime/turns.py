@@ -143,28 +143,27 @@ def paced(turns: Turns, coroutine: Coroutine[Any, Any, Any], waiting: Waiting) -
     Steps are resumed in the order in which they were put off. A cancellation is never put off. A generator, because it
     is resumed for each step, and an object with `__next__` costs twice as much.
     """
-    step: Callable[[Any], Any] = coroutine.send
-    argument: Any = None
+    thrown: BaseException | None = None
     while True:
-        if turns.is_closed and argument is None:
+        if turns.is_closed and thrown is None:
             waiting.begin_to_wait()
             try:
                 yield from turns.put_off()
                 while turns.is_used_up:
                     yield from turns.put_off(again=True)
             except BaseException as error:  # noqa: BLE001 - the coroutine decides
-                step, argument = coroutine.throw, error
+                thrown = error
             finally:
                 waiting.go_on()
         clock = turns.clock
         began = clock()
         try:
-            awaited = step(argument)  # ty: ignore[no-matching-overload] - either, with what it takes
+            awaited = coroutine.send(None) if thrown is None else coroutine.throw(thrown)
         except StopIteration as end:
             return end.value
         finally:
             # An exception refers to this frame.
-            argument = None
+            thrown = None
             took = clock() - began
             if took >= _WORTH_COUNTING_SEC:
                 turns.spend(took)
@@ -173,7 +172,5 @@ def paced(turns: Turns, coroutine: Coroutine[Any, Any, Any], waiting: Waiting) -
         try:
             yield awaited
         except BaseException as error:  # noqa: BLE001 - the coroutine decides
-            step, argument = coroutine.throw, error
-        else:
-            step = coroutine.send
+            thrown = error
         awaited = None
