@@ -147,11 +147,13 @@ class Slots:
 class Share:
     """One subscriber's share of the slots."""
 
-    __slots__ = ("_pools", "_slots", "queue", "running", "seen", "turn")
+    __slots__ = ("_inner", "_pool", "_pools", "_slots", "queue", "running", "seen", "turn")
 
     def __init__(self, slots: Slots, pool: Pool | None) -> None:
         self._slots = slots
-        # That of all subscribers, then its own.
+        # That of all subscribers; and a router's own, which is inside it. No loop goes over both for each record.
+        self._pool: Pool = slots.overall
+        self._inner: Pool | None = pool
         self._pools: tuple[Pool, ...] = (slots.overall,) if pool is None else (slots.overall, pool)
         self.running: int = 0
         # The tick of its last record, and the turn at which it was last given a slot.
@@ -170,11 +172,10 @@ class Share:
 
         It may always fetch up to its part, so that it has a record waiting when a slot becomes free.
         """
-        reserved = self.running + len(self.queue)
-        for pool in self._pools:  # noqa: SIM110 - for each record, and half the cost of any()
-            if reserved * len(pool.active) >= pool.most_reserved and pool.is_full:
-                return True
-        return False
+        reserved, pool, inner = self.running + len(self.queue), self._pool, self._inner
+        if reserved * len(pool.active) >= pool.most_reserved and pool.is_full:
+            return True
+        return inner is not None and reserved * len(inner.active) >= inner.most_reserved and inner.is_full
 
     @property
     def has_room(self) -> bool:
@@ -183,21 +184,23 @@ class Share:
 
     def take(self, holder: Holder) -> None:
         """Take a slot for a record, or a place in line for one."""
-        pools = self._pools
+        pool, inner = self._pool, self._inner
         if self.seen != self._slots.ticks:
             self.seen = self._slots.ticks
-            for pool in pools:
-                pool.active[self] = None
-        for pool in pools:
-            # Where more slots are free than subscribers are active, there is room for any of them.
-            if pool.limit - pool.running <= len(pool.active) and not pool.has_room_for(self):
-                holder.slot = waiter = asyncio.get_running_loop().create_future()
-                self.queue[waiter] = self._slots.waiting[self] = None
-                pools[-1].in_line += 1
-                return
+            for each in self._pools:
+                each.active[self] = None
+        # Where more slots are free than subscribers are active, there is room for any of them.
+        if (pool.limit - pool.running <= len(pool.active) and not pool.has_room_for(self)) or (
+            inner is not None and not inner.has_room_for(self)
+        ):
+            holder.slot = waiter = asyncio.get_running_loop().create_future()
+            self.queue[waiter] = self._slots.waiting[self] = None
+            self._pools[-1].in_line += 1
+            return
         self.running += 1
-        for pool in pools:
-            pool.running += 1
+        pool.running += 1
+        if inner is not None:
+            inner.running += 1
         holder.slot = True
 
     def give_back(self, holder: Holder) -> None:
@@ -206,8 +209,9 @@ class Share:
         holder.slot = None
         if slot is True or (slot is not None and slot.done() and not slot.cancelled()):
             self.running -= 1
-            for pool in self._pools:
-                pool.running -= 1
+            self._pool.running -= 1
+            if self._inner is not None:
+                self._inner.running -= 1
             slots.released += 1
         elif slot is not None:
             self.queue.pop(slot, None)

@@ -1,7 +1,7 @@
 """One subscriber whose records are handled concurrently.
 
-It replaces methods on the subscriber instance: FastStream's loop looks up `get_msg` and `consume_one` there, and the
-broker calls its `start` and `stop`.
+It replaces methods on the subscriber instance: FastStream's loop looks up `get_msg` there, and the broker calls its
+`start` and `stop`.
 """
 
 import asyncio
@@ -58,9 +58,11 @@ class SubscriberAttachment:
         self.settings = settings
         self.share = share
         self.commits = settings.enable_batch_commit and subscriber.group_id is not None
+        self._is_unordered = settings.ordering == "unordered"
         self.in_flight = 0
         self.context: contextvars.Context | None = None
         self._slots = handler.slots
+        self._loop_lag = handler.loop_lag
         self._submit = handler.runner.submit
         self._committer = handler.committer
         self.consumer: Any = None
@@ -83,7 +85,6 @@ class SubscriberAttachment:
         # The uncommitted records of the last consumer: the next one may be delivered them again.
         self._left: Mapping[tuple[str, int], Redeliverable[Admission]] = {}
         self._turns = handler.turns
-        self._fetched = 0
         self._poll_pause_sec: float
         # Not `consume`, which swallows exceptions, and does nothing once the subscriber is not running.
         self.process = subscriber.process_message
@@ -96,7 +97,7 @@ class SubscriberAttachment:
         subscriber = self.subscriber
         self._replaced = subscribers.ReplacedMethods(
             subscriber,
-            {"get_msg": self.get_msg, "consume_one": self.consume_one, "start": self.start, "stop": self.stop},
+            {"get_msg": self.get_msg, "start": self.start, "stop": self.stop},
         )
         self._original_get_msg = subscribers.plain_fetch(self._replaced["get_msg"])
         subscribers.watch_consumers(subscriber, self._adopt)
@@ -192,8 +193,11 @@ class SubscriberAttachment:
 
     # -- what FastStream's loop calls ----------------------------------------------------------------------------
 
-    async def get_msg(self, consumer: AIOKafkaConsumer) -> Any:
-        """Wait for a free slot, counting as polled, and only then fetch: no record is in hand while it waits."""
+    async def get_msg(self, consumer: AIOKafkaConsumer) -> None:
+        """Fetch records and start their tasks, up to as many as fit into one turn of the event loop; return None.
+
+        FastStream's loop would call this and `consume_one` for each record, which takes longer.
+        """
         if consumer is not self.consumer or (
             self.in_hand is not None and self.in_hand.driver is asyncio.current_task()
         ):
@@ -207,22 +211,22 @@ class SubscriberAttachment:
             # The middleware sets the number of later attempts.
             own.run(subscribers.context_of(self.subscriber).set_local, ATTEMPT_KEY, 1)
             self.context = own
-        self._fetched += 1
-        if self._fetched >= self._turns.passes_per_turn:
-            # While records are buffered, neither FastStream's loop nor `getone` suspends.
-            self._fetched = 0
-            await self._turns.give_way()
-        while self.stopping is None and self._must_wait():
-            await self._slots.wait_for_change(self._poll_pause_sec)
-            if self._must_wait():
-                await self._poll(consumer)
-        if self.stopping is not None:
-            return None
+        fetch = self._original_get_msg
         try:
-            return await self._original_get_msg(consumer)
+            for _ in range(self._turns.passes_per_turn):
+                # Counting as polled, and no record is in hand meanwhile.
+                while self._must_wait() and self.stopping is None:
+                    await self._slots.wait_for_change(self._poll_pause_sec)
+                    if self._must_wait():
+                        await self._poll(consumer)
+                if self.stopping is not None:
+                    return
+                self._consume(await fetch(consumer))
         except KafkaError as error:
             self._health.note_fetch_error(error, self.handler.now())
             raise
+        # While records are buffered, neither FastStream's loop nor `getone` suspends.
+        await self._turns.give_way()
 
     async def _poll(self, consumer: AIOKafkaConsumer) -> None:
         """Count as polled. An error of the group is raised here once, as by a fetch, and handled in the same way."""
@@ -232,7 +236,7 @@ class SubscriberAttachment:
             self._health.note_fetch_error(error, self.handler.now())
 
     def _must_wait(self) -> bool:
-        if self.share.is_full or self.handler.loop_lag.is_late:
+        if self.share.is_full or self._loop_lag.is_late:
             return True
         # Without a committer, records would be handled again after the restart: fetch none. Where the library does not
         # commit, there is no window per partition, so `window` bounds the records of the subscriber.
@@ -240,30 +244,28 @@ class SubscriberAttachment:
             return not self._committer.is_alive
         return self.in_flight >= self.settings.window
 
-    async def consume_one(self, raw: Any) -> None:
+    def _consume(self, raw: Any) -> None:
         """Admit a record (or batch) and start its task. Nothing is awaited between the fetch and the admission."""
         if self.stopping is not None or self.subscriber.consumer is None:
             # Fetched by a `getone` that was pending when the stop began: it is not admitted, so no commit passes it.
             return
+        wanted, delivered, admissions = raw, raw, ()
         if isinstance(raw, tuple):
-            self._consume_batch(raw)
-            return
-        admissions: Sequence[Admission] = ()
-        if self._committed is not None:
-            admission = self._committed.admit(raw)
-            if admission is None:
+            wanted, admissions, delivered = self._admit_batch(raw)
+            if not wanted:
                 return
-            admissions = (admission,)
-        wanted = for_group(raw, self.subscriber.group_id) if raw.headers else raw
-        if wanted is None:
-            self.complete(admissions)
         else:
-            self._handle(wanted, admissions, raw)
-
-    def _consume_batch(self, batch: Sequence[ConsumerRecord[Any, Any]]) -> None:
-        wanted, admissions, delivered = self._admit_batch(batch)
-        if wanted:
-            self._handle(wanted, admissions, delivered)
+            if self._committed is not None:
+                admission = self._committed.admit(raw)
+                if admission is None:
+                    return
+                admissions = (admission,)
+            if raw.headers and (wanted := for_group(raw, self.subscriber.group_id)) is None:
+                self.complete(admissions)
+                return
+        order_keys = () if self._is_unordered else self.order_keys_of(wanted)
+        # By place: for each record, names cost as much as the rest of the call.
+        self._submit(Record(wanted, self.process, self, admissions, order_keys, delivered))
 
     def _admit_batch(
         self, batch: Sequence[ConsumerRecord[Any, Any]]
@@ -287,11 +289,6 @@ class SubscriberAttachment:
                 delivered.append(raw)
                 admissions += admitted
         return tuple(wanted), admissions, tuple(delivered)
-
-    def _handle(self, raw: Any, admissions: Sequence[Admission], delivered: Any) -> None:
-        order_keys = () if self.settings.ordering == "unordered" else self.order_keys_of(raw)
-        # By place: for each record, names cost as much as the rest of the call.
-        self._submit(Record(raw, self.process, self, admissions, order_keys, delivered))
 
     def order_keys_of(self, raw: Any) -> Sequence[Hashable]:
         """Return the order keys of a record or batch of this subscriber."""
