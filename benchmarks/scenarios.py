@@ -129,7 +129,7 @@ def _throughput(records: int) -> Scenario:
         rows=tuple(rows),
         targets=(
             Target.ratio("no-op, to FastStream sequential", 0.8, noop, _trial("sequential", records)),
-            Target.ratio(f"no-op, to max_workers={MAX_WORKERS}", 2.0, noop, _trial("max_workers", records)),
+            Target.ratio(f"no-op, to max_workers={MAX_WORKERS}", 2.2, noop, _trial("max_workers", records)),
             Target.ratio("10 ms x 1,000, to our own no-op, collector tuned", 0.75, ten_tuned, noop_tuned),
             Target.ratio("10 ms x 1,000, to our own no-op, collector as it is", 0.5, ten, noop),
         ),
