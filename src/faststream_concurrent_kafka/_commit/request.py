@@ -6,7 +6,12 @@ import logging
 import math
 from collections.abc import Collection, Iterable, Mapping
 
-from aiokafka.errors import InvalidCommitOffsetSizeError, KafkaError, OffsetMetadataTooLargeError
+from aiokafka.errors import (
+    InvalidCommitOffsetSizeError,
+    KafkaError,
+    OffsetMetadataTooLargeError,
+    TopicAuthorizationFailedError,
+)
 
 from faststream_concurrent_kafka._commit.admission import Admission, Consumer
 from faststream_concurrent_kafka._commit.consumer import ConsumerOffsets
@@ -102,7 +107,7 @@ async def _commit_healthy(
         offsets.acknowledge(taken)
         missing = {key: each.frontier for key, each in sent.items() if key not in taken}
         if error is not None and missing:
-            if not _are_refused(error, taken):
+            if not _are_refused(error, sent, taken):
                 offsets.failed(missing, repr(error), _now())
                 return error
             _note_refused(offsets, missing, error, began)
@@ -113,8 +118,14 @@ async def _commit_healthy(
         offsets.clock.end()
 
 
-def _are_refused(error: BaseException, taken: Mapping[TopicPartition, Sent[Admission]]) -> bool:
-    """Whether the broker refuses single partitions: it has given a final answer, or has taken others of the request."""
+def _are_refused(
+    error: BaseException,
+    sent: Mapping[TopicPartition, Sent[Admission]],
+    taken: Mapping[TopicPartition, Sent[Admission]],
+) -> bool:
+    """Whether the broker refuses single partitions: it says so of the only one, or has taken others of the request."""
+    if len(sent) == 1 and isinstance(error, TopicAuthorizationFailedError):
+        return True
     is_answer = isinstance(error, KafkaError) and not error.retriable
     return any(is_answer or each.is_new for each in taken.values())
 
