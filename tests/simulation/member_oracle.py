@@ -152,7 +152,7 @@ class MemberOracle(Witness):
             self._oracle.committed[tp.partition] = offset
             self._oracle.has_commit.add(tp.partition)
             self._refused.discard(tp.partition)
-            self._oracle.listed[tp.partition] = (offset, self._finished_above(tp.partition, offset, sent_at))
+            self._oracle.listed[tp.partition] = (offset, *self._finished_above(tp.partition, offset, sent_at))
             for number in self._unfinished_between(tp.partition, before, offset):
                 if self._again_at.get(number, -1.0) >= sent_at:
                     # The record had finished when the commit was sent, and was delivered again only later.
@@ -168,18 +168,20 @@ class MemberOracle(Witness):
         """Whether this process knows that a record has finished; with metadata, also by that of other members."""
         return number in (self._oracle.finished if self._settings.commit_metadata else self.finished_at)
 
-    def _finished_above(self, partition: int, committed: int, sent_at: float) -> set[int]:
-        """Return the records that the metadata of a commit must list."""
+    def _finished_above(self, partition: int, committed: int, sent_at: float) -> tuple[set[int], set[int]]:
+        """Return the records that the metadata of a commit must list, and those that it may list."""
         if not self._settings.commit_metadata:
-            return set()
+            return set(), set()
         delivered = self._delivered.get(partition, {})
         scripts = {offset: each for offset, each in self._oracle.offsets[partition].items() if offset >= committed}
-        finished = {
-            each.number
+        known_at = {
+            each.number: max(delivered.get(offset, NEVER), self.finished_at.get(each.number, NEVER))
             for offset, each in scripts.items()
-            if max(delivered.get(offset, NEVER), self.finished_at.get(each.number, NEVER)) < sent_at
         }
-        return finished | self._listed.intersection(each.number for each in scripts.values())
+        read = self._listed & known_at.keys()
+        return {number for number, at in known_at.items() if at < sent_at} | read, {
+            number for number, at in known_at.items() if at <= sent_at
+        } | read
 
     @override
     def knows_committed(self, offsets: dict[TopicPartition, int], sent_at: float) -> None:
@@ -221,7 +223,7 @@ class MemberOracle(Witness):
         self._walls = {}
         self._listed = set()
         for partition, offset in self._positions.items():
-            committed, listed = self._oracle.listed.get(partition, (-1, set()))
+            committed, listed, _ = self._oracle.listed.get(partition, (-1, set(), set()))
             if committed == offset:
                 self._listed |= listed
         self.has_lost_membership = False
@@ -329,7 +331,7 @@ class MemberOracle(Witness):
                 end = offset + 1
             committed = self._oracle.committed[partition]
             # Records listed in metadata count as committed.
-            _, listed = self._oracle.listed.get(partition, (0, set()))
+            _, _, listed = self._oracle.listed.get(partition, (0, set(), set()))
             numbers = {
                 self._oracle.offsets[partition][offset].number for offset in delivered if committed <= offset < end
             }

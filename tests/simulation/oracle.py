@@ -39,8 +39,9 @@ class Oracle:
         # How far back the user has moved the position: one commit may go back each time.
         self._moved_back: dict[int, list[int]] = defaultdict(list)
         self.finished: set[int] = set()
-        # By partition, the committed offset and the finished records that its metadata lists.
-        self.listed: dict[int, tuple[int, set[int]]] = {}
+        # By partition, the committed offset, the finished records that its metadata lists for sure, and those that it
+        # may list: what happens in the moment in which a commit is sent comes before or after it.
+        self.listed: dict[int, tuple[int, set[int], set[int]]] = {}
         self.passes = 0
         self.begun: set[int] = set()
         self.stopped_from_within = 0
