@@ -63,6 +63,8 @@ class Account:
         self.delays: list[list[float]] = [[] for _ in subscribers]
         self.handled: Counter[int] = Counter()
         self.begun: set[asyncio.Task[None] | None] = set()
+        # When a slot of each pool was given back.
+        self.freed_at: dict[int | None, float] = {}
 
     def in_pool(self, number):
         return [n for n, each in enumerate(self.subscribers) if each.pool == self.subscribers[number].pool]
@@ -73,6 +75,7 @@ class Account:
         return 1000 if pool is None else self.pool_limits[pool] - sum(self.running[n] for n in self.in_pool(number))
 
     def note_start(self, number):
+        now = asyncio.get_running_loop().time()
         self.served.pop(number, None)
         self.running[number] += 1
         assert sum(self.running.values()) <= self.limit
@@ -81,7 +84,8 @@ class Account:
         for waiting, served in self.served.items():
             if self.running[waiting]:
                 served.clear()
-            elif self.free_for(waiting) > 0:
+            elif self.free_for(waiting) > 0 and self.freed_at.get(self.subscribers[waiting].pool, -1) < now:
+                # At this very moment, the slot may have been handed over before that of the pool was given back.
                 served[number] += 1
                 assert served[number] <= 1, f"{number} was served twice while {waiting} had nothing"
 
@@ -106,6 +110,7 @@ class Account:
         self.delays[number].append(loop.time() - arrived)
         await asyncio.sleep(handling)
         self.running[number] -= 1
+        self.freed_at[self.subscribers[number].pool] = loop.time()
         self.handled[number] += 1
         share.give_back(holder)
 
@@ -178,6 +183,45 @@ def test_a_cancelled_wait_gives_no_slot_back():
         assert (share.reserved, slots.released) == (1, 0)
         share.give_back(first)
         assert (share.reserved, slots.released) == (0, 1)
+
+    run_virtual(scenario())
+
+
+def takes(share, count):
+    """Let so many records of a subscriber take a slot or a place in line."""
+    holders = [Holder() for _ in range(count)]
+    for holder in holders:
+        share.take(holder)
+    return holders
+
+
+def test_a_slot_goes_to_the_subscriber_that_holds_the_fewest():
+    """Also if another one has waited longer."""
+
+    async def scenario():
+        slots = Slots(4, 4)
+        busy, other = slots.share(), slots.share()
+        held, first = takes(busy, 3), takes(other, 1)
+        (behind,), (next_one,) = takes(busy, 1), takes(other, 1)
+        assert first[0].slot is True
+        busy.give_back(held[0])
+        assert (behind.slot.done(), next_one.slot.done()) == (False, True)
+
+    run_virtual(scenario())
+
+
+def test_among_equals_a_slot_goes_to_the_one_that_was_not_given_one_for_longest():
+    """A subscriber with many waiting records does not get two slots in a row."""
+
+    async def scenario():
+        slots = Slots(4, 4)
+        many, other, third = slots.share(), slots.share(), slots.share()
+        (held,), _, (last, _) = takes(many, 1), takes(other, 1), takes(third, 2)
+        (first, second), (next_one,) = takes(many, 2), takes(other, 1)
+        third.give_back(last)
+        assert first.slot.done()
+        many.give_back(held)
+        assert (second.slot.done(), next_one.slot.done()) == (False, True)
 
     run_virtual(scenario())
 
