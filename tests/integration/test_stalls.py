@@ -108,11 +108,11 @@ async def test_a_consumer_that_is_not_asked_for_records_is_noticed(cluster, new_
             return await get_msg(consumer)
 
         seen.subscriber.get_msg = get_stuck
-        # The pending fetch returns one more record.
-        await cluster.send(topic, range(5, 25))
+        # The pending call fetches some of them.
+        await cluster.send(topic, range(5, 205))
         await until_red(app, f"{topic}[0]", "before the end")
         stuck.set()
-        await seen.until(25)
+        await seen.until(205)
         await wait_until(lambda: is_kafka_handler_healthy(app.context), PATIENCE_SEC, "green again")
         seen.subscriber.get_msg = get_msg
 
