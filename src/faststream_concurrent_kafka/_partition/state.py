@@ -26,7 +26,8 @@ from faststream_concurrent_kafka._partition.offset_map import MOST_SAMPLES, Offs
 from faststream_concurrent_kafka._partition.redelivery import Earlier, Redeliverable
 
 
-# Seconds after which a refused commit is sent again.
+# A refused commit is sent again after as long as it has been refused so far, within these seconds.
+LEAST_AGAIN_SEC = 0.1
 AGAIN_SEC = 5.0
 # About how long it takes to make an offset map.
 _SEC_PER_BYTE = 3e-8
@@ -294,5 +295,5 @@ class Partition(Generic[E]):
         is_new = self.refusal is None
         if self.refusal is not None:
             since = self.refusal.since
-        self.refusal = Refusal(since, now + AGAIN_SEC, error)
+        self.refusal = Refusal(since, now + min(max(now - since, LEAST_AGAIN_SEC), AGAIN_SEC), error)
         return is_new
