@@ -339,6 +339,19 @@ async def test_one_consumer_that_hangs_does_not_hold_up_another(committer, consu
     consumer.hold.set()
 
 
+@in_virtual_time
+async def test_no_request_of_another_flush_is_under_way_after_a_flush(committer, consumer):
+    """A stop has more time for its last commit than a rebalance, which must not leave that to aiokafka's retries."""
+    complete(committer, send(committer, consumer, 0))
+    consumer.hold = asyncio.Event()
+    of_the_stop = asyncio.create_task(committer.flush(consumer, timeout_sec=10))
+    await asyncio.sleep(1)
+    assert consumer.in_flight == 1
+    assert not await committer.flush(consumer, timeout_sec=2)
+    assert consumer.in_flight == 0
+    await of_the_stop
+
+
 def test_a_flush_can_be_cancelled_at_every_await():
     """Wherever it is cancelled, no uncommitted offset counts as committed, and the next flush commits it."""
 

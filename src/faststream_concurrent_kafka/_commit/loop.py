@@ -166,19 +166,26 @@ class CommitLoop:
         self._go_on()
 
     async def flush(self, timeout_sec: float) -> None:
-        """Commit now; cancels the request in flight, and waits for another flush first."""
+        """Commit now; cancels the request in flight, and waits for another flush first.
+
+        If that is still under way at the end of `timeout_sec`, its request is cancelled: after a rebalance, aiokafka
+        would go on with it under the new generation.
+        """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_sec
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout_at(deadline):
                 await self._flushing.acquire()
-            try:
-                await self._cancel()
-                if self.offsets.dirty():
-                    await self._send_last(deadline - loop.time())
-            finally:
-                self._flushing.release()
-                self._go_on()
+        except TimeoutError:
+            await self._cancel()
+            return
+        try:
+            await self._cancel()
+            if self.offsets.dirty():
+                await self._send_last(deadline - loop.time())
+        finally:
+            self._flushing.release()
+            self._go_on()
 
     async def _send_last(self, timeout_sec: float) -> None:
         sender = self._sender = self._create_task(self._attempt(timeout_sec, is_last=True))
