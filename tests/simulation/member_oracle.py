@@ -174,14 +174,12 @@ class MemberOracle(Witness):
             return set(), set()
         delivered = self._delivered.get(partition, {})
         scripts = {offset: each for offset, each in self._oracle.offsets[partition].items() if offset >= committed}
-        known_at = {
-            each.number: max(delivered.get(offset, NEVER), self.finished_at.get(each.number, NEVER))
-            for offset, each in scripts.items()
-        }
-        read = self._listed & known_at.keys()
-        return {number for number, at in known_at.items() if at < sent_at} | read, {
-            number for number, at in known_at.items() if at <= sent_at
-        } | read
+        finished = {offset: (each.number, self.finished_at.get(each.number, NEVER)) for offset, each in scripts.items()}
+        read = self._listed & {each.number for each in scripts.values()}
+        must = {number for offset, (number, at) in finished.items() if max(at, delivered.get(offset, NEVER)) < sent_at}
+        # Those of an earlier assignment as well, if the record at the committed offset is known.
+        may = {number for number, at in finished.values() if at <= sent_at}
+        return must | read, may | read
 
     @override
     def knows_committed(self, offsets: dict[TopicPartition, int], sent_at: float) -> None:
