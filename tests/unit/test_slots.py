@@ -188,7 +188,7 @@ def test_a_cancelled_wait_gives_no_slot_back():
 
 
 def takes(share, count):
-    """Let so many records of a subscriber take a slot or a place in line."""
+    """Take a slot, or a place in line, for each of `count` records; return their holders."""
     holders = [Holder() for _ in range(count)]
     for holder in holders:
         share.take(holder)

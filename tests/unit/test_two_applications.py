@@ -44,7 +44,7 @@ def test_what_one_stops_is_its_own(first_stops_its_broker):
         assert not is_kafka_handler_healthy(first.broker.context)
         assert is_kafka_handler_healthy(second.broker.context)
         # It is not concurrent until it is initialised again.
-        assert not {"get_msg", "start", "stop"} & subscribers[0].__dict__.keys()
+        assert not {"get_msg", "consume_one", "start", "stop"} & subscribers[0].__dict__.keys()
         await asyncio.sleep(3)
         assert len(second.handler.attached) == 1
 

@@ -89,6 +89,7 @@ def test_the_loop_looks_up_get_msg_on_the_instance_and_takes_none():
     """`_run_consume_loop`: `await self.get_msg(consumer)`, then `consume_one` only if that has returned a message."""
     calls = calls_in(LogicSubscriber._run_consume_loop)
     assert "self.get_msg(consumer)" in calls
+    assert "self.consume_one(msg)" in calls
     assert "if msg:" in inspect.getsource(LogicSubscriber._run_consume_loop)
     assert "while self.running:" in inspect.getsource(LogicSubscriber._run_consume_loop)
 

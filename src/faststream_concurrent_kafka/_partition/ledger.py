@@ -184,7 +184,7 @@ class PartitionLedger(Generic[T]):
             yield offset, (identity, timestamp, self._unfinished.get(offset))
 
     def has_finished_behind(self, offset: int) -> bool:
-        """Whether a record at or above the offset of the first unfinished record has finished."""
+        """Whether a delivered record behind `offset` has finished; `offset` is that of the first unfinished one."""
         return len(self._unacked) - bisect.bisect_left(self._unacked, offset) > len(self._unfinished)
 
     def delivered_from(self, offset: int, most: int) -> tuple[list[tuple[int, int]], bool]:

@@ -138,8 +138,8 @@ class LoopLag:
 
     def _watch(self) -> None:
         seen, missed_sec, is_logged = -1, 0.0, False
-        # No more often than needed: a thread that has slept waits for the GIL, and as long as it does, whatever the
-        # loop's thread releases the GIL for (FastStream asks for random bytes for each record) takes much longer.
+        # This thread waits no more often than it has to. When it wakes, it needs the GIL, and until it gets that, each
+        # release of the GIL by the loop's thread wakes it in vain: FastStream causes one for each record.
         # Counted by the waits of this thread: a process that was suspended as a whole is not reported.
         while not self._is_over.wait(wait_sec := max(TICK_SEC, self.limit_sec / 2)) and not self._loop.is_closed():
             if self._ticks != seen or not self._loop.is_running():

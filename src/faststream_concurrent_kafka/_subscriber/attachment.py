@@ -249,7 +249,7 @@ class SubscriberAttachment:
         if self.stopping is not None or self.subscriber.consumer is None:
             # Fetched by a `getone` that was pending when the stop began: it is not admitted, so no commit passes it.
             return
-        wanted, delivered, admissions = raw, raw, ()
+        wanted, admissions, delivered = raw, (), raw
         if isinstance(raw, tuple):
             wanted, admissions, delivered = self._admit_batch(raw)
             if not wanted:
@@ -388,20 +388,19 @@ class SubscriberAttachment:
         with Polling(consumer):
             await self._end_records(stop, deadline)
             if self.commits and consumer is not None:
-                await self._committer.hold(consumer, timeout_sec=max(deadline - handler.now(), _LEAST_STOP_SEC))
+                await self._committer.hold(consumer, timeout_sec=self._left_sec(deadline))
                 if self.subscriber.partitions:
                     # Without members in the group nothing renews the committed offsets from now on: renew them once
                     # more.
                     self._committer.watch(consumer).renew()
-                left_sec = max(deadline - handler.now(), _LEAST_STOP_SEC)
-                if not await self._committer.flush(consumer, timeout_sec=left_sec):
+                if not await self._committer.flush(consumer, timeout_sec=self._left_sec(deadline)):
                     logger.error("The last commit of %s failed: its records will be delivered again", self.name)
         if remaining := handler.records.matching(self._owns):
             self._let_outlive(remaining)
         # In a task of its own, which is never cancelled: a cancelled `consumer.stop()` leaves a ghost member in the
         # group.
         closing = self._closing = handler.background.create_task(self._close(), name=f"kafka-close {self.name}")
-        await asyncio.wait({closing}, timeout=max(deadline - handler.now(), _LEAST_STOP_SEC))
+        await asyncio.wait({closing}, timeout=self._left_sec(deadline))
         if consumer is not None:
             # Only now: a rebalance while the consumer was leaving may have used the committer.
             self._left = self._committer.forget(consumer)
@@ -412,6 +411,10 @@ class SubscriberAttachment:
         elif not closing.cancelled() and (error := closing.exception()) is not None:
             raise error
 
+    def _left_sec(self, deadline: float) -> float:
+        """Return how long the next step of a stop may take."""
+        return max(deadline - self.handler.now(), _LEAST_STOP_SEC)
+
     async def _end_records(self, stop: SharedStop, deadline: float) -> None:
         """Wait for the records that do not await this stop; then let the calls of the others return, and wait again."""
         handler = self.handler
@@ -421,8 +424,7 @@ class SubscriberAttachment:
             return stop.held_up_by(records)
 
         while True:
-            left_sec = max(deadline - handler.now(), _LEAST_STOP_SEC)
-            if not await records.drain(self._owns, timeout_sec=left_sec, spared=waiting):
+            if not await records.drain(self._owns, timeout_sec=self._left_sec(deadline), spared=waiting):
                 spared = waiting()
                 for record in await handler.runner.cancel(lambda each: self._owns(each) and each not in spared):  # noqa: B023 - awaited here
                     logger.error("Cancelled after %g s of shutdown, will be delivered again: %r", timeout_sec, record)
